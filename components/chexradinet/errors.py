@@ -1,0 +1,65 @@
+"""Every deliberate error of the project.
+
+A message says what was given, what was needed and what to do. It never holds patient data: files are
+named by URI only where the URI is the user's own argument, images by their `image_id`.
+"""
+
+
+class ChexRadiNetError(Exception):
+    """Base of all deliberate errors; the command line prints its message without a traceback."""
+
+
+class ConfigError(ChexRadiNetError, ValueError):
+    """A setting is outside what it may be."""
+
+
+class SourceError(ChexRadiNetError):
+    """The source to read X-rays from is missing, empty or unreadable as a whole."""
+
+
+class LabelTableError(ChexRadiNetError):
+    """A label table lacks a column, contradicts itself or holds a value that cannot be read."""
+
+
+class UnknownFindingError(LabelTableError):
+    """A finding's name is neither canonical nor a known spelling of one."""
+
+
+class ArtifactError(ChexRadiNetError):
+    """A stored artifact is incomplete, of another schema version, or its bytes have changed."""
+
+
+class MismatchError(ChexRadiNetError):
+    """Two artifacts do not belong together: other findings, other preprocessing, another data set."""
+
+
+class TooManyRejectsError(ChexRadiNetError):
+    """More of the source was rejected than the run allows."""
+
+
+class TrainingError(ChexRadiNetError):
+    """Training cannot start or go on: no labelled image, a loss that is not finite."""
+
+
+class StoreError(ChexRadiNetError):
+    """Object storage did not do what was asked."""
+
+
+class StoreNotFoundError(StoreError):
+    """No object, bucket or file has this URI."""
+
+
+class StoreConflictError(StoreError):
+    """A conditional create found the object already there."""
+
+
+class StoreAccessError(StoreError):
+    """Credentials are missing, wrong or expired, or do not allow the operation."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store could not be reached, also after retries."""
+
+
+class StoreIntegrityError(StoreError):
+    """What was read is not what was written: length or checksum differ."""

@@ -1,0 +1,1 @@
+"""One module a stage. A flow joins the parts below it and knows nothing of Kubernetes."""

@@ -1,0 +1,1 @@
+"""The classifier: residual network with triplet attention, losses, and the bundle it travels in."""

@@ -1,0 +1,201 @@
+"""Records and codes that pass between stages. Plain values: no I/O, no arrays of images.
+
+Coordinates: rows grow downwards, columns to the right, the origin is the top left corner of the
+image, and a pixel covers the half-open square from its index to its index plus one.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from chexradinet.errors import ConfigError
+
+
+class Split(StrEnum):
+    """Part of a data set; a patient is in exactly one."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+class View(StrEnum):
+    """DICOM View Position (0018,5101) of a frontal radiograph, or unknown."""
+
+    PA = "PA"
+    AP = "AP"
+    UNKNOWN = ""
+
+
+class RejectReason(StrEnum):
+    """Why an X-ray did not enter a data set or was not scored. The values are stable codes."""
+
+    UNREADABLE = "unreadable"
+    """The file cannot be opened or decoded at all."""
+    TRUNCATED = "truncated"
+    """The file ends before its pixels do."""
+    NOT_AN_IMAGE = "not_an_image"
+    """The file holds no pixels: another kind of file, or a DICOM object without Pixel Data."""
+    WRONG_MODALITY = "wrong_modality"
+    """The DICOM Modality is not a projection radiograph (CR, DX, RF or secondary capture of one)."""
+    NOT_FRONTAL = "not_frontal"
+    """The view is lateral or another that is neither PA nor AP."""
+    NOT_CHEST = "not_chest"
+    """Body Part Examined names another part, or the patient is not human."""
+    MULTI_FRAME = "multi_frame"
+    """More than one frame."""
+    TOO_SMALL = "too_small"
+    """A side is shorter than the smallest that is meaningful."""
+    CONSTANT = "constant"
+    """All pixels have one value."""
+    DUPLICATE = "duplicate"
+    """The same SOP Instance UID or the same pixels were already seen."""
+    UNDER_AGE = "under_age"
+    """The patient is younger than the model is meant for."""
+    INVERTED = "inverted"
+    """Photometric Interpretation is contradicted by the image."""
+    BURNED_IN = "burned_in"
+    """Burned In Annotation says that the pixels carry identifying text."""
+    IMPLAUSIBLE = "implausible"
+    """The header's sizes are absurd or contradict the length of the pixels."""
+    MISSING = "missing"
+    """The label table names a file that is not there."""
+    NOT_LABELLED = "not_labelled"
+    """The label table does not name this file."""
+
+
+class RegionStatus(StrEnum):
+    """How a heatmap became a region; only `OK` has a box."""
+
+    OK = "ok"
+    NO_EVIDENCE = "no_evidence"
+    """Nowhere positive: nothing speaks for the finding."""
+    CONSTANT = "constant"
+    """Every place has the same value: the map points nowhere."""
+    NOT_FINITE = "not_finite"
+    """The map holds NaN or infinity."""
+    TOO_SMALL = "too_small"
+    """No connected component reaches the smallest size."""
+    WHOLE_IMAGE = "whole_image"
+    """The component covers more of the image than a region may."""
+
+
+class FeatureStatus(StrEnum):
+    """How a region became radiomics features; only `OK` has values."""
+
+    OK = "ok"
+    NO_REGION = "no_region"
+    """The heatmap gave no region."""
+    FAILED = "failed"
+    """The feature classes refused the region."""
+    NOT_FINITE = "not_finite"
+    """A feature is NaN or infinite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Half-open rectangle `[top, bottom) x [left, right)` in pixels, origin top left."""
+
+    top: float
+    left: float
+    bottom: float
+    right: float
+
+    def __post_init__(self) -> None:
+        """Refuse a box without area or with a side that is not a number."""
+        finite = all(math.isfinite(side) for side in (self.top, self.left, self.bottom, self.right))
+        if not (finite and self.top < self.bottom and self.left < self.right):
+            raise ConfigError(f"{self} has no area; a box needs top < bottom and left < right")
+
+    @property
+    def area_px(self) -> float:
+        """Area in square pixels."""
+        return (self.bottom - self.top) * (self.right - self.left)
+
+    def intersection_over_union(self, other: "Box") -> float:
+        """Return the overlap with another box, in [0, 1]."""
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        width = min(self.right, other.right) - max(self.left, other.left)
+        if height <= 0 or width <= 0:
+            return 0.0
+        shared = height * width
+        return shared / (self.area_px + other.area_px - shared)
+
+    def contains(self, row: float, column: float) -> bool:
+        """Tell whether a point lies inside."""
+        return self.top <= row < self.bottom and self.left <= column < self.right
+
+    def clipped(self, height: float, width: float) -> "Box | None":
+        """Return the part inside an image of this size, or None where nothing is left."""
+        top, left = max(self.top, 0.0), max(self.left, 0.0)
+        bottom, right = min(self.bottom, height), min(self.right, width)
+        return Box(top, left, bottom, right) if top < bottom and left < right else None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledBox:
+    """Where a reader saw a finding. For evaluation only: never read in training."""
+
+    finding: str
+    box: Box
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """Map from model pixels to original pixels: `original = model * scale + offset`, per axis.
+
+    The map is exact in continuous coordinates (a pixel is a square, not a point).
+    """
+
+    original_height: int
+    """Rows of the original image, in pixels."""
+    original_width: int
+    """Columns of the original image, in pixels."""
+    row_scale: float
+    """Original rows a model row covers, above 0."""
+    column_scale: float
+    """Original columns a model column covers, above 0."""
+    row_offset: float = 0.0
+    """Original row of the model's top edge; negative where the model image was padded."""
+    column_offset: float = 0.0
+    """Original column of the model's left edge; negative where the model image was padded."""
+    row_spacing_mm: float | None = None
+    """Distance between original rows in millimetres (detector plane), where the header tells it."""
+    column_spacing_mm: float | None = None
+    """Distance between original columns in millimetres (detector plane), where known."""
+
+    def to_original(self, box: Box) -> Box:
+        """Map a box in model pixels to original pixels, unclipped."""
+        return Box(
+            box.top * self.row_scale + self.row_offset,
+            box.left * self.column_scale + self.column_offset,
+            box.bottom * self.row_scale + self.row_offset,
+            box.right * self.column_scale + self.column_offset,
+        )
+
+    def to_model(self, box: Box) -> Box:
+        """Map a box in original pixels to model pixels, unclipped."""
+        return Box(
+            (box.top - self.row_offset) / self.row_scale,
+            (box.left - self.column_offset) / self.column_scale,
+            (box.bottom - self.row_offset) / self.row_scale,
+            (box.right - self.column_offset) / self.column_scale,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as JSON-ready values; `Geometry(**record)` reads it back."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """Where a heatmap looked, in model pixels."""
+
+    status: RegionStatus
+    box: Box | None = None
+    """Tightest box of the chosen component; present exactly when the status is `OK`."""
+    peak_row: float | None = None
+    """Row of the map's maximum, where the map has one."""
+    peak_column: float | None = None
+    """Column of the map's maximum, where the map has one."""

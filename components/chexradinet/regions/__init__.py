@@ -1,0 +1,1 @@
+"""From heatmap to region to radiomics features."""
