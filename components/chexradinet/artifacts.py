@@ -1,8 +1,8 @@
 """Reading and writing what passes between stages: atomic, versioned, checked.
 
-A directory artifact is written beside its place under a temporary name and renamed when complete, so
-a killed stage leaves nothing that the next one would take for whole. Every document and table carries
-its kind and schema version; a reader refuses what it does not know, naming both versions.
+A directory artifact is written beside its place under a temporary name and renamed when complete,
+so a killed stage leaves nothing that the next one would take for whole. Every document and table
+carries its kind and schema version; a reader refuses what it does not know, naming both versions.
 """
 
 import hashlib
@@ -42,8 +42,8 @@ def _sync(path: Path) -> None:
 def writing_directory(target: Path) -> Iterator[Path]:
     """Yield a temporary directory that becomes `target` when the block ends without an error.
 
-    An older `target` is replaced. On an error the temporary directory is removed and `target` stays as
-    it was; after a kill it stays behind under a name that no reader looks at.
+    An older `target` is replaced. On an error the temporary directory is removed and `target` stays
+    as it was; after a kill it stays behind under a name that no reader looks at.
     """
     temporary = _temporary_sibling(target)
     temporary.mkdir()
@@ -63,7 +63,7 @@ def writing_directory(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes the file `target` when the block ends without an error."""
+    """Yield a temporary path that becomes the file `target` when the block ends well."""
     temporary = _temporary_sibling(target)
     try:
         yield temporary

@@ -1,13 +1,13 @@
 """Settings of every stage: frozen, keyword-only, checked where they are made.
 
-The defaults are those of the trials that the model card names; `docs/adr` says why where it matters.
+The defaults are those of the trials that the model card names; `docs/adr` says why where it
+matters.
 """
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
 
 from chexradinet.errors import ConfigError
 
@@ -15,7 +15,7 @@ PREPROCESSING_VERSION = 1
 """Raised whenever the same file would give other model pixels; part of the preprocessing digest."""
 
 MAX_ROUNDS_LIMIT = 8
-"""Most rounds a pipeline can be compiled for: each adds a sub-pipeline and an input of `evaluate`."""
+"""Most rounds a pipeline can be compiled for: each adds a sub-pipeline and an input."""
 
 
 def require(holds: bool, setting: str, value: object, needed: str) -> None:
@@ -24,7 +24,7 @@ def require(holds: bool, setting: str, value: object, needed: str) -> None:
         raise ConfigError(f"{setting} is {value!r}; it must be {needed}")
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: object) -> str:
     """Return JSON that is equal for equal values: sorted keys, no spaces, no NaN.
 
     Raises:
@@ -33,7 +33,7 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def digest_of(value: Any) -> str:
+def digest_of(value: object) -> str:
     """Return the SHA-256 of a value's canonical JSON, in hex."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
@@ -142,7 +142,7 @@ class GuidanceConfig:
 
     @property
     def arm(self) -> str:
-        """Name of the recipe as reports print it, `@permuted` appended where features are shuffled."""
+        """Name of the recipe as reports print it; `@permuted` where features are shuffled."""
         return self.recipe.value + ("@permuted" if self.permute_radiomics else "")
 
 

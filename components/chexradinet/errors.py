@@ -1,7 +1,7 @@
 """Every deliberate error of the project.
 
-A message says what was given, what was needed and what to do. It never holds patient data: files are
-named by URI only where the URI is the user's own argument, images by their `image_id`.
+A message says what was given, what was needed and what to do. It never holds patient data: files
+are named by URI only where the URI is the user's own argument, images by their `image_id`.
 """
 
 
@@ -30,7 +30,7 @@ class ArtifactError(ChexRadiNetError):
 
 
 class MismatchError(ChexRadiNetError):
-    """Two artifacts do not belong together: other findings, other preprocessing, another data set."""
+    """Two artifacts do not belong together: other findings, preprocessing or data set."""
 
 
 class TooManyRejectsError(ChexRadiNetError):

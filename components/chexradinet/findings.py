@@ -1,7 +1,8 @@
 """Names of findings: the one place where spellings of the public data sets meet.
 
-Canonical names are NIH ChestX-ray14's (Wang et al. 2017, arXiv:1705.02315), with `Pleural_Thickening`
-underscored as there, and CheXpert's for what NIH does not have (Irvin et al. 2019, arXiv:1901.07031).
+Canonical names are NIH ChestX-ray14's (Wang et al. 2017, arXiv:1705.02315), with
+`Pleural_Thickening` underscored as there, and CheXpert's for what NIH does not have (Irvin et al.
+2019, arXiv:1901.07031).
 """
 
 import difflib

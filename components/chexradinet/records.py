@@ -38,7 +38,7 @@ class RejectReason(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     """The file holds no pixels: another kind of file, or a DICOM object without Pixel Data."""
     WRONG_MODALITY = "wrong_modality"
-    """The DICOM Modality is not a projection radiograph (CR, DX, RF or secondary capture of one)."""
+    """The DICOM Modality is not that of a projection radiograph."""
     NOT_FRONTAL = "not_frontal"
     """The view is lateral or another that is neither PA nor AP."""
     NOT_CHEST = "not_chest"
