@@ -1,1 +1,1 @@
-"""From files and label tables to model-ready arrays: decoding, geometry, splits, shards, batches."""
+"""From files and label tables to model-ready arrays: decode, fit, split, shard, batch."""

@@ -1,0 +1,140 @@
+"""Write a data set directory with bounded memory, so that it appears whole or not at all."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from chexradinet.artifacts import sha256_of, write_document, write_table, writing_directory
+from chexradinet.config import canonical_json, require
+from chexradinet.dataset.schema import (
+    DOCUMENT,
+    ID_COLUMNS,
+    KIND,
+    MANIFEST,
+    REJECTED,
+    SCHEMA,
+    DatasetInfo,
+    ImageRecord,
+    Rejection,
+    count,
+)
+from chexradinet.dataset.shards import Pixels, ShardWriter, shard_name
+from chexradinet.errors import LabelTableError
+
+
+def _label(record: ImageRecord, finding: str) -> float:
+    value = float(record.labels.get(finding, math.nan))
+    if value not in (0.0, 1.0) and not math.isnan(value):
+        raise LabelTableError(
+            f"image {record.image_id!r} has {finding} = {value}; a label is 1, 0 or NaN (unknown)"
+        )
+    return value
+
+
+class DatasetWriter:
+    """Takes images and rejections one by one; `writing_dataset` makes and completes it."""
+
+    def __init__(self, directory: Path, info: DatasetInfo, shard_size: int) -> None:
+        self._directory = directory
+        self.info = info
+        """What is known so far; complete once the `with` block has ended."""
+        self._shards = ShardWriter(directory, info.preprocessing.image_side, shard_size)
+        self._rows: list[tuple[Any, ...]] = []
+        self._rejections: list[Rejection] = []
+        self._seen: set[str] = set()
+
+    def add(self, record: ImageRecord, pixels: Pixels) -> None:
+        """Append one image.
+
+        Args:
+            record: What is known of it; labels and boxes of other findings are left out.
+            pixels: Model pixels, shape (H, W), uint8.
+
+        Raises:
+            ConfigError: the pixels are not those of this data set's preprocessing.
+            LabelTableError: the `image_id` was added before, or a label is not 1, 0 or NaN.
+        """
+        if record.image_id in self._seen:
+            raise LabelTableError(
+                f"image {record.image_id!r} appears twice; remove one of its rows"
+            )
+        labels = tuple(_label(record, finding) for finding in self.info.findings)
+        self._shards.append(pixels)
+        self._seen.add(record.image_id)
+        boxes = [
+            {"finding": item.finding, **asdict(item.box)}
+            for item in record.boxes
+            if item.finding in self.info.findings
+        ]
+        facts = [getattr(record, name) for name in ID_COLUMNS]
+        geometry = canonical_json(record.geometry.as_dict())
+        self._rows.append((*facts, *labels, canonical_json(boxes), geometry))
+
+    def reject(self, rejection: Rejection) -> None:
+        """Note a file that does not enter."""
+        self._rejections.append(rejection)
+
+    def finish(self) -> DatasetInfo:
+        """Write tables and document; `writing_dataset` calls it."""
+        self._shards.close()
+        manifest = self._manifest()
+        rejected = pd.DataFrame(
+            [(item.source_uri, item.reason.value, item.detail) for item in self._rejections],
+            columns=["source_uri", "reason", "detail"],
+            dtype="object",
+        )
+        write_table(self._directory / MANIFEST, manifest, "dataset-manifest", SCHEMA)
+        write_table(self._directory / REJECTED, rejected, "dataset-rejected", SCHEMA)
+        shards = [shard_name(number) for number in range(len(self._shards.sizes))]
+        files = {name: sha256_of(self._directory / name) for name in (MANIFEST, REJECTED, *shards)}
+        self.info = replace(
+            self.info,
+            counts=count(manifest, self.info.findings, self._rejections),
+            shard_sizes=tuple(self._shards.sizes),
+            files=files,
+        )
+        content = {**self.info.as_document(), "digest": self.info.digest}
+        write_document(self._directory / DOCUMENT, KIND, SCHEMA, content)
+        return self.info
+
+    def abandon(self) -> None:
+        """Close what is open after an error."""
+        self._shards.close()
+
+    def _manifest(self) -> pd.DataFrame:
+        columns = [*ID_COLUMNS, *self.info.findings, "boxes", "geometry"]
+        frame = pd.DataFrame(self._rows, columns=columns, dtype="object")
+        kinds = dict.fromkeys(self.info.findings, "float32") | {"age": "float64"}
+        for name in ("view", "split"):
+            frame[name] = [str(value) for value in frame[name]]
+        return frame.astype(kinds)
+
+
+@contextmanager
+def writing_dataset(
+    target: Path, info: DatasetInfo, *, shard_size: int = 4096
+) -> Iterator[DatasetWriter]:
+    """Yield a writer whose data set appears at `target` when the block ends without an error.
+
+    Args:
+        target: The directory to make; an older one is replaced in one step.
+        info: Findings, preprocessing, source and split seed; the writer fills in the rest, and
+            `writer.info` is complete after the block.
+        shard_size: Most images in a shard, at least 1.
+
+    Raises:
+        ConfigError: `shard_size` is below 1.
+    """
+    require(shard_size >= 1, "shard_size", shard_size, "at least 1")
+    with writing_directory(target) as directory:
+        writer = DatasetWriter(directory, info, shard_size)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.abandon()
