@@ -1,0 +1,164 @@
+"""The model bundle: a directory that holds everything scoring or the next round needs. No pickle.
+
+`bundle.json` names the SHA-256 of every other file; the SHA-256 of its own canonical JSON, without
+the key `digest`, is the bundle's identity. Equal models give equal bytes and so equal digests.
+"""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from chexradinet.artifacts import writing_directory
+from chexradinet.errors import ArtifactError, MismatchError
+from chexradinet.model.bundle_info import (
+    CARD_FILE,
+    INFO_FILE,
+    WEIGHTS_FILE,
+    write_info,
+)
+from chexradinet.model.bundle_info import BundleInfo as BundleInfo
+from chexradinet.model.bundle_info import read_bundle_info as read_bundle_info
+from chexradinet.model.bundle_info import require_match as require_match
+from chexradinet.model.bundle_info import verify_bundle as verify_bundle
+from chexradinet.model.card import model_card as model_card
+from chexradinet.model.guidance import GuidanceHeads
+from chexradinet.model.resnet import ChexRadiNet, build_network
+
+_NETWORK_PREFIX = "network."
+_HEADS_PREFIX = "heads."
+
+
+@dataclass(frozen=True)
+class LoadedBundle:
+    """A bundle in memory; the network and the heads are in evaluation mode."""
+
+    info: BundleInfo
+    network: ChexRadiNet
+    heads: GuidanceHeads | None
+    digest: str
+
+
+def save_bundle(
+    target: Path,
+    info: BundleInfo,
+    network: ChexRadiNet,
+    heads: GuidanceHeads | None,
+    model_card: str,
+) -> str:
+    """Write a bundle, whole or not at all; an older one at `target` is replaced.
+
+    Args:
+        target: Directory to make.
+        info: Must describe `network`: same config, as many findings as it has logits.
+        network: On any device, in any mode.
+        heads: Of the contrastive term, where there are any.
+        model_card: Markdown, from `model_card(info)`.
+
+    Returns:
+        The bundle's digest.
+
+    Raises:
+        MismatchError: `info` describes another network.
+        ArtifactError: a number in `info` is not finite.
+    """
+    if (info.network, len(info.findings)) != (network.config, network.num_findings):
+        raise MismatchError(
+            f"the info describes {info.network} with {len(info.findings)} findings, the network is "
+            f"{network.config} with {network.num_findings}; pass the info of this network"
+        )
+    tensors = _prefixed(_NETWORK_PREFIX, network.state_dict())
+    if heads is not None:
+        tensors |= _prefixed(_HEADS_PREFIX, heads.state_dict())
+    with writing_directory(target) as folder:
+        save_file(tensors, folder / WEIGHTS_FILE)
+        return write_info(folder, info, model_card)
+
+
+def load_bundle(path: Path, verify: bool = True, device: str = "cpu") -> LoadedBundle:
+    """Read a bundle.
+
+    Args:
+        path: Its directory.
+        verify: Compare the SHA-256 of every file; leave it on unless it was done just before.
+        device: Where the network and the heads go.
+
+    Raises:
+        ArtifactError: a file is missing or changed, the schema is another, or the weights do not
+            fit.
+    """
+    info, digest = read_bundle_info(path)
+    if verify:
+        verify_bundle(path)
+    network = build_network(info.network, len(info.findings))
+    weights = path / WEIGHTS_FILE
+    try:
+        tensors = load_file(weights)
+        network.load_state_dict(_unprefixed(_NETWORK_PREFIX, tensors))
+        heads = _heads_of(network, _unprefixed(_HEADS_PREFIX, tensors))
+    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+        raise ArtifactError(
+            f"{weights} does not hold the weights of {info.network} ({error}); make or copy the "
+            "bundle again"
+        ) from error
+    network.to(device).eval()
+    return LoadedBundle(info, network, heads and heads.to(device).eval(), digest)
+
+
+def copy_bundle(source: Path, target: Path) -> str:
+    """Copy a bundle unchanged, after verifying it; return its digest.
+
+    Raises:
+        ArtifactError: the source is incomplete or changed.
+    """
+    digest = verify_bundle(source)
+    with writing_directory(target) as folder:
+        for name in (WEIGHTS_FILE, CARD_FILE, INFO_FILE):
+            shutil.copyfile(source / name, folder / name)
+        verify_bundle(folder)
+    return digest
+
+
+def replace_info(source: Path, target: Path, **changes: Any) -> str:  # noqa: ANN401
+    """Write a bundle with the same weights and other info, such as a calibration.
+
+    Args:
+        source: Directory of the existing bundle.
+        target: Directory to make; may be `source`.
+        changes: Fields of `BundleInfo` and their new values; the model card is rendered again.
+
+    Returns:
+        The digest of the new bundle.
+
+    Raises:
+        ArtifactError: the source is incomplete or changed, or a new number is not finite.
+    """
+    verify_bundle(source)
+    info = replace(read_bundle_info(source)[0], **changes)
+    with writing_directory(target) as folder:
+        shutil.copyfile(source / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+        return write_info(folder, info, model_card(info))
+
+
+def _prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _unprefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _heads_of(network: ChexRadiNet, state: dict[str, Tensor]) -> GuidanceHeads | None:
+    if not state:
+        return None
+    heads = GuidanceHeads(network.num_channels)
+    heads.load_state_dict(state)
+    return heads

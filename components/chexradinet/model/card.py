@@ -1,0 +1,106 @@
+"""The model card that travels with the weights: what the model is for, how it was made, its limits.
+
+Its sections follow Mitchell et al. 2019, arXiv:1810.03993.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chexradinet.model.bundle_info import BundleInfo
+
+_PURPOSE = """\
+## Intended use
+
+Research, and support in ordering a reading worklist, by people who know its measured limits. It is
+not a medical device and **not for diagnosis**: a score is no finding, and a low score does not
+exclude one. Scoring runs nightly in batches, so it is **not emergency triage**: what must be seen
+tonight must not wait for it. Frontal chest radiographs (PA or AP) of adults only.
+"""
+
+_METHOD = """\
+## Method
+
+A residual network with triplet attention is trained on image labels alone. Where its class
+activation map looks becomes a box, the box becomes 102 radiomics features, and the features guide
+further rounds of training (ChexRadiNet, Han et al., AMIA 2021, arXiv:2011.12506). Only the abstract
+of that paper is public to this project: backbone, loss weights, thresholds, recipes and schedule
+are this project's own choices, and its results are not the paper's.
+"""
+
+_LIMITS = """\
+## Limits
+
+- Labels of the public data sets were read from reports by machine and are often wrong, so a score
+  against them is not accuracy against disease.
+- Heatmaps and boxes show where the score came from, not where the disease is. No box was used in
+  training.
+- A gain from guidance is due to radiomics only as far as it exceeds the control arm and the arm
+  with permuted radiomics.
+- Probabilities hold for populations like the one they were calibrated on; prevalence elsewhere
+  differs.
+- Nothing is known about children, lateral views, other body parts, or devices unlike those trained
+  on.
+"""
+
+
+def model_card(info: "BundleInfo") -> str:
+    """Render the card of a bundle as Markdown; it claims nothing that `info` does not hold."""
+    parts = [_head(info), _PURPOSE, _METHOD, _data(info), _results(info)]
+    return "\n".join([*parts, _LIMITS])
+
+
+def _head(info: "BundleInfo") -> str:
+    rows = {
+        "Backbone": info.network.backbone.value,
+        "Map stride": f"{info.network.map_stride} px",
+        "Input": f"{info.preprocessing.image_side} px square, 8 bits, one channel "
+        f"({info.preprocessing.geometry.value})",
+        "Round": str(info.round),
+        "Guidance": info.guidance,
+        "Findings": ", ".join(info.findings),
+        "Calibrated": "yes" if info.calibration else "no: scores are not probabilities",
+        "Operating thresholds": "set" if info.thresholds else "not set",
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join(["# Model card: ChexRadiNet", "", "| | |", "|---|---|", *lines, ""])
+
+
+def _data(info: "BundleInfo") -> str:
+    return "\n".join(
+        [
+            "## Training data",
+            "",
+            f"- Data set: `{info.training_data_digest or 'not recorded'}`",
+            f"- Preprocessing: `{info.preprocessing_digest}`",
+            f"- Settings: `{json.dumps(info.settings, sort_keys=True)}`",
+            "",
+        ]
+    )
+
+
+def _results(info: "BundleInfo") -> str:
+    head = ["## Results", ""]
+    if not info.metrics:
+        return "\n".join([*head, "Not evaluated: nothing is known about how well it works.", ""])
+    rows = [f"| {name} | {_shown(value)} |" for name, value in _flat(info.metrics).items()]
+    return "\n".join(
+        [*head, "With the protocol they were measured by:", "", "| | |", "|---|---|", *rows, ""]
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names, in their order."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "not defined"
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
