@@ -6,10 +6,11 @@ matters.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
 from chexradinet.errors import ConfigError
+from chexradinet.findings import canonical_finding, canonical_findings
 
 PREPROCESSING_VERSION = 1
 """Raised whenever the same file would give other model pixels; part of the preprocessing digest."""
@@ -64,6 +65,94 @@ class PreprocessingConfig:
     def digest(self) -> str:
         """Return the digest that a data set and a bundle must share to be used together."""
         return digest_of({"version": PREPROCESSING_VERSION, **asdict(self)})
+
+
+class SourceFormat(StrEnum):
+    """Conventions of label tables and files that `ingest` reads."""
+
+    NIH = "nih"
+    """NIH ChestX-ray14."""
+    CHEXPERT = "chexpert"
+    MIMIC = "mimic"
+    """MIMIC-CXR-JPG."""
+    RSNA = "rsna"
+    """RSNA Pneumonia Detection Challenge."""
+    CSV = "csv"
+    """One table: file, patient, findings joined by `|`, and optional columns."""
+    DICOM = "dicom"
+    """DICOM files, with or without a `csv` table beside them."""
+
+
+class UncertainLabel(StrEnum):
+    """What a label of -1 (a report that hedges) becomes; names as in Irvin et al. 2019."""
+
+    IGNORE = "ignore"
+    """Unknown: masked out of the loss."""
+    ONES = "ones"
+    ZEROS = "zeros"
+
+
+def parse_uncertain(text: str) -> tuple[UncertainLabel, dict[str, UncertainLabel]]:
+    """Return the policy for all findings and its exceptions by canonical finding.
+
+    Args:
+        text: Such as `ignore`, or `zeros,Edema=ones,Pleural Effusion=ignore`.
+
+    Raises:
+        ConfigError: a part is neither a policy nor `finding=policy`.
+        UnknownFindingError: an exception names an unknown finding.
+    """
+    known = [policy.value for policy in UncertainLabel]
+    overall, exceptions = UncertainLabel.IGNORE, {}
+    for part in text.split(","):
+        finding, equals, policy = part.rpartition("=")
+        needed = f"one of {known}, or Finding=policy, joined by commas"
+        require(policy.strip() in known, "uncertain", text, needed)
+        if equals:
+            exceptions[canonical_finding(finding)] = UncertainLabel(policy.strip())
+        else:
+            overall = UncertainLabel(policy.strip())
+    return overall, exceptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """How a source becomes a data set."""
+
+    format: SourceFormat = SourceFormat.CSV
+    """Convention of the source."""
+    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
+    """How an original becomes model pixels."""
+    findings: tuple[str, ...] = ()
+    """Findings to keep, in this order; empty keeps all that the table knows."""
+    uncertain: str = "ignore"
+    """What -1 becomes, as `parse_uncertain` reads it."""
+    validation_fraction: float = 0.1
+    """Part of the training patients that becomes the validation split where the table has none."""
+    test_fraction: float = 0.1
+    """Part of all patients that becomes the test split where the table has no split at all."""
+    split_seed: int = 0
+    """Of the splits that no table gives; recorded in the data set."""
+    max_reject_fraction: float = 0.5
+    """Largest part of the files that may be rejected before the run fails, in [0, 1]."""
+    shard_size: int = 4096
+    """Images in a file of pixels."""
+    num_workers: int = 0
+    """Processes that decode; 0 takes one a processor core, 1 decodes in this process."""
+
+    def __post_init__(self) -> None:
+        """Check every number, and accept format and findings by any known name."""
+        known = [name.value for name in SourceFormat]
+        require(self.format in known, "format", str(self.format), f"one of {known}")
+        for name in ("validation_fraction", "test_fraction"):
+            require(0 <= getattr(self, name) < 0.9, name, getattr(self, name), "in [0, 0.9)")
+        rejects = self.max_reject_fraction
+        require(0 <= rejects <= 1, "max_reject_fraction", rejects, "in [0, 1]")
+        require(self.shard_size >= 1, "shard_size", self.shard_size, "at least 1")
+        require(self.num_workers >= 0, "num_workers", self.num_workers, "at least 0")
+        parse_uncertain(self.uncertain)
+        object.__setattr__(self, "format", SourceFormat(self.format))
+        object.__setattr__(self, "findings", canonical_findings(self.findings))
 
 
 class Backbone(StrEnum):
@@ -245,3 +334,25 @@ class EvaluationConfig:
         require(samples >= 100, "bootstrap_samples", samples, "at least 100")
         require(0 < self.sensitivity < 1, "sensitivity", self.sensitivity, "in (0, 1)")
         require(self.min_positives >= 2, "min_positives", self.min_positives, "at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """How object storage is talked to."""
+
+    retry_total_s: float = 120.0
+    """Seconds after the first failure during which a request is repeated; 0 for one attempt."""
+    connect_timeout_s: float = 10.0
+    """Seconds to wait for a connection."""
+    read_timeout_s: float = 60.0
+    """Seconds to wait for the next bytes of an answer."""
+    part_bytes: int = 16 * 1024 * 1024
+    """Files larger than this are uploaded in parts of this size: the memory an upload takes."""
+
+    def __post_init__(self) -> None:
+        """Check every number."""
+        require(self.retry_total_s >= 0, "retry_total_s", self.retry_total_s, "at least 0")
+        for name in ("connect_timeout_s", "read_timeout_s"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        smallest = 5 * 1024 * 1024
+        require(self.part_bytes >= smallest, "part_bytes", self.part_bytes, "at least 5 MiB")

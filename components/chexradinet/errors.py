@@ -33,12 +33,30 @@ class MismatchError(ChexRadiNetError):
     """Two artifacts do not belong together: other findings, preprocessing or data set."""
 
 
+class RejectedImageError(ChexRadiNetError):
+    """One X-ray does not enter; `ingest` and `score` note the reason and go on with the next."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        """A value of `records.RejectReason`."""
+        self.detail = detail
+        """What was wrong, without patient data and without the file's name."""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
 class TooManyRejectsError(ChexRadiNetError):
     """More of the source was rejected than the run allows."""
 
 
 class TrainingError(ChexRadiNetError):
     """Training cannot start or go on: no labelled image, a loss that is not finite."""
+
+
+class EvaluationError(ChexRadiNetError, ValueError):
+    """What is to be measured cannot be: shapes that do not belong together, scores not finite."""
 
 
 class StoreError(ChexRadiNetError):
@@ -50,7 +68,7 @@ class StoreNotFoundError(StoreError):
 
 
 class StoreConflictError(StoreError):
-    """A conditional create found the object already there."""
+    """A conditional write or a resumed read found the object created, changed or gone meanwhile."""
 
 
 class StoreAccessError(StoreError):
@@ -59,6 +77,10 @@ class StoreAccessError(StoreError):
 
 class StoreUnavailableError(StoreError):
     """The store could not be reached, also after retries."""
+
+
+class StoreFullError(StoreError):
+    """No space is left where it was to be written."""
 
 
 class StoreIntegrityError(StoreError):
