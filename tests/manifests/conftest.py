@@ -1,0 +1,101 @@
+"""A small server that answers as Kubeflow Pipelines' v2beta1 API does."""
+
+import json
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+NAME = "chexradinet-nightly"
+TOKEN = "projected-token"  # noqa: S105 - of the test's own server
+
+
+class Api(ThreadingHTTPServer):
+    """Pipelines, experiments and runs, with the filters of KFP's v2beta1 API."""
+
+    multi_user = False
+    refuse: tuple[int, str] | None = None
+    page: bytes | None = None
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.pipelines = {("", NAME): "pipeline-1"}
+        self.experiments: list[dict[str, Any]] = []
+        self.runs: list[dict[str, Any]] = []
+        self.bodies: list[tuple[str, dict[str, Any]]] = []
+        self.tokens: list[str | None] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers for `Api`."""
+
+    server: Api
+
+    def answer(self, status: int, body: object) -> None:
+        """Send a status and a JSON body."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def refused(self) -> bool:
+        """Answer as an API that refuses would, where the test asks for it."""
+        self.server.tokens.append(self.headers.get("Authorization"))
+        if self.server.page is not None:
+            self.answer(200, self.server.page)
+        elif self.server.refuse:
+            status, message = self.server.refuse
+            self.answer(status, {"error": message})
+        elif self.server.multi_user and self.server.tokens[-1] != f"Bearer {TOKEN}":
+            self.answer(401, {"error": "Unauthenticated"})
+        else:
+            return False
+        return True
+
+    def do_GET(self) -> None:
+        """Answer a look-up or a listing."""
+        if self.refused():
+            return
+        path, _, query = self.path.removeprefix("/apis/v2beta1/").partition("?")
+        asked = dict(urllib.parse.parse_qsl(query))
+        if path.startswith("pipelines/names/"):
+            key = (asked.get("namespace", ""), urllib.parse.unquote(path.split("/")[-1]))
+            found = self.server.pipelines.get(key)
+            self.answer(200 if found else 404, {"pipeline_id": found} if found else {"code": 5})
+            return
+        if self.server.multi_user and not asked.get("namespace"):
+            self.answer(400, {"error": "namespace required in multi-user mode"})
+            return
+        (predicate,) = json.loads(asked["filter"])["predicates"]
+        assert (predicate["operation"], predicate["key"]) == ("EQUALS", "display_name")
+        wanted = predicate["string_value"]
+        rows = getattr(self.server, path)
+        self.answer(200, {path: [row for row in rows if row["display_name"] == wanted]})
+
+    def do_POST(self) -> None:
+        """Make an experiment or a run."""
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.refused():
+            return
+        path = self.path.removeprefix("/apis/v2beta1/")
+        self.server.bodies.append((path, body))
+        made = body | {f"{path[:-1]}_id": f"{path[:-1]}-{len(self.server.bodies)}"}
+        made["state"] = "PENDING"
+        getattr(self.server, path).append(made)
+        self.answer(200, made)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    """Yield a running server without runs, that knows the nightly pipeline."""
+    with Api() as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield server
+        server.shutdown()
