@@ -1,0 +1,149 @@
+"""PNG and JPEG files to 8-bit grey levels, or to the reason why not.
+
+Grey levels are kept as they are in an 8-bit file. Colour becomes luma (ITU-R BT.601), transparency
+is composed over black, a palette is looked up. A 16-bit file is mapped linearly from the range of
+its bit depth: 0-65535, but 0-4095 or 0-255 when no pixel is above that, because 12-bit and 8-bit
+images are commonly stored in 16 bits, and would be almost black otherwise. The map depends on the
+depth alone, not on the darkest and brightest pixel, so that exposures stay comparable.
+"""
+
+import hashlib
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from chexradinet.errors import RejectedImageError
+from chexradinet.records import RejectReason
+
+MIN_SIDE_PX = 32
+"""Shortest side that an X-ray can have and still show anything."""
+MAX_PIXELS = 64_000_000
+"""Most pixels of an image; the largest detectors have 18 million."""
+
+_FORMATS = ("PNG", "JPEG")
+_SIGNATURES = {b"\x89PNG\r\n\x1a\n": b"IEND", b"\xff\xd8\xff": b"\xff\xd9"}
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_DEPTHS = (8, 12, 16)
+_TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(source: Path | IO[bytes]) -> NDArray[np.uint8]:
+    """Return the image of a PNG or JPEG file as shape (H, W), upright by its EXIF orientation.
+
+    Raises:
+        RejectedImageError: the file is no such image, is broken, or shows nothing; the reason is
+            one of `missing`, `unreadable`, `truncated`, `not_an_image`, `multi_frame`,
+            `implausible`, `too_small` and `constant`.
+    """
+    content = _content(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+                _check_head(image)
+                pixels = _grey(_upright(image))
+        except _TOO_LARGE as error:
+            raise _too_large("over 89 million") from error
+        except _BROKEN as error:
+            raise _broken(content, error) from error
+    check_pixels(pixels)
+    return pixels
+
+
+def check_pixels(pixels: NDArray[np.integer]) -> None:
+    """Refuse an image that is too small to show anything, or that shows nothing.
+
+    Raises:
+        RejectedImageError: `too_small` or `constant`.
+    """
+    if min(pixels.shape) < MIN_SIDE_PX:
+        raise RejectedImageError(
+            RejectReason.TOO_SMALL,
+            f"{pixels.shape[0]}x{pixels.shape[1]} px; both sides must be at least {MIN_SIDE_PX}",
+        )
+    if pixels.min() == pixels.max():
+        raise RejectedImageError(RejectReason.CONSTANT, f"every pixel is {pixels.flat[0]}")
+
+
+def pixel_digest(pixels: NDArray[np.integer]) -> str:
+    """Return the SHA-256 of decoded pixels with their type and shape, in hex."""
+    head = f"{pixels.dtype.str}{pixels.shape}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def _content(source: Path | IO[bytes]) -> bytes:
+    try:
+        return source.read_bytes() if isinstance(source, Path) else source.read()
+    except FileNotFoundError as error:
+        raise RejectedImageError(RejectReason.MISSING, "there is no such file") from error
+    except OSError as error:
+        detail = error.strerror or type(error).__name__
+        raise RejectedImageError(RejectReason.UNREADABLE, detail) from error
+
+
+def _check_head(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(f"{image.height}x{image.width}")
+    frames = getattr(image, "n_frames", 1)
+    if frames != 1:
+        raise RejectedImageError(RejectReason.MULTI_FRAME, f"{frames} frames; needed is one")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    method = _TRANSPOSED.get(orientation)
+    return image.transpose(method) if method is not None else image
+
+
+def _grey(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I"):
+        return _eight_bits(np.asarray(image))
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        luma = np.asarray(layers.convert("RGB").convert("L"), dtype=np.uint16)
+        alpha = np.asarray(layers.getchannel("A"), dtype=np.uint16)
+        return ((luma * alpha + 127) // 255).astype(np.uint8)
+    if image.mode == "P":
+        image = image.convert("RGB")
+    return np.asarray(image.convert("L"))
+
+
+def _eight_bits(pixels: NDArray[np.integer]) -> NDArray[np.uint8]:
+    highest = int(pixels.max())
+    depth = next(bits for bits in _DEPTHS if highest < 1 << bits)
+    largest = (1 << depth) - 1
+    levels = (np.arange(largest + 1, dtype=np.uint32) * 255 + largest // 2) // largest
+    return np.asarray(levels.astype(np.uint8)[pixels])
+
+
+def _too_large(size: str) -> RejectedImageError:
+    detail = f"{size} px; an X-ray has at most {MAX_PIXELS // 1_000_000} million"
+    return RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+
+
+def _broken(content: bytes, error: Exception) -> RejectedImageError:
+    """Tell a file cut short (no end marker) from one damaged inside, and from another kind."""
+    end = next((end for head, end in _SIGNATURES.items() if content.startswith(head)), None)
+    if not content:
+        return RejectedImageError(RejectReason.TRUNCATED, "the file is empty")
+    if end is None:
+        return RejectedImageError(RejectReason.NOT_AN_IMAGE, "neither PNG nor JPEG")
+    if end not in content[-64:] or "truncated" in str(error):
+        return RejectedImageError(RejectReason.TRUNCATED, "the file ends before its pixels do")
+    return RejectedImageError(RejectReason.UNREADABLE, f"damaged: {type(error).__name__}")

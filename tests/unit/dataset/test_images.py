@@ -1,0 +1,175 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chexradinet.dataset.images import pixel_digest, read_image
+from chexradinet.errors import RejectedImageError
+from chexradinet.records import RejectReason
+
+RAMP = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def read(content: bytes) -> np.ndarray:
+    return read_image(io.BytesIO(content))
+
+
+def reason_of(content: bytes) -> RejectReason:
+    with pytest.raises(RejectedImageError) as caught:
+        read(content)
+    return RejectReason(caught.value.reason)
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(b"\0")), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_empty_file_is_truncated() -> None:
+    assert reason_of(b"") is RejectReason.TRUNCATED
+
+
+@pytest.mark.parametrize("content", [b"not an image", b"GIF89a" + bytes(100), b"\0" * 500])
+def test_file_of_another_kind_is_not_an_image(content: bytes) -> None:
+    assert reason_of(content) is RejectReason.NOT_AN_IMAGE
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.6, 0.9])
+def test_file_cut_short_is_truncated(kind: str, part: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    content = encoded(Image.fromarray(noise), kind)
+    cut = max(12, int(len(content) * part))
+    assert reason_of(content[:cut]) is RejectReason.TRUNCATED
+
+
+def test_png_damaged_inside_is_unreadable() -> None:
+    content = bytearray(encoded(Image.fromarray(RAMP)))
+    start = content.index(b"IDAT") + 6
+    content[start : start + 20] = bytes(20)
+    assert reason_of(bytes(content)) is RejectReason.UNREADABLE
+
+
+def test_absurd_size_is_implausible_and_allocates_nothing() -> None:
+    assert reason_of(png_of_size(10_000, 8_000)) is RejectReason.IMPLAUSIBLE
+    assert reason_of(png_of_size(12_000, 9_000)) is RejectReason.IMPLAUSIBLE  # Pillow warns
+    assert reason_of(png_of_size(2**30, 2**30)) is RejectReason.IMPLAUSIBLE  # Pillow refuses
+
+
+def test_header_that_promises_more_pixels_than_follow_is_not_read() -> None:
+    assert reason_of(png_of_size(100, 100)) is RejectReason.TRUNCATED
+
+
+def test_animation_is_multi_frame() -> None:
+    frames = [Image.fromarray(RAMP + shift) for shift in (0, 50)]
+    content = encoded(frames[0], save_all=True, append_images=frames[1:])
+    assert reason_of(content) is RejectReason.MULTI_FRAME
+
+
+def test_constant_image_is_rejected() -> None:
+    assert reason_of(encoded(Image.new("L", (64, 64), 7))) is RejectReason.CONSTANT
+
+
+def test_image_below_32_px_is_too_small() -> None:
+    assert reason_of(encoded(Image.fromarray(RAMP[:31]))) is RejectReason.TOO_SMALL
+    assert read(encoded(Image.fromarray(RAMP[:32]))).shape == (32, 60)
+
+
+def test_missing_file_and_folder_have_reasons(tmp_path: Path) -> None:
+    with pytest.raises(RejectedImageError, match="missing"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(RejectedImageError, match="unreadable: Is a directory"):
+        read_image(tmp_path)
+
+
+def test_eight_bit_grey_is_read_as_it_is(tmp_path: Path) -> None:
+    Image.fromarray(RAMP).save(tmp_path / "ramp.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "ramp.png"), RAMP)
+
+
+def test_three_equal_channels_are_the_grey_image() -> None:
+    colour = np.repeat(RAMP[:, :, None], 3, axis=2)
+    np.testing.assert_array_equal(read(encoded(Image.fromarray(colour))), RAMP)
+
+
+def test_palette_is_looked_up() -> None:
+    image = Image.fromarray(RAMP).convert("P")
+    image.putpalette([value for level in range(256) for value in [255 - level] * 3])
+    np.testing.assert_array_equal(read(encoded(image)), 255 - np.asarray(image))
+
+
+def test_transparency_is_composed_over_black() -> None:
+    layers = np.full((40, 40, 4), 200, np.uint8)
+    layers[:20, :, 3] = 255
+    layers[20:30, :, 3] = 51  # a fifth
+    layers[30:, :, 3] = 0
+    pixels = read(encoded(Image.fromarray(layers)))
+    assert pixels[[0, 25, 35], 0].tolist() == [200, 40, 0]
+
+
+def test_transparent_grey_is_composed_over_black() -> None:
+    image = Image.merge("LA", (Image.fromarray(RAMP), Image.new("L", (60, 40), 51)))
+    np.testing.assert_allclose(read(encoded(image)), RAMP / 5, atol=0.51)
+
+
+@pytest.mark.parametrize(("highest", "largest"), [(65535, 65535), (4096, 65535), (4095, 4095)])
+def test_sixteen_bits_are_mapped_linearly_from_their_depth(highest: int, largest: int) -> None:
+    deep = np.linspace(0, highest, 64 * 64).reshape(64, 64).astype(np.uint16)
+    pixels = read(encoded(Image.fromarray(deep)))
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, np.floor(deep * 255.0 / largest + 0.5))
+
+
+def test_eight_bits_stored_in_sixteen_are_kept() -> None:
+    np.testing.assert_array_equal(read(encoded(Image.fromarray(RAMP.astype(np.uint16)))), RAMP)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_exif_orientation_turns_the_image_upright(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the exposure is the right side of the stored image
+    stored = Image.fromarray(np.rot90(RAMP))
+    upright = read(encoded(stored, kind, exif=exif))
+    np.testing.assert_allclose(upright.astype(int), RAMP, atol=4)
+
+
+def test_error_text_does_not_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "DOE_JANE_19500101.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    with pytest.raises(RejectedImageError) as caught:
+        read_image(path)
+    assert "DOE" not in str(caught.value)
+
+
+def test_digest_of_pixels_tells_shapes_and_types_apart() -> None:
+    flat = np.zeros((32, 64), np.uint8)
+    digests = {
+        pixel_digest(flat),
+        pixel_digest(flat.reshape(64, 32)),
+        pixel_digest(flat.view(np.uint16)),
+    }
+    assert len(digests) == 3
+    assert pixel_digest(flat[:, ::2]) == pixel_digest(np.zeros((32, 32), np.uint8))
+
+
+def test_real_radiographs_are_read(shared_data: Path) -> None:
+    folder = shared_data / "radiographs" / "images"
+    assert read_image(folder / "00000001_000.png").shape == (512, 512)
+    child = next(iter(sorted(folder.glob("ker_*.jpg"))))
+    assert read_image(child).shape == (224, 224)
