@@ -55,6 +55,10 @@ class TrainingError(ChexRadiNetError):
     """Training cannot start or go on: no labelled image, a loss that is not finite."""
 
 
+class Interrupted(ChexRadiNetError):  # noqa: N818
+    """The run was asked to stop, and stopped; the message says where its state is kept."""
+
+
 class EvaluationError(ChexRadiNetError, ValueError):
     """What is to be measured cannot be: shapes that do not belong together, scores not finite."""
 
@@ -65,6 +69,10 @@ class StoreError(ChexRadiNetError):
 
 class StoreNotFoundError(StoreError):
     """No object, bucket or file has this URI."""
+
+
+class StoreBucketError(StoreNotFoundError):
+    """The bucket itself does not exist."""
 
 
 class StoreConflictError(StoreError):
