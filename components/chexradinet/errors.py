@@ -55,7 +55,7 @@ class TrainingError(ChexRadiNetError):
     """Training cannot start or go on: no labelled image, a loss that is not finite."""
 
 
-class Interrupted(ChexRadiNetError):  # noqa: N818
+class Interrupted(ChexRadiNetError):
     """The run was asked to stop, and stopped; the message says where its state is kept."""
 
 
@@ -93,3 +93,7 @@ class StoreFullError(StoreError):
 
 class StoreIntegrityError(StoreError):
     """What was read is not what was written: length or checksum differ."""
+
+
+class WorkerError(ChexRadiNetError):
+    """Processes to compute in cannot be started."""

@@ -1,6 +1,7 @@
 """Tables of regions and of their radiomics features: columns, types, and how they are filled."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from chexradinet.errors import ArtifactError
-from chexradinet.records import Region
+from chexradinet.records import FeatureStatus, Region
 from chexradinet.regions.feature_names import FEATURE_NAMES
 
 BOX_COLUMNS = ("top", "left", "bottom", "right")
@@ -29,6 +30,20 @@ FEATURE_COLUMNS = ("image_id", "status", *FEATURE_NAMES)
 """Columns of `features.parquet`; the 102 values are NaN where the status is not `ok`."""
 
 _TEXT_COLUMNS = {"image_id", "finding", "status"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureRow:
+    """The features of one region."""
+
+    status: FeatureStatus
+    values: NDArray[np.float64]
+    """In the order of `FEATURE_NAMES`, shape (102,); all NaN where the status is not `OK`."""
+
+
+def rejected_row(status: FeatureStatus) -> FeatureRow:
+    """Return a row without values."""
+    return FeatureRow(status, np.full(len(FEATURE_NAMES), np.nan))
 
 
 def regions_table(

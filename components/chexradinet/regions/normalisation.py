@@ -1,0 +1,123 @@
+"""Bringing radiomics features, of any unit and magnitude, to one scale.
+
+Signed logarithm, then distance from the median in robust standard deviations, clipped. Without it
+the contrastive term sees little but the features that are large by unit: raw values run
+from 1e-4 to 1e8.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from chexradinet.errors import MismatchError, TrainingError
+from chexradinet.regions.feature_names import FEATURE_NAMES
+
+CLIP = 5.0
+"""Largest normalised value, on either side of 0."""
+
+NORMAL_IQR = 1.349
+"""Interquartile range of a normal distribution, in standard deviations."""
+
+_RELATIVE_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RadiomicsNormalisation:
+    """Training statistics of each feature's signed logarithm."""
+
+    median: NDArray[np.float64]
+    """Shape (102,)."""
+    spread: NDArray[np.float64]
+    """Interquartile range over `NORMAL_IQR`, 1 for a feature that does not vary; shape (102,)."""
+
+    def apply(self, values: ArrayLike) -> NDArray[np.float32]:
+        """Return normalised features in [-5, 5], shape (n, 102).
+
+        Args:
+            values: Features of rows whose status is `ok`, shape (n, 102), finite.
+
+        Raises:
+            TrainingError: a value is not finite.
+            MismatchError: the number of features is another.
+        """
+        logs = _signed_log(_checked(values))
+        scaled = (logs - self.median) / self.spread
+        return np.clip(scaled, -CLIP, CLIP).astype(np.float32)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values for the model bundle."""
+        return {
+            "features": list(FEATURE_NAMES),
+            "median": self.median.tolist(),
+            "spread": self.spread.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "RadiomicsNormalisation":
+        """Read what `as_dict` returned.
+
+        Raises:
+            MismatchError: it is of other features or another order, incomplete, or not usable.
+        """
+        if tuple(record.get("features", ())) != FEATURE_NAMES:
+            raise MismatchError(
+                "the bundle's radiomics normalisation is of other features than this release "
+                f"measures ({len(FEATURE_NAMES)} of pyradiomics 3.0.1); train it again"
+            )
+        median = np.asarray(record.get("median", ()), dtype=np.float64)
+        spread = np.asarray(record.get("spread", ()), dtype=np.float64)
+        shapes_fit = median.shape == spread.shape == (len(FEATURE_NAMES),)
+        if not (shapes_fit and np.isfinite(median).all() and (spread > 0).all()):
+            raise MismatchError(
+                f"the bundle's radiomics normalisation needs {len(FEATURE_NAMES)} finite medians "
+                "and as many spreads above 0; the bundle is damaged, train it again"
+            )
+        return cls(median=median, spread=spread)
+
+
+def fit_normalisation(values: ArrayLike) -> RadiomicsNormalisation:
+    """Return the statistics of the given rows.
+
+    Args:
+        values: Features of the *training split's* regions whose status is `ok`, shape (n, 102),
+            n at least 1. Which rows these are is the caller's business: rows of other splits would
+            leak into the model.
+
+    Raises:
+        TrainingError: there is no row, or a value is not finite.
+        MismatchError: the number of features is another.
+    """
+    logs = _signed_log(_checked(values))
+    if len(logs) == 0:
+        raise TrainingError(
+            "no region of the training split has radiomics features; guidance needs at least one: "
+            "look at the statuses of the regions, or train with the recipe `none` or `sharpen`"
+        )
+    lower, median, upper = np.percentile(logs, (25, 50, 75), axis=0)
+    spread = (upper - lower) / NORMAL_IQR
+    # A constant feature differs by rounding only, and rounding must not be blown up to +-5.
+    constant = spread <= _RELATIVE_ROUNDING * np.maximum(1.0, np.abs(median))
+    return RadiomicsNormalisation(median=median, spread=np.where(constant, 1.0, spread))
+
+
+def _signed_log(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sign(values) * np.log1p(np.abs(values))
+
+
+def _checked(values: ArrayLike) -> NDArray[np.float64]:
+    checked = np.asarray(values, dtype=np.float64)
+    if checked.ndim != 2 or checked.shape[1] != len(FEATURE_NAMES):
+        raise MismatchError(
+            f"features have shape {checked.shape}; needed is (n, {len(FEATURE_NAMES)}), in the "
+            "order of FEATURE_NAMES"
+        )
+    if not np.isfinite(checked).all():
+        rows = int((~np.isfinite(checked)).any(axis=1).sum())
+        raise TrainingError(
+            f"{rows} of {len(checked)} feature rows hold NaN or infinity; drop the rows whose "
+            "status is not ok before normalising"
+        )
+    return checked

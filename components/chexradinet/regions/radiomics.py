@@ -1,0 +1,141 @@
+"""Region to 102 radiomics features, with a status instead of an exception for bad pixels."""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from chexradinet.config import RadiomicsConfig
+from chexradinet.errors import MismatchError
+from chexradinet.records import Box, FeatureStatus, RegionStatus
+from chexradinet.regions.feature_classes import FeatureSettings, features_of_arrays
+from chexradinet.regions.feature_names import FEATURE_CLASSES, FEATURE_NAMES
+from chexradinet.regions.tables import BOX_COLUMNS, FeatureRow, features_table, rejected_row
+from chexradinet.regions.workers import BATCH_SIZE, measure_in_processes
+
+BORDER_PX = 1
+"""Outer pixels a box never covers, as pyradiomics wants background around a mask."""
+
+MIN_SIDE_PX = 2
+"""Shortest side that has texture; `execute()` refuses a line or a point as well."""
+
+_GREY_CLASSES = tuple(name for name in FEATURE_CLASSES if name != "shape2D")
+_REFUSALS = (ValueError, RuntimeError, IndexError, ArithmeticError, MemoryError)
+
+
+def features_of(image: NDArray[np.uint8], box: Box, config: RadiomicsConfig) -> FeatureRow:
+    """Return the features of a box in an X-ray; whatever the pixels are, nothing is raised.
+
+    Args:
+        image: Grey levels, shape (H, W).
+        box: In pixels of the image. It is rounded outward to whole pixels and clipped to leave
+            `BORDER_PX` free.
+        config: Bin width and nominal spacing.
+    """
+    return features_of_crop(crop_of(image, box), config)
+
+
+def crop_of(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    """Return the pixels of a box, rounded outward and clipped to leave `BORDER_PX` free.
+
+    A side of the result is 0 where the box lies outside.
+    """
+    height, width = image.shape
+    top, left = max(math.floor(box.top), BORDER_PX), max(math.floor(box.left), BORDER_PX)
+    bottom = min(math.ceil(box.bottom), height - BORDER_PX)
+    right = min(math.ceil(box.right), width - BORDER_PX)
+    return image[top : max(bottom, top), left : max(right, left)]
+
+
+def features_of_crop(crop: NDArray[np.uint8], config: RadiomicsConfig) -> FeatureRow:
+    """Return the features of a whole rectangle of pixels, shape (h, w); nothing is raised."""
+    if min(crop.shape) < MIN_SIDE_PX:
+        return rejected_row(FeatureStatus.FAILED)
+    mask = np.ones((1, *crop.shape), bool)
+    try:
+        measured = features_of_arrays(crop[None], mask, _settings(config), _GREY_CLASSES)
+        measured |= _rectangle_shape(*crop.shape, config)
+    except _REFUSALS:
+        return rejected_row(FeatureStatus.FAILED)
+    values = np.array([measured[name] for name in FEATURE_NAMES], dtype=np.float64)
+    if not np.isfinite(values).all():
+        return rejected_row(FeatureStatus.NOT_FINITE)
+    return FeatureRow(FeatureStatus.OK, values)
+
+
+def extract_features(
+    images: Callable[[NDArray[np.int64]], NDArray[np.uint8]],
+    regions: pd.DataFrame,
+    rows: NDArray[np.int64],
+    config: RadiomicsConfig,
+    num_workers: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """Return the table of features of many regions, row by row that of the regions.
+
+    Args:
+        images: Returns the X-rays of some data set rows, shape (n, H, W); asked for at most
+            `BATCH_SIZE` at a time, and only for those that have a region.
+        regions: `REGION_COLUMNS`, n rows.
+        rows: Data set row of the X-ray of each region, shape (n,).
+        config: Bin width and nominal spacing.
+        num_workers: Processes; with 1 everything runs in this one.
+        progress: Called with the number of regions done and of all.
+
+    Raises:
+        MismatchError: `regions` and `rows` differ in length.
+        WorkerError: no process can be started.
+    """
+    if len(rows) != len(regions):
+        raise MismatchError(
+            f"{len(regions)} regions and {len(rows)} data set rows were given; give one row a "
+            "region, found by its image_id in the data set that the regions were made from"
+        )
+    measured = measure_in_processes(
+        _crops(images, regions, rows), partial(features_of_crop, config=config), num_workers
+    )
+    statuses: list[str] = []
+    values = np.full((len(regions), len(FEATURE_NAMES)), np.nan)
+    for row in measured:
+        values[len(statuses)] = row.values
+        statuses.append(row.status.value)
+        if progress is not None:
+            progress(len(statuses), len(regions))
+    return features_table(regions["image_id"].tolist(), statuses, values)
+
+
+def _crops(
+    images: Callable[[NDArray[np.int64]], NDArray[np.uint8]],
+    regions: pd.DataFrame,
+    rows: NDArray[np.int64],
+) -> Iterator[NDArray[np.uint8] | None]:
+    """Yield the pixels of each region in order, None for those without a box."""
+    sides = regions[list(BOX_COLUMNS)].to_numpy(dtype=np.float64)
+    found = (regions["status"] == RegionStatus.OK.value).to_numpy()
+    for start in range(0, len(regions), BATCH_SIZE):
+        batch = np.arange(start, min(start + BATCH_SIZE, len(regions)))
+        wanted, place = np.unique(rows[batch][found[batch]], return_inverse=True)
+        pixels = images(wanted) if len(wanted) else None
+        places = iter(place)
+        for index in batch:
+            if pixels is None or not found[index]:
+                yield None
+            else:
+                # A copy, so that a waiting crop does not keep its whole batch in memory.
+                yield crop_of(pixels[next(places)], Box(*sides[index])).copy()
+
+
+def _settings(config: RadiomicsConfig) -> FeatureSettings:
+    spacing_mm = (config.spacing_mm, config.spacing_mm, 1.0)
+    return FeatureSettings(bin_width=config.bin_width, spacing_mm=spacing_mm)
+
+
+@lru_cache(maxsize=4096)
+def _rectangle_shape(height: int, width: int, config: RadiomicsConfig) -> dict[str, Any]:
+    """Return the shape features of a full rectangle: they depend on nothing but its sides."""
+    mask = np.ones((1, height, width), bool)
+    return features_of_arrays(mask.astype(np.uint8), mask, _settings(config), ("shape2D",))
