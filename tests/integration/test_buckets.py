@@ -1,0 +1,196 @@
+"""Buckets, lifecycle and the three policies of manifests/base on a real MinIO server."""
+
+import io
+import logging
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from minio import Minio
+from minio.error import S3Error
+
+from chexradinet.errors import StoreAccessError, StoreUnavailableError
+from chexradinet.flows.buckets import read_buckets, set_up
+
+FOLDER = Path(__file__).resolve().parents[2] / "manifests" / "base" / "storage"
+SECRET = "a-secret-of-tests"  # noqa: S105 - of the test's own server
+INBOX, TRAINING, MODELS, RESULTS, ARTIFACTS = (
+    f"chexradinet-{name}" for name in ("inbox", "training", "models", "results", "artifacts")
+)
+
+
+class Server(NamedTuple):
+    """A running MinIO and the environment of its bucket Job."""
+
+    address: str
+    environment: dict[str, str]
+
+    def client(self, user: str) -> Minio:
+        """Return a client that signs as this user."""
+        return Minio(self.address, user, SECRET, secure=False, region="us-east-1")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    binary = shutil.which("minio")
+    if binary is None:
+        pytest.skip("minio is absent: build it with `go install github.com/minio/minio@latest`")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    folder = tmp_path_factory.mktemp("minio")
+    process = subprocess.Popen(
+        [binary, "server", str(folder), "--address", address, "--quiet"],
+        env={"MINIO_ROOT_USER": "root", "MINIO_ROOT_PASSWORD": SECRET, "HOME": str(folder)}
+        | {"MINIO_BROWSER": "off"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(150):
+            try:
+                urllib.request.urlopen(f"http://{address}/minio/health/live", timeout=2)
+                break
+            except OSError:
+                time.sleep(0.1)
+        environment = {
+            "AWS_ENDPOINT_URL": f"http://{address}",
+            "AWS_ACCESS_KEY_ID": "root",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+        }
+        for policy in ("INGEST", "PIPELINE", "RESULTS_READER"):
+            environment[f"{policy}_ACCESS_KEY_ID"] = policy.lower()
+            environment[f"{policy}_SECRET_ACCESS_KEY"] = SECRET
+        yield Server(address, environment)
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def ready(server: Server) -> Server:
+    """Return the server with buckets set up twice (a Job may be retried) and one object in each."""
+    assert set_up(FOLDER, server.environment)
+    assert set_up(FOLDER, server.environment)
+    for bucket in (INBOX, TRAINING, MODELS, RESULTS, ARTIFACTS):
+        for key in ("there", "ledger/entry"):
+            server.client("root").put_object(bucket, key, io.BytesIO(b"1"), 1)
+    return server
+
+
+def test_every_bucket_keeps_old_versions_and_only_artifacts_expire(ready: Server) -> None:
+    client = ready.client("root")
+    expiring = {}
+    for bucket in read_buckets(FOLDER / "buckets.json"):
+        assert client.get_bucket_versioning(bucket.name).status == "Enabled"
+        lifecycle = client.get_bucket_lifecycle(bucket.name)
+        assert lifecycle is not None
+        (rule,) = lifecycle.rules
+        assert rule.noncurrent_version_expiration is not None
+        assert rule.noncurrent_version_expiration.noncurrent_days == bucket.noncurrent_days
+        expiring[bucket.name] = rule.expiration and rule.expiration.days
+    assert expiring == {INBOX: None, TRAINING: None, MODELS: None, RESULTS: None, ARTIFACTS: 30}
+
+
+def allowed(client: Minio, action: str, bucket: str, key: str = "there") -> bool:
+    """Tell whether the server lets this user do this."""
+    try:
+        if action == "get":
+            client.get_object(bucket, key).close()
+        elif action == "put":
+            client.put_object(bucket, f"{key}-new", io.BytesIO(b"2"), 1)
+        elif action == "delete":
+            client.remove_object(bucket, "nothing-of-this-name")
+        elif action == "destroy":
+            version = client.put_object(bucket, "of-no-value", io.BytesIO(b"3"), 1).version_id
+            client.remove_object(bucket, "of-no-value", version)
+        else:
+            assert action == "list"
+            list(client.list_objects(bucket))
+    except S3Error as error:
+        if error.code != "AccessDenied":
+            raise
+        return False
+    return True
+
+
+RIGHTS = {
+    "ingest": {(INBOX, "put"), (TRAINING, "put")},
+    "pipeline": {
+        *((bucket, "list") for bucket in (INBOX, TRAINING, MODELS, RESULTS, ARTIFACTS)),
+        *((bucket, "get") for bucket in (INBOX, TRAINING, MODELS, RESULTS, ARTIFACTS)),
+        *((bucket, "put") for bucket in (MODELS, RESULTS, ARTIFACTS)),
+        *((bucket, "delete") for bucket in (RESULTS, ARTIFACTS)),
+    },
+    "results_reader": {(RESULTS, "list"), (RESULTS, "get")},
+}
+
+
+@pytest.mark.parametrize("user", RIGHTS)
+def test_a_policy_allows_what_it_says_and_nothing_else(ready: Server, user: str) -> None:
+    client = ready.client(user)
+    found = {
+        (bucket, action)
+        for bucket in (INBOX, TRAINING, MODELS, RESULTS, ARTIFACTS)
+        for action in ("get", "put", "delete", "destroy", "list")
+        if allowed(client, action, bucket)
+    }
+    assert found == RIGHTS[user]
+
+
+def test_the_reader_does_not_see_the_ledger(ready: Server) -> None:
+    assert not allowed(ready.client("results_reader"), "get", RESULTS, "ledger/entry")
+    assert allowed(ready.client("pipeline"), "get", RESULTS, "ledger/entry")
+
+
+def test_no_user_can_make_buckets_or_change_their_lifecycle(ready: Server) -> None:
+    for user in RIGHTS:
+        with pytest.raises(S3Error, match="AccessDenied"):
+            ready.client(user).make_bucket("another")
+        with pytest.raises(S3Error, match="AccessDenied"):
+            ready.client(user).delete_bucket_lifecycle(ARTIFACTS)
+
+
+def test_what_the_pipeline_deletes_can_be_brought_back(ready: Server) -> None:
+    pipeline, root = ready.client("pipeline"), ready.client("root")
+    made = pipeline.put_object(RESULTS, "scores/row", io.BytesIO(b"4"), 1)
+    pipeline.remove_object(RESULTS, "scores/row")
+    with pytest.raises(S3Error, match="NoSuchKey"):
+        pipeline.get_object(RESULTS, "scores/row")
+    back = root.get_object(RESULTS, "scores/row", version_id=made.version_id)
+    assert back.read() == b"4"
+    back.close()
+
+
+def test_another_secret_key_replaces_the_old_one(ready: Server) -> None:
+    changed = ready.environment | {"INGEST_SECRET_ACCESS_KEY": "another-secret"}
+    set_up(FOLDER, changed)
+    with pytest.raises(S3Error, match="SignatureDoesNotMatch"):
+        ready.client("ingest").put_object(INBOX, "x", io.BytesIO(b"5"), 1)
+    set_up(FOLDER, ready.environment)
+    assert allowed(ready.client("ingest"), "put", INBOX)
+
+
+def test_credentials_without_the_right_are_named_as_the_cause(ready: Server) -> None:
+    poor = ready.environment | {"AWS_ACCESS_KEY_ID": "ingest"}
+    with pytest.raises(StoreAccessError, match="may make buckets"):
+        set_up(FOLDER, poor)
+
+
+def test_an_unreachable_store_names_the_variable(server: Server) -> None:
+    away = server.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    with pytest.raises(StoreUnavailableError, match="AWS_ENDPOINT_URL"):
+        set_up(FOLDER, away)
+
+
+def test_secrets_do_not_reach_the_log(ready: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="chexradinet"):
+        set_up(FOLDER, ready.environment)
+    assert "policy pipeline: set" in caplog.text
+    assert SECRET not in caplog.text
