@@ -8,12 +8,15 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import TypeVar
 
 from chexradinet.errors import ConfigError
 from chexradinet.findings import canonical_finding, canonical_findings
 
 PREPROCESSING_VERSION = 1
 """Raised whenever the same file would give other model pixels; part of the preprocessing digest."""
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 MAX_ROUNDS_LIMIT = 8
 """Most rounds a pipeline can be compiled for: each adds a sub-pipeline and an input."""
@@ -23,6 +26,17 @@ def require(holds: bool, setting: str, value: object, needed: str) -> None:
     """Raise a `ConfigError` that names a setting, what it was and what it must be."""
     if not holds:
         raise ConfigError(f"{setting} is {value!r}; it must be {needed}")
+
+
+def choice(kind: type[Choice], setting: str, value: str) -> Choice:
+    """Return the member of a setting's names, from plain text.
+
+    Raises:
+        ConfigError: no member has this name; it lists those that there are.
+    """
+    known = [member.value for member in kind]
+    require(value in known, setting, str(value), f"one of {', '.join(known)}")
+    return kind(value)
 
 
 def canonical_json(value: object) -> str:
@@ -60,7 +74,7 @@ class PreprocessingConfig:
     def __post_init__(self) -> None:
         """Check the side and accept the mode by name."""
         require(32 <= self.image_side <= 2048, "image_side", self.image_side, "in [32, 2048] px")
-        object.__setattr__(self, "geometry", GeometryMode(self.geometry))
+        object.__setattr__(self, "geometry", choice(GeometryMode, "geometry", self.geometry))
 
     def digest(self) -> str:
         """Return the digest that a data set and a bundle must share to be used together."""
@@ -142,8 +156,6 @@ class IngestConfig:
 
     def __post_init__(self) -> None:
         """Check every number, and accept format and findings by any known name."""
-        known = [name.value for name in SourceFormat]
-        require(self.format in known, "format", str(self.format), f"one of {known}")
         for name in ("validation_fraction", "test_fraction"):
             require(0 <= getattr(self, name) < 0.9, name, getattr(self, name), "in [0, 0.9)")
         rejects = self.max_reject_fraction
@@ -151,7 +163,7 @@ class IngestConfig:
         require(self.shard_size >= 1, "shard_size", self.shard_size, "at least 1")
         require(self.num_workers >= 0, "num_workers", self.num_workers, "at least 0")
         parse_uncertain(self.uncertain)
-        object.__setattr__(self, "format", SourceFormat(self.format))
+        object.__setattr__(self, "format", choice(SourceFormat, "format", self.format))
         object.__setattr__(self, "findings", canonical_findings(self.findings))
 
 
@@ -176,10 +188,8 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         """Check the stride and accept the backbone by name."""
-        known = [backbone.value for backbone in Backbone]
-        require(self.backbone in known, "backbone", str(self.backbone), f"one of {known}")
         require(self.map_stride in (8, 16, 32), "map_stride", self.map_stride, "8, 16 or 32")
-        object.__setattr__(self, "backbone", Backbone(self.backbone))
+        object.__setattr__(self, "backbone", choice(Backbone, "backbone", self.backbone))
 
 
 class GuidanceRecipe(StrEnum):
@@ -212,12 +222,10 @@ class GuidanceConfig:
 
     def __post_init__(self) -> None:
         """Check the weights and accept the recipe by name."""
-        known = [recipe.value for recipe in GuidanceRecipe]
-        require(self.recipe in known, "recipe", str(self.recipe), f"one of {known}")
         for name in ("sharpen_weight", "contrastive_weight"):
             require(0 <= getattr(self, name) <= 0.5, name, getattr(self, name), "in [0, 0.5]")
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        object.__setattr__(self, "recipe", GuidanceRecipe(self.recipe))
+        object.__setattr__(self, "recipe", choice(GuidanceRecipe, "recipe", self.recipe))
 
     @property
     def sharpens(self) -> bool:

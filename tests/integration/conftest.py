@@ -1,0 +1,165 @@
+"""Real servers for tests: MinIO on the loopback interface, with its data in a temporary folder."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from minio import Minio
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOOLS = REPOSITORY / ".tools"
+MINIO_MODULE = "github.com/minio/minio@latest"
+
+
+def skip_unless_ci(reason: str) -> None:
+    """Skip the test, or fail it where CI must not pass over it."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason}; CI must not skip this test")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def minio_binary() -> str:
+    """Return the path of a MinIO server, built from source where there is none."""
+    found = shutil.which("minio") or shutil.which("minio", path=str(TOOLS))
+    if found is None and shutil.which("go"):
+        environment = {**os.environ, "GOBIN": str(TOOLS)}
+        subprocess.run(["go", "install", MINIO_MODULE], env=environment, check=True)
+        found = shutil.which("minio", path=str(TOOLS))
+    if found is None:
+        skip_unless_ci("neither minio nor go, which builds it, is on the PATH")
+    return str(found)
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Return a function that finds a loopback port nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            return int(listener.getsockname()[1])
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def wait_until_up() -> Callable[[str, "subprocess.Popen[bytes]"], None]:
+    """Return a function that waits until a URL answers, or fails when its process ends."""
+
+    def wait(url: str, process: "subprocess.Popen[bytes]") -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                with urllib.request.urlopen(url, timeout=1):  # noqa: S310 (our own loopback URL)
+                    return
+            except OSError:
+                time.sleep(0.05)
+        pytest.fail(f"{process.args!r} does not answer at {url}")
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def start_minio(
+    minio_binary: str,
+    free_port: Callable[[], int],
+    wait_until_up: Callable[[str, "subprocess.Popen[bytes]"], None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[], SimpleNamespace]]:
+    """Return a function that starts a server of one's own.
+
+    What it returns has `endpoint` (a URL), `access_key`, `secret_key`, and the functions `kill` and
+    `start`, which keep address and data.
+    """
+    started: list[SimpleNamespace] = []
+
+    def make() -> SimpleNamespace:
+        folder = tmp_path_factory.mktemp("minio")
+        server = SimpleNamespace(
+            address=f"127.0.0.1:{free_port()}",
+            access_key=secrets.token_hex(8),
+            secret_key=secrets.token_hex(20),
+        )
+        server.endpoint = f"http://{server.address}"
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "MINIO_ROOT_USER": server.access_key,
+            "MINIO_ROOT_PASSWORD": server.secret_key,
+            "MINIO_BROWSER": "off",
+        }
+        command = [minio_binary, "server", "--quiet", "--address", server.address, f"{folder}/data"]
+
+        def start() -> None:
+            with (folder / "log").open("ab") as log:
+                server.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            wait_until_up(f"{server.endpoint}/minio/health/live", server.process)
+
+        def kill() -> None:
+            server.process.kill()
+            server.process.wait()
+
+        server.start, server.kill = start, kill
+        started.append(server)
+        start()
+        return server
+
+    yield make
+    for server in started:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def minio_server(start_minio: Callable[[], SimpleNamespace]) -> SimpleNamespace:
+    """Return the server that tests share: `endpoint`, `access_key`, `secret_key`."""
+    return start_minio()
+
+
+@pytest.fixture
+def use_server(monkeypatch: pytest.MonkeyPatch) -> Callable[[SimpleNamespace], None]:
+    """Return a function that points this process, and those it starts, to a server."""
+
+    def use(server: SimpleNamespace) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.access_key)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret_key)
+        for name in ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_CA_BUNDLE"):
+            monkeypatch.delenv(name, raising=False)
+
+    return use
+
+
+@pytest.fixture
+def new_bucket() -> Callable[[SimpleNamespace], str]:
+    """Return a function that makes an empty bucket on a server and returns its name."""
+
+    def make(server: SimpleNamespace) -> str:
+        name = f"test-{secrets.token_hex(6)}"
+        client = Minio(
+            server.address, server.access_key, server.secret_key, secure=False, region="us-east-1"
+        )
+        client.make_bucket(name)
+        return name
+
+    return make
+
+
+@pytest.fixture
+def s3_uri(
+    minio_server: SimpleNamespace,
+    use_server: Callable[[SimpleNamespace], None],
+    new_bucket: Callable[[SimpleNamespace], str],
+) -> str:
+    """Return the URI of an empty bucket; the `AWS_…` variables lead to it during the test."""
+    use_server(minio_server)
+    return f"s3://{new_bucket(minio_server)}"
