@@ -1,0 +1,95 @@
+"""Round 0: a classifier trained on image labels alone."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from chexradinet.config import (
+    GuidanceConfig,
+    GuidanceRecipe,
+    NetworkConfig,
+    RegionConfig,
+    TrainConfig,
+)
+from chexradinet.dataset.format import Dataset, open_dataset
+from chexradinet.flows.validation import validate
+from chexradinet.model.bundle import BundleInfo, model_card, save_bundle
+from chexradinet.model.guidance import build_heads
+from chexradinet.model.resnet import build_network, load_imagenet_weights
+from chexradinet.model.training import TrainingData, fit
+from chexradinet.records import Split
+
+Progress = Callable[[int, int, float], None]
+"""Called with the step, the number of steps and the loss."""
+
+
+def train(
+    dataset: Path,
+    target: Path,
+    network: NetworkConfig,
+    config: TrainConfig,
+    regions: RegionConfig,
+    initial_weights: Path | None = None,
+    progress: Progress | None = None,
+) -> BundleInfo:
+    """Train round 0 and write its bundle.
+
+    Args:
+        dataset: Directory that `ingest` wrote.
+        target: Bundle directory to make.
+        network: Shape of the classifier.
+        config: How to train it.
+        regions: How validation turns a map into a region.
+        initial_weights: A torchvision state dict of the same depth; None starts at random.
+        progress: Called after each step.
+
+    Raises:
+        ArtifactError: the data set or the weights cannot be read.
+        TrainingError: there is no labelled training image, or the loss left the finite numbers.
+        Interrupted: the process was asked to end; a checkpoint was written.
+    """
+    data = open_dataset(dataset)
+    classifier = build_network(network, len(data.info.findings), seed=config.seed)
+    if initial_weights is not None:
+        load_imagenet_weights(classifier, initial_weights)
+    heads = build_heads(classifier.num_channels, seed=config.seed)
+    guidance = GuidanceConfig(recipe=GuidanceRecipe.NONE)
+    history = fit(classifier, heads, training_data(data), config, guidance, progress=progress)
+    validation = validate(classifier, data, regions)
+    info = BundleInfo(
+        network=network,
+        findings=data.info.findings,
+        preprocessing=data.info.preprocessing,
+        preprocessing_digest=data.info.preprocessing_digest,
+        round=0,
+        guidance=guidance.arm,
+        training_data_digest=data.digest,
+        metrics={
+            "validation": validation.metrics,
+            "history": [round_summary(0, guidance.arm, validation.metrics)],
+            "epochs": history,
+        },
+        settings={"train": asdict(config)},
+    )
+    save_bundle(target, info, classifier, heads, model_card(info))
+    return info
+
+
+def training_data(data: Dataset) -> TrainingData:
+    """Return the training split as the training loop reads it: nothing of a box is in it."""
+    return TrainingData(images=data.images, labels=data.labels, rows=data.rows(Split.TRAIN))
+
+
+def headline(info: BundleInfo) -> dict[str, float]:
+    """Return the defined figures that the Kubeflow page of a round shows; all finite."""
+    metrics = info.metrics["validation"]
+    names = ("mean_auroc", "faithfulness", "selection")
+    shown = {f"validation_{name}": metrics[name] for name in names if metrics[name] is not None}
+    return {"round": float(info.round), **shown}
+
+
+def round_summary(round_number: int, arm: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return what a bundle's history says of one round."""
+    judged = {name: metrics[name] for name in ("mean_auroc", "faithfulness", "selection")}
+    return {"round": round_number, "guidance": arm, **judged}

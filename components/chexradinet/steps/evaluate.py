@@ -1,0 +1,64 @@
+"""Kubeflow component of `flows.evaluate`."""
+
+from kfp import dsl
+
+from chexradinet.steps.worker import worker
+
+
+@worker
+def evaluate(
+    region_threshold: float,
+    bin_width: float,
+    bootstrap_samples: int,
+    target_sensitivity: float,
+    seed: int,
+    accelerator_type: str,
+    accelerators: str,
+    dataset: dsl.Input[dsl.Dataset],
+    control: dsl.Input[dsl.Model],
+    permuted: dsl.Input[dsl.Model],
+    best: dsl.Output[dsl.Model],
+    evaluation: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+    roc: dsl.Output[dsl.ClassificationMetrics],
+    round_0: dsl.Input[dsl.Model],
+    round_1: dsl.Input[dsl.Model] = None,
+    round_2: dsl.Input[dsl.Model] = None,
+    round_3: dsl.Input[dsl.Model] = None,
+    round_4: dsl.Input[dsl.Model] = None,
+    round_5: dsl.Input[dsl.Model] = None,
+    round_6: dsl.Input[dsl.Model] = None,
+    round_7: dsl.Input[dsl.Model] = None,
+    round_8: dsl.Input[dsl.Model] = None,
+) -> None:
+    """Choose the best round on validation, calibrate it, and judge all rounds on the test split."""
+    import shutil
+    from pathlib import Path
+
+    from chexradinet.config import EvaluationConfig, RadiomicsConfig, RegionConfig
+    from chexradinet.flows.device import check_accelerator
+    from chexradinet.flows.evaluate import Arms, evaluate
+
+    check_accelerator(accelerator_type, accelerators)
+    later = (round_1, round_2, round_3, round_4, round_5, round_6, round_7, round_8)
+    outcome = evaluate(
+        Path(dataset.path),
+        Arms(
+            rounds=[Path(model.path) for model in (round_0, *later) if model is not None],
+            control=Path(control.path),
+            permuted=Path(permuted.path),
+        ),
+        best=Path(best.path),
+        target=Path(evaluation.path),
+        config=EvaluationConfig(
+            bootstrap_samples=bootstrap_samples, sensitivity=target_sensitivity, seed=seed
+        ),
+        regions=RegionConfig(threshold=region_threshold),
+        radiomics=RadiomicsConfig(bin_width=bin_width),
+    )
+    shutil.copyfile(Path(evaluation.path) / "report.html", report.path)
+    for name, value in outcome.headline().items():
+        metrics.log_metric(name, value)
+    roc.log_roc_curve(*outcome.pooled_roc())
+    best.metadata["round"] = outcome.best_round

@@ -1,0 +1,38 @@
+"""Kubeflow component of `flows.heatmap`."""
+
+from kfp import dsl
+
+from chexradinet.steps.worker import worker
+
+
+@worker
+def heatmap(
+    shard: int,
+    num_shards: int,
+    active: bool,
+    region_threshold: float,
+    accelerator_type: str,
+    accelerators: str,
+    model: dsl.Input[dsl.Model],
+    dataset: dsl.Input[dsl.Dataset],
+    regions: dsl.Output[dsl.Dataset],
+) -> None:
+    """Write the regions that the model looked at in a shard of the training images."""
+    from pathlib import Path
+
+    from chexradinet.config import RegionConfig
+    from chexradinet.flows.device import check_accelerator
+    from chexradinet.flows.heatmap import heatmap
+    from chexradinet.flows.sharding import Shard, skip
+
+    if not active:
+        skip(Path(regions.path))
+        return
+    check_accelerator(accelerator_type, accelerators)
+    heatmap(
+        Path(model.path),
+        Path(dataset.path),
+        Path(regions.path),
+        RegionConfig(threshold=region_threshold),
+        Shard(int(shard), num_shards),
+    )

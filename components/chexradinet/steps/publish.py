@@ -1,0 +1,30 @@
+"""Kubeflow component of `flows.publish`."""
+
+from kfp import dsl
+
+from chexradinet.steps.worker import worker
+
+
+@worker
+def publish(
+    models_uri: str,
+    replace_incomparable: bool,
+    best: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Artifact],
+    dataset: dsl.Input[dsl.Dataset],
+    decision: dsl.Output[dsl.Markdown],
+) -> str:
+    """Publish the best round if it beats the champion; return the champion's digest."""
+    from pathlib import Path
+
+    from chexradinet.flows.publish import publish
+
+    outcome = publish(
+        Path(best.path),
+        Path(evaluation.path),
+        Path(dataset.path),
+        models_uri,
+        replace_incomparable=replace_incomparable,
+    )
+    Path(decision.path).write_text(outcome.as_markdown(), encoding="utf-8")
+    return outcome.champion_digest

@@ -1,0 +1,34 @@
+"""Kubeflow component of `flows.radiomics`."""
+
+from kfp import dsl
+
+from chexradinet.steps.worker import worker
+
+
+@worker
+def radiomics(
+    shard: int,
+    num_shards: int,
+    active: bool,
+    bin_width: float,
+    dataset: dsl.Input[dsl.Dataset],
+    regions: dsl.Input[dsl.Dataset],
+    features: dsl.Output[dsl.Dataset],
+) -> None:
+    """Write the 102 radiomics features of a shard of the regions."""
+    from pathlib import Path
+
+    from chexradinet.config import RadiomicsConfig
+    from chexradinet.flows.radiomics import radiomics
+    from chexradinet.flows.sharding import Shard, skip
+
+    if not active:
+        skip(Path(features.path))
+        return
+    radiomics(
+        Path(dataset.path),
+        Path(regions.path),
+        Path(features.path),
+        RadiomicsConfig(bin_width=bin_width),
+        Shard(int(shard), num_shards),
+    )

@@ -1,0 +1,65 @@
+"""`python -m pipelines`: compile, run here, submit to Kubeflow, schedule."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from chexradinet.errors import ChexRadiNetError
+from pipelines.compile import BUILD_FOLDER, compile_training
+from pipelines.parameters import load_compiled, parse_settings
+from pipelines.run import run_locally
+from pipelines.training import DEFAULT_MAX_ROUNDS
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+
+Folder = Annotated[Path, typer.Option(help="Folder for the compiled pipelines.")]
+MaxRounds = Annotated[int, typer.Option(help="Guided rounds that the pipeline can run at most.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A parameter, as name=value; repeatable.")
+]
+
+
+@app.command("compile")
+def compile_command(
+    folder: Folder = BUILD_FOLDER, max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS
+) -> None:
+    """Write the pipelines as Kubeflow runs them."""
+    console.print(f"wrote {compile_training(folder, max_rounds)}", highlight=False)
+
+
+@app.command("run")
+def run_command(
+    name: Annotated[str, typer.Argument(help="training")],
+    settings: Settings = None,
+    folder: Folder = BUILD_FOLDER,
+    max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
+    run_folder: Annotated[
+        Path | None, typer.Option(help="Folder for artifacts; a new one under .kfp otherwise.")
+    ] = None,
+) -> None:
+    """Compile a pipeline and run the compiled YAML on this machine."""
+    if name != "training":
+        raise typer.BadParameter(f"{name!r} is no pipeline; known is training")
+    compiled = compile_training(folder, max_rounds)
+    arguments = parse_settings(load_compiled(compiled), settings or [])
+    target = run_folder or Path(".kfp") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    console.print(f"running {compiled} in {target}", highlight=False)
+    run_locally(compiled, arguments, target, console)
+    console.print(f"finished; artifacts and run.log are in {target}", highlight=False)
+
+
+def main() -> None:
+    """Run a command; a deliberate error is printed without a traceback."""
+    try:
+        app()
+    except ChexRadiNetError as error:
+        console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""The child process of a local run: executes one compiled pipeline with kfp's subprocess runner.
+
+`python -m pipelines.local_runner COMPILED.yaml ARGUMENTS.json RUN_FOLDER`. A process of its own,
+because kfp's runner takes over standard output and logging of the one it runs in.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+from kfp import components, local
+
+
+def main(compiled: Path, arguments: Path, run_folder: Path) -> None:
+    """Run the pipeline and write its output parameters to `outputs.json`."""
+    # Settings for the cluster (memory, accelerators) have no effect here, and kfp says so per task.
+    warnings.simplefilter("ignore")
+    local.init(
+        local.SubprocessRunner(use_venv=False), pipeline_root=str(run_folder), raise_on_error=True
+    )
+    pipeline = components.load_component_from_file(str(compiled))
+    task = pipeline(**json.loads(arguments.read_text(encoding="utf-8")))
+    outputs = {key: value for key, value in task.outputs.items() if isinstance(value, str | float)}
+    (run_folder / "outputs.json").write_text(json.dumps(outputs), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*(Path(argument) for argument in sys.argv[1:4]))

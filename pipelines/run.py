@@ -1,0 +1,123 @@
+"""Running a compiled pipeline on this machine: the YAML that is uploaded is the YAML that runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from chexradinet.errors import ChexRadiNetError
+from pipelines.parameters import Value
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_STARTED = re.compile(r"Executing task '([^']+)'")
+_ENDED = re.compile(r"Task '([^']+)' finished with status (\w+)")
+_STAGE_LOG = re.compile(r"\[KFP Executor [^]]*?(INFO|WARNING)\]: (.*)")
+_SILENT_SKIP = "Could not resolve"
+"""kfp logs this where it skips a condition that it cannot evaluate, and then reports success."""
+
+_CHATTER = ("--component_module_path", "Looking for component", "Got executor_input", "Wrote ")
+_QUIET_STEPS = ("gate", "gather")
+
+
+class LocalRunError(ChexRadiNetError):
+    """A local pipeline run failed; the message holds the end of the failing stage's log."""
+
+
+@dataclass
+class _Watcher:
+    """Turns the runner's output into one line a stage."""
+
+    console: Console
+    started: dict[str, float] = field(default_factory=dict)
+    recent: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def read(self, raw: str) -> None:
+        line = _ANSI.sub("", raw).rstrip()
+        if not line.strip():
+            return
+        self.recent = [*self.recent[-40:], line]
+        if _SILENT_SKIP in line:
+            self.faults.append(line)
+        if found := _STARTED.search(line):
+            self.started[found[1]] = time.monotonic()
+        elif found := _ENDED.search(line):
+            self._ended(found[1], found[2])
+        elif found := _STAGE_LOG.search(line):
+            self._said(found[1], found[2])
+
+    def _ended(self, task: str, status: str) -> None:
+        seconds = time.monotonic() - self.started.pop(task, time.monotonic())
+        if status != "SUCCESS" or not task.startswith(_QUIET_STEPS):
+            mark = "done  " if status == "SUCCESS" else "FAILED"
+            self.console.print(f"  {mark} {task:<18} {seconds:6.1f} s", highlight=False)
+
+    def _said(self, level: str, message: str) -> None:
+        if level == "WARNING":
+            self.console.print(f"  note   {message}", highlight=False, markup=False)
+        elif self.console.is_terminal and not message.startswith(_CHATTER):
+            self.console.print(f"         {message}", style="dim", highlight=False, markup=False)
+
+
+def run_locally(
+    compiled: Path,
+    arguments: Mapping[str, Value],
+    run_folder: Path,
+    console: Console,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Run a compiled pipeline with kfp's subprocess runner and return its output parameters.
+
+    Args:
+        compiled: What `python -m pipelines compile` wrote.
+        arguments: Values of the pipeline's parameters.
+        run_folder: Where artifacts and the whole log (`run.log`) go; made if it is not there.
+        console: Where progress is shown.
+        environment: Variables that the stages see beside this process's own.
+
+    Raises:
+        LocalRunError: a stage failed, or kfp skipped a condition that it could not evaluate.
+    """
+    run_folder.mkdir(parents=True, exist_ok=True)
+    given = run_folder / "arguments.json"
+    given.write_text(json.dumps(dict(arguments), indent=1), encoding="utf-8")
+    command = [sys.executable, "-m", "pipelines.local_runner"]
+    watcher = _Watcher(console)
+    with (
+        (run_folder / "run.log").open("w", encoding="utf-8") as log,
+        subprocess.Popen(
+            [*command, str(compiled), str(given), str(run_folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+        ) as process,
+    ):
+        for line in _lines(process):
+            log.write(line)
+            watcher.read(line)
+    if process.returncode or watcher.faults:
+        tail = "\n".join(watcher.faults or watcher.recent[-15:])
+        raise LocalRunError(f"the run failed; its log is {run_folder / 'run.log'}\n{tail}")
+    outputs: dict[str, str] = json.loads((run_folder / "outputs.json").read_text(encoding="utf-8"))
+    return outputs
+
+
+def _lines(process: subprocess.Popen[str]) -> Iterable[str]:
+    if process.stdout is None:
+        return
+    yield from process.stdout
+
+
+def artifacts_of(run_folder: Path, name: str) -> list[Path]:
+    """Return the local paths of an artifact that a run wrote, oldest first."""
+    found = [path for path in run_folder.glob(f"*/*/{name}") if not path.name.startswith(".")]
+    return sorted(found, key=lambda path: path.stat().st_mtime)

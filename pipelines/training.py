@@ -1,0 +1,224 @@
+"""The training pipeline: ingest, round 0, guided rounds, evaluation, publication.
+
+The loop is unrolled when compiled and gated when run (ADR 0002): each round is a sub-pipeline that
+passes its model on untouched once `rounds` is reached or validation stops improving.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from kfp import dsl, kubernetes
+
+from chexradinet.config import MAX_ROUNDS_LIMIT, require
+from chexradinet.steps.evaluate import evaluate
+from chexradinet.steps.ingest import ingest
+from chexradinet.steps.publish import publish
+from chexradinet.steps.train import train
+from chexradinet.steps.worker import WORKER_IMAGE
+from pipelines.describe import description_of
+from pipelines.resources import (
+    DEIDENTIFICATION_SECRET,
+    Placement,
+    on_accelerator,
+    on_processor,
+    with_store,
+)
+from pipelines.rounds import guided_round
+
+PIPELINE_NAME = "chexradinet-training"
+DEFAULT_MAX_ROUNDS = 4
+EVERY_NODE: dict[str, str] = {}
+NO_TOLERATION: list[dict[str, str]] = []
+
+
+def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any]:
+    """Return the training pipeline for at most this many guided rounds.
+
+    Raises:
+        ConfigError: `max_rounds` is not in [1, MAX_ROUNDS_LIMIT].
+    """
+    require(
+        1 <= max_rounds <= MAX_ROUNDS_LIMIT,
+        "max_rounds",
+        max_rounds,
+        f"in [1, {MAX_ROUNDS_LIMIT}]; each round adds a sub-pipeline",
+    )
+
+    def training(
+        source: str,
+        models_uri: str,
+        data_format: str = "nih",
+        findings: str = "",
+        image_side: int = 224,
+        geometry: str = "squash",
+        uncertain_labels: str = "ignore",
+        validation_fraction: float = 0.1,
+        split_seed: int = 0,
+        max_reject_fraction: float = 0.5,
+        backbone: str = "resnet50",
+        map_stride: int = 16,
+        initial_weights: str = "",
+        epochs: int = 10,
+        batch_size: int = 16,
+        learning_rate: float = 2e-3,
+        seed: int = 0,
+        rounds: int = 2,
+        round_epochs: int = 3,
+        round_learning_rate: float = 1e-3,
+        min_improvement: float = 0.0,
+        guidance: str = "sharpen+contrastive",
+        sharpen_weight: float = 0.10,
+        contrastive_weight: float = 0.05,
+        compare_arms: bool = True,
+        num_shards: int = 4,
+        region_threshold: float = 0.6,
+        bin_width: float = 8.0,
+        bootstrap_samples: int = 1000,
+        target_sensitivity: float = 0.9,
+        replace_incomparable: bool = False,
+        worker_image: str = WORKER_IMAGE,
+        accelerator_type: str = "nvidia.com/gpu",
+        accelerator_count: int = 1,
+        node_selector: dict = EVERY_NODE,  # type: ignore[type-arg]
+        tolerations: list = NO_TOLERATION,  # type: ignore[type-arg]
+    ) -> str:
+        """Train ChexRadiNet on labelled chest X-rays and publish the best round.
+
+        Args:
+            source: Folder or s3:// prefix of the X-rays and their label table.
+            models_uri: Folder or s3:// prefix that models are published under.
+            data_format: Convention of the source: nih, csv, chexpert, mimic, rsna or dicom.
+            findings: Findings to learn, comma separated and in order; empty takes all of the table.
+            image_side: Side of the model's square input, in pixels.
+            geometry: squash scales each axis on its own, as NIH did; pad keeps the proportions.
+            uncertain_labels: What a label of -1 becomes: ignore, ones or zeros.
+            validation_fraction: Part of the training patients that validates, where none is given.
+            split_seed: Seed of that part; it is recorded in the data set.
+            max_reject_fraction: Rejected part of the source above which the run fails.
+            backbone: resnet18, resnet34, resnet50 or resnet18-narrow.
+            map_stride: Input pixels a heatmap cell covers: 8, 16 or 32. Finer locates better.
+            initial_weights: torchvision state dict to start from; empty starts at random.
+            epochs: Passes over the training images in round 0.
+            batch_size: Images a training step.
+            learning_rate: Peak learning rate of round 0.
+            seed: Seed of weights, order, augmentation and bootstrap.
+            rounds: Guided rounds to run at most; the pipeline was compiled for a largest number.
+            round_epochs: Passes over the training images in each guided round.
+            round_learning_rate: Peak learning rate of the guided rounds.
+            min_improvement: Rise of the selection value without which no further round starts.
+            guidance: sharpen+contrastive, sharpen, contrastive or none.
+            sharpen_weight: Weight of the entropy of the labelled findings' maps.
+            contrastive_weight: Weight of the image-radiomics contrast.
+            compare_arms: Train the control arm and the permuted-radiomics arm beside every round.
+            num_shards: Pods that heatmaps and radiomics are spread over.
+            region_threshold: Fraction of a map's maximum that its region reaches, in (0, 1).
+            bin_width: Width of a radiomics grey-level bin on the 8-bit range.
+            bootstrap_samples: Resamples of the patients for the 95% intervals.
+            target_sensitivity: Sensitivity that the operating thresholds reach on validation.
+            replace_incomparable: Publish also where the champion knows other findings.
+            worker_image: Image of every step.
+            accelerator_type: Kubernetes name of the accelerator; empty asks for none.
+            accelerator_count: Accelerators for each training, heatmap and evaluation step.
+            node_selector: Node labels that accelerator steps need, as a JSON object.
+            tolerations: Tolerations of accelerator steps, as a JSON list.
+        """
+        placement = Placement(worker_image, accelerator_type, node_selector, tolerations)
+        ingested = ingest(
+            source=source,
+            data_format=data_format,
+            findings=findings,
+            image_side=image_side,
+            geometry=geometry,
+            uncertain_labels=uncertain_labels,
+            validation_fraction=validation_fraction,
+            split_seed=split_seed,
+            max_reject_fraction=max_reject_fraction,
+        )
+        with_store(on_processor(ingested, placement, "8Gi"))
+        # The cache key holds the source's address, not its files: a cached ingest would be stale.
+        ingested.set_caching_options(enable_caching=False)
+        kubernetes.use_secret_as_env(
+            ingested,
+            secret_name=DEIDENTIFICATION_SECRET,
+            secret_key_to_env={"key": "CHEXRADINET_DEIDENTIFICATION_KEY"},
+            optional=True,
+        )
+        dataset = ingested.outputs["dataset"]
+        first = train(
+            backbone=backbone,
+            map_stride=map_stride,
+            initial_weights=initial_weights,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            region_threshold=region_threshold,
+            accelerator_type=accelerator_type,
+            accelerators=f"{accelerator_count}",
+            dataset=dataset,
+        )
+        with_store(on_accelerator(first, placement, "16Gi", accelerator_count))
+        models = {"round_0": first.outputs["model"]}
+        state: dict[str, Any] = {
+            "go_on": True,
+            "model": first.outputs["model"],
+            "control": first.outputs["model"],
+            "permuted": first.outputs["model"],
+        }
+        for number in range(1, max_rounds + 1):
+            done = guided_round(
+                round_number=number,
+                rounds=rounds,
+                num_shards=num_shards,
+                compare_arms=compare_arms,
+                guidance=guidance,
+                sharpen_weight=sharpen_weight,
+                contrastive_weight=contrastive_weight,
+                region_threshold=region_threshold,
+                bin_width=bin_width,
+                epochs=round_epochs,
+                batch_size=batch_size,
+                learning_rate=round_learning_rate,
+                seed=seed,
+                min_improvement=min_improvement,
+                worker_image=worker_image,
+                accelerator_type=accelerator_type,
+                accelerator_count=accelerator_count,
+                node_selector=node_selector,
+                tolerations=tolerations,
+                dataset=dataset,
+                **state,
+            )
+            state = {name: done.outputs[name] for name in state}
+            models[f"round_{number}"] = done.outputs["model"]
+        judged = evaluate(
+            region_threshold=region_threshold,
+            bin_width=bin_width,
+            bootstrap_samples=bootstrap_samples,
+            target_sensitivity=target_sensitivity,
+            seed=seed,
+            accelerator_type=accelerator_type,
+            accelerators=f"{accelerator_count}",
+            dataset=dataset,
+            control=state["control"],
+            permuted=state["permuted"],
+            **models,
+        )
+        on_accelerator(judged, placement, "16Gi", accelerator_count)
+        published = publish(
+            models_uri=models_uri,
+            replace_incomparable=replace_incomparable,
+            best=judged.outputs["best"],
+            evaluation=judged.outputs["evaluation"],
+            dataset=dataset,
+        )
+        with_store(on_processor(published, placement, "8Gi"))
+        published.set_caching_options(enable_caching=False)
+        return published.outputs["Output"]
+
+    described = dsl.pipeline(
+        name=PIPELINE_NAME,
+        display_name="ChexRadiNet training",
+        description=description_of(training, f"At most {max_rounds} guided rounds."),
+    )
+    return described(training)  # type: ignore[no-any-return]
