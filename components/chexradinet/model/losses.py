@@ -1,0 +1,137 @@
+"""The three terms of the training loss and their mixture. All are means, all keep the graph.
+
+L = (1 - s - c) * classification + s * entropy + c * contrastive; the weights are those of
+`GuidanceConfig`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from chexradinet.config import GuidanceConfig
+from chexradinet.model.resnet import Prediction
+
+
+class Pairs(NamedTuple):
+    """Regions of a batch, P of them, as both heads see them."""
+
+    image_embeddings: Tensor
+    """Of the image that a region lies in, shape (P, D); an image of two regions is there twice."""
+    radiomics_embeddings: Tensor
+    """Of the region's features, shape (P, D)."""
+    owners: Tensor
+    """Which image a region lies in, int64 (P,)."""
+
+
+def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the binary cross-entropy, averaged over the known labels.
+
+    Args:
+        logits: Shape (B, F).
+        labels: 1, 0 or NaN for unknown, shape (B, F).
+
+    Returns:
+        A scalar; 0 where nothing is known.
+    """
+    known = ~labels.isnan()
+    return _mean(
+        functional.binary_cross_entropy_with_logits(
+            logits[known].float(), labels[known].float(), reduction="none"
+        )
+    )
+
+
+def map_entropy(maps: Tensor, labels: Tensor) -> Tensor:
+    """Return how spread out the maps of the labelled findings are, in [0, 1].
+
+    The map's softmax over its cells is a distribution; its entropy, divided by that of the uniform
+    one, is 1 for a flat map and 0 for a single cell. Maps of absent and unknown findings take no
+    part.
+
+    Args:
+        maps: Class activation maps, shape (B, F, h, w).
+        labels: 1, 0 or NaN, shape (B, F).
+
+    Returns:
+        The mean over the positives, a scalar; 0 where there is none.
+    """
+    chosen = maps[labels == 1].flatten(1).float()  # (positives, cells)
+    log_share = chosen.log_softmax(1)
+    entropy = -(log_share.exp() * log_share).sum(1)
+    return _mean(entropy / math.log(max(chosen.shape[1], 2)))
+
+
+def nt_xent(
+    image_embeddings: Tensor,
+    radiomics_embeddings: Tensor,
+    temperature: float,
+    owners: Tensor | None = None,
+) -> Tensor:
+    """Return the normalised, temperature-scaled cross-entropy of 2P views, by cosine similarity.
+
+    The positive of each view is the other view of its row; the views of other rows are negatives.
+
+    Args:
+        image_embeddings: Shape (P, D). Rows may repeat an image that has several regions.
+        radiomics_embeddings: Shape (P, D).
+        temperature: Above 0.
+        owners: The image of each row, (P,). Where given, views of one image are never negatives of
+            each other: an image cannot be told from itself.
+
+    Returns:
+        A scalar; 0 where no view has a negative, as for P = 1.
+
+    Source: Chen et al. 2020, arXiv:2002.05709, equation 1.
+    """
+    views = functional.normalize(torch.cat((image_embeddings, radiomics_embeddings)).float(), dim=1)
+    num_pairs = len(image_embeddings)
+    similarity = views @ views.T / temperature  # (2P, 2P)
+    itself = torch.eye(2 * num_pairs, dtype=torch.bool, device=views.device)
+    positive = itself.roll(num_pairs, dims=1)
+    left_out = itself
+    if owners is not None:
+        twice = torch.cat((owners, owners))
+        left_out = (twice[:, None] == twice) & ~positive
+    similarity = similarity.masked_fill(left_out, -torch.inf)
+    return _mean(similarity.logsumexp(1) - similarity[positive]) if num_pairs else views.sum()
+
+
+def guided_loss(
+    prediction: Prediction, labels: Tensor, config: GuidanceConfig, pairs: Pairs | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mix the terms that a recipe names.
+
+    Args:
+        prediction: Of a batch.
+        labels: 1, 0 or NaN, shape (B, F).
+        config: Recipe and weights; the weight of a term that the recipe does not name is 0.
+        pairs: Regions of the batch; None where it has none.
+
+    Returns:
+        The loss to minimise, and its parts `classification`, `entropy` and `contrastive`, as far
+        as they take part, detached and unweighted.
+    """
+    classification = masked_bce(prediction.logits, labels)
+    parts = {"classification": classification.detach()}
+    sharpen = config.sharpen_weight if config.sharpens else 0.0
+    contrast = config.contrastive_weight if config.contrasts else 0.0
+    total = (1 - sharpen - contrast) * classification
+    if config.sharpens:
+        entropy = map_entropy(prediction.maps, labels)
+        parts["entropy"] = entropy.detach()
+        total = total + sharpen * entropy
+    if config.contrasts and pairs is not None:
+        contrastive = nt_xent(
+            pairs.image_embeddings, pairs.radiomics_embeddings, config.temperature, pairs.owners
+        )
+        parts["contrastive"] = contrastive.detach()
+        total = total + contrast * contrastive
+    return total, parts
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Return the mean; of nothing, a zero that keeps the graph."""
+    return values.sum() / max(values.numel(), 1)
