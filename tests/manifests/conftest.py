@@ -1,15 +1,20 @@
-"""A small server that answers as Kubeflow Pipelines' v2beta1 API does."""
+"""A server that answers as Kubeflow Pipelines' v2beta1 API does, and the rendered overlays."""
 
 import json
+import shutil
+import subprocess
 import threading
 import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 NAME = "chexradinet-nightly"
+MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 TOKEN = "projected-token"  # noqa: S105 - of the test's own server
 
 
@@ -99,3 +104,19 @@ def api() -> Iterator[Api]:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def overlays() -> dict[str, list[dict[str, Any]]]:
+    """Return the objects of every overlay as `kubectl kustomize` renders them, by overlay."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is absent: its `kustomize` renders the overlays")
+    return {path.name: rendered(path) for path in sorted((MANIFESTS / "overlays").iterdir())}
+
+
+def rendered(folder: Path) -> list[dict[str, Any]]:
+    """Return the objects of a kustomization."""
+    command = ["kubectl", "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))

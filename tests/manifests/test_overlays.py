@@ -1,0 +1,250 @@
+"""Every overlay renders to valid objects that refer to nothing that is not there."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+
+Object = dict[str, Any]
+KUBERNETES = "1.32"
+SCHEMAS = {
+    path.stem: json.loads(path.read_text())
+    for path in (Path(__file__).parent / "schemas").glob("*.json")
+}
+REQUIRED_SECRETS = {
+    "chexradinet-object-store": {"accesskey", "secretkey"},
+    "chexradinet-object-store-root": {"accesskey", "secretkey"},
+    "chexradinet-deidentification": {"key"},
+}
+OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+# Labels of pods that others make: Kubeflow's runs and services, the cluster's DNS, Prometheus.
+FOREIGN_PODS = [
+    {"pipelines.kubeflow.org/v2_component": "true"},
+    {"app": "ml-pipeline"},
+    {"app": "ml-pipeline-ui"},
+    {"component": "metadata-grpc-server"},
+    {"k8s-app": "kube-dns"},
+    {"app.kubernetes.io/name": "prometheus"},
+]
+NAMES = ("local", "production")
+
+
+def walk(value: object) -> Iterator[Object]:
+    """Yield each mapping inside a value."""
+    if isinstance(value, dict):
+        yield value
+        for inner in value.values():
+            yield from walk(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from walk(inner)
+
+
+def pod_templates(objects: list[Object]) -> Iterator[tuple[str, Object]]:
+    """Yield the name and pod template of each workload."""
+    for thing in objects:
+        spec = thing.get("spec", {})
+        template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
+        if template and "spec" in template:
+            yield f"{thing['kind']}/{thing['metadata']['name']}", template
+
+
+def validate(thing: Object) -> None:
+    """Hold an object against the schema of its kind, refusing unknown fields."""
+    if thing["kind"] in SCHEMAS:
+        Draft202012Validator(SCHEMAS[thing["kind"]]).validate(thing)
+    else:
+        kubernetes_validate.validate(thing, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_every_object_is_valid_and_named_once(
+    overlays: dict[str, list[Object]], overlay: str
+) -> None:
+    for thing in overlays[overlay]:
+        validate(thing)
+        assert thing["metadata"]["labels"]["app.kubernetes.io/part-of"] == "chexradinet"
+    names = [(thing["kind"], thing["metadata"]["name"]) for thing in overlays[overlay]]
+    assert len(set(names)) == len(names)
+    assert set(overlays) == set(NAMES)
+
+
+@pytest.mark.parametrize("kind", ["CronJob", "ServiceMonitor", "PrometheusRule", "ExternalSecret"])
+def test_a_misspelt_field_is_found(overlays: dict[str, list[Object]], kind: str) -> None:
+    (thing, *_) = [thing for thing in overlays["production"] if thing["kind"] == kind]
+    with pytest.raises(Exception, match="scheduel"):
+        validate(thing | {"spec": thing["spec"] | {"scheduel": "0 2 * * *"}})
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_everything_lives_in_one_namespace_and_nothing_is_cluster_wide(
+    overlays: dict[str, list[Object]], overlay: str
+) -> None:
+    assert len({thing["metadata"]["namespace"] for thing in overlays[overlay]}) == 1
+    assert not [thing for thing in overlays[overlay] if thing["kind"].startswith("Cluster")]
+
+
+def config_maps(objects: list[Object]) -> dict[str, set[str]]:
+    return {o["metadata"]["name"]: set(o["data"]) for o in objects if o["kind"] == "ConfigMap"}
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_every_reference_is_there_or_required_in_the_guide(
+    overlays: dict[str, list[Object]], overlay: str
+) -> None:
+    maps = config_maps(overlays[overlay])
+    claims = {o["metadata"]["name"] for o in overlays[overlay] if "Claim" in o["kind"]}
+    accounts = {o["metadata"]["name"] for o in overlays[overlay] if "Account" in o["kind"]}
+    found = 0
+    for name, template in pod_templates(overlays[overlay]):
+        for inner in walk(template["spec"]):
+            if reference := inner.get("secretKeyRef"):
+                known = REQUIRED_SECRETS.get(reference["name"], set())
+                assert reference.get("optional") or reference["key"] in known, (name, reference)
+                found += 1
+            if reference := inner.get("configMapKeyRef"):
+                assert reference["key"] in maps[reference["name"]], (name, reference)
+            if isinstance(reference := inner.get("configMap"), dict):
+                assert reference["name"] in maps, (name, reference)
+            if reference := inner.get("persistentVolumeClaim"):
+                assert reference["claimName"] in claims, (name, reference)
+        assert template["spec"].get("serviceAccountName", "default") in accounts | {"default"}
+    assert found >= 4
+
+
+def test_the_guide_names_every_required_secret_and_key() -> None:
+    guide = OPERATIONS.read_text(encoding="utf-8")
+    for name, keys in REQUIRED_SECRETS.items():
+        row = re.search(rf"^\| `{name}` \|.*$", guide, re.MULTILINE)
+        assert row, f"docs/operations.md has no row for {name}"
+        assert all(f"`{key}`" in row[0] for key in keys)
+
+
+def test_external_secrets_bring_what_is_required(overlays: dict[str, list[Object]]) -> None:
+    brought = {
+        thing["spec"]["target"]["name"]: {entry["secretKey"] for entry in thing["spec"]["data"]}
+        for thing in overlays["production"]
+        if thing["kind"] == "ExternalSecret"
+    }
+    assert brought == REQUIRED_SECRETS
+
+
+def test_runs_ask_for_the_secrets_that_the_guide_requires() -> None:
+    from pipelines.resources import DEIDENTIFICATION_SECRET, STORE_CONFIG, STORE_SECRET
+
+    assert {STORE_SECRET, DEIDENTIFICATION_SECRET} < set(REQUIRED_SECRETS)
+    assert STORE_CONFIG == "chexradinet-run"
+
+
+def matches(selector: Object, labels: dict[str, str]) -> bool:
+    """Tell whether a label selector picks a pod with these labels."""
+    wanted = selector.get("matchLabels", {})
+    return wanted.items() <= labels.items() and all(
+        (labels.get(rule["key"]) in rule["values"]) == (rule["operator"] == "In")
+        for rule in selector.get("matchExpressions", [])
+    )
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_every_selector_of_a_network_policy_or_service_picks_a_pod(
+    overlays: dict[str, list[Object]], overlay: str
+) -> None:
+    own = [template["metadata"]["labels"] for _, template in pod_templates(overlays[overlay])]
+    checked = 0
+    for thing in overlays[overlay]:
+        if thing["kind"] == "NetworkPolicy":
+            for inner in walk(thing["spec"]):
+                if "podSelector" in inner:
+                    pods = FOREIGN_PODS + ([] if "namespaceSelector" in inner else own)
+                    assert any(matches(inner["podSelector"], pod) for pod in pods), inner
+                    checked += 1
+        if thing["kind"] == "Service":
+            assert any(thing["spec"]["selector"].items() <= pod.items() for pod in own)
+    assert checked >= 5
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_every_pod_has_a_policy_for_both_directions(
+    overlays: dict[str, list[Object]], overlay: str
+) -> None:
+    policies = [o["spec"] for o in overlays[overlay] if o["kind"] == "NetworkPolicy"]
+    pods = [template["metadata"]["labels"] for _, template in pod_templates(overlays[overlay])]
+    for labels in [*pods, FOREIGN_PODS[0]]:
+        picked = [policy for policy in policies if matches(policy["podSelector"], labels)]
+        directions = {direction for policy in picked for direction in policy["policyTypes"]}
+        assert directions == {"Ingress", "Egress"}, labels
+
+
+def test_standalone_kubeflows_own_pods_are_left_alone(overlays: dict[str, list[Object]]) -> None:
+    kinds = {thing["kind"] for thing in overlays["local"]}
+    assert not kinds & {"ResourceQuota", "LimitRange"}
+    policies = [o["spec"] for o in overlays["local"] if o["kind"] == "NetworkPolicy"]
+    for pod in FOREIGN_PODS[1:]:
+        assert not any(matches(policy["podSelector"], pod) for policy in policies)
+
+
+def images(objects: list[Object]) -> set[str]:
+    containers = (inner for _, template in pod_templates(objects) for inner in walk(template))
+    return {inner["image"] for inner in containers if "image" in inner}
+
+
+def test_images_have_a_tag_and_production_a_digest(overlays: dict[str, list[Object]]) -> None:
+    for image in images(overlays["local"]):
+        assert re.search(r":(?!latest$)[\w.-]+$", image), image
+    for image in images(overlays["production"]):
+        assert re.search(r"@sha256:[0-9a-f]{64}$", image), image
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_runs_use_the_image_of_the_overlay(overlays: dict[str, list[Object]], overlay: str) -> None:
+    (parameters,) = [
+        thing["data"]
+        for thing in overlays[overlay]
+        if thing["metadata"]["name"] == "chexradinet-nightly-parameters"
+    ]
+    assert parameters["worker_image"] in images(overlays[overlay])
+
+
+def test_the_nightly_job_is_bounded_and_never_runs_twice_at_once(
+    overlays: dict[str, list[Object]],
+) -> None:
+    (spec,) = [o["spec"] for o in overlays["production"] if o["kind"] == "CronJob"]
+    job = spec["jobTemplate"]["spec"]
+    assert (spec["schedule"], spec["timeZone"]) == ("0 2 * * *", "Etc/UTC")
+    assert spec["concurrencyPolicy"] == "Forbid"
+    # Without a deadline above the controller's 10 s period, a missed start would be skipped.
+    assert spec["startingDeadlineSeconds"] > 60
+    assert job["activeDeadlineSeconds"] > 0
+    (source,) = [
+        source["serviceAccountToken"]
+        for inner in walk(job)
+        if "projected" in inner
+        for source in inner["projected"]["sources"]
+    ]
+    assert source["audience"] == "pipelines.kubeflow.org"
+    assert "PIPELINE_NAMESPACE" in str(job["template"]["spec"]["containers"][0]["env"])
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_roles_name_their_secrets_and_use_no_wildcard(
+    overlays: dict[str, list[Object]], overlay: str
+) -> None:
+    rules = [rule for o in overlays[overlay] if o["kind"] == "Role" for rule in o["rules"]]
+    assert "*" not in json.dumps(rules)
+    for rule in rules:
+        if set(rule["resources"]) & {"secrets", "configmaps"}:
+            assert rule["resourceNames"]
+            assert rule["verbs"] == ["get"]
+
+
+def test_pods_without_business_with_kubernetes_get_no_token_for_it(
+    overlays: dict[str, list[Object]],
+) -> None:
+    for objects in overlays.values():
+        for name, template in pod_templates(objects):
+            assert template["spec"]["automountServiceAccountToken"] is False, name
