@@ -34,6 +34,6 @@ check: .venv/.ready ## Check format, lint, types and import contracts
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 clean: ## Remove what the demo and the tests left (not .venv)
-	rm -rf .demo .kfp .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .demo .kfp build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .PHONY: help install lock test format check clean
