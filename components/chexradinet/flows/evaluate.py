@@ -17,7 +17,7 @@ from chexradinet.artifacts import writing_directory
 from chexradinet.config import EvaluationConfig, RadiomicsConfig, RegionConfig
 from chexradinet.dataset.format import Dataset, open_dataset
 from chexradinet.errors import ArtifactError, SourceError
-from chexradinet.flows.evidence import report_evidence
+from chexradinet.flows.evidence import image_statistics, report_evidence
 from chexradinet.flows.judge import Judged, judge
 from chexradinet.flows.localize import BoxedCases, boxed_cases
 from chexradinet.model.bundle import read_bundle_info, replace_info
@@ -32,6 +32,7 @@ from chexradinet.results.classification import (
 )
 from chexradinet.results.comparison import localization_intervals
 from chexradinet.results.metrics import metrics_document, protocol_text, write_metrics
+from chexradinet.results.reference import Population, Reference, build_reference
 from chexradinet.results.reliability import calibration_metrics, performance_at_threshold
 from chexradinet.results.report import write_report
 
@@ -160,13 +161,14 @@ def evaluate(
     digest = replace_info(
         rounds[chosen],
         best,
+        reference.arrays,
         calibration=calibration.as_dict(),
         thresholds=dict(calibration.thresholds),
-        reference=reference,
+        reference=reference.document,
         metrics={**judged[chosen].info.metrics, "test": _summary(document)},
     )
     document["bundle_digest"] = digest
-    evidence = report_evidence(court.cases, judged[chosen], data, rows, radiomics, regions)
+    evidence = report_evidence(judged[chosen], data, rows, calibration, radiomics, regions)
     with writing_directory(target) as folder:
         write_metrics(folder / "metrics.json", document)
         write_report(folder / "report.html", document, evidence.panel, evidence.contrast)
@@ -197,11 +199,27 @@ def best_of(judged: Sequence[Judged]) -> int:
 
 def _calibrate(
     model: Judged, data: Dataset, config: EvaluationConfig
-) -> tuple[Calibration, dict[str, Any] | None]:
+) -> tuple[Calibration, Reference]:
+    """Fit on the validation split what scoring needs beside the weights."""
     rows = data.rows(Split.VALIDATION)
+    findings = data.info.findings
     found = predict(model.network, data.images, rows, maps=False)
-    calibration = fit_calibration(data.labels[rows], found.logits, data.info.findings, config)
-    return calibration, None
+    calibration = fit_calibration(data.labels[rows], found.logits, findings, config)
+    reference = build_reference(
+        Population(
+            findings=findings,
+            probabilities=apply_calibration(calibration.as_dict(), findings, found.logits),
+            embeddings=found.embedding,
+            patient_ids=data.manifest["patient_id"].to_numpy()[rows].tolist(),
+            metadata={
+                name: data.manifest[name].to_numpy()[rows].tolist()
+                for name in ("view", "sex", "age")
+            },
+            image_statistics=image_statistics(data.images, rows),
+        ),
+        seed=config.seed,
+    )
+    return calibration, reference
 
 
 def _test_metrics(court: _Judge, model: Judged, calibration: Calibration) -> dict[str, Any]:
@@ -284,26 +302,26 @@ def _arms(court: _Judge, judged: Sequence[Judged], arms: Arms) -> dict[str, Any]
         found[name] = {
             "rounds": [other.as_round().as_dict()],
             "guided_round": last.info.round,
-            "difference": {
-                "mean_auroc": paired_bootstrap_difference(
-                    court.labels,
-                    last.logits,
-                    other.logits,
-                    court.patients,
-                    court.config.bootstrap_samples,
-                    court.config.seed,
-                ),
-                "localization": localization_intervals(
-                    last.localization.hits,
-                    court.cases.findings,
-                    court.cases.patients,
-                    other.localization.hits,
-                    court.config.bootstrap_samples,
-                    court.config.seed,
-                ),
-            },
+            "difference": _difference(court, last, other),
         }
     return found
+
+
+def _difference(court: _Judge, guided: Judged, other: Judged) -> dict[str, Any]:
+    """Return the paired differences with intervals, guided minus other, measure by measure."""
+    samples, seed = court.config.bootstrap_samples, court.config.seed
+    ranking = paired_bootstrap_difference(
+        court.labels, guided.logits, other.logits, court.patients, samples, seed
+    )
+    located = localization_intervals(
+        guided.localization.hits,
+        court.cases.findings,
+        court.cases.patients,
+        other.localization.hits,
+        samples,
+        seed,
+    )
+    return {"mean_auroc": ranking, **located}
 
 
 def _summary(document: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,14 @@ the key `digest`, is the bundle's identity. Equal models give equal bytes and so
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,6 +35,7 @@ from chexradinet.model.resnet import ChexRadiNet, build_network
 
 _NETWORK_PREFIX = "network."
 _HEADS_PREFIX = "heads."
+_REFERENCE_PREFIX = "reference."
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class LoadedBundle:
     network: ChexRadiNet
     heads: GuidanceHeads | None
     digest: str
+    reference_arrays: dict[str, NDArray[np.float32]]
+    """Arrays of the reference distributions that `info.reference` describes; empty without one."""
 
 
 def save_bundle(
@@ -106,7 +113,10 @@ def load_bundle(path: Path, verify: bool = True, device: str = "cpu") -> LoadedB
             "bundle again"
         ) from error
     network.to(device).eval()
-    return LoadedBundle(info, network, heads and heads.to(device).eval(), digest)
+    arrays = {
+        name: value.numpy() for name, value in _unprefixed(_REFERENCE_PREFIX, tensors).items()
+    }
+    return LoadedBundle(info, network, heads and heads.to(device).eval(), digest, arrays)
 
 
 def copy_bundle(source: Path, target: Path) -> str:
@@ -123,12 +133,18 @@ def copy_bundle(source: Path, target: Path) -> str:
     return digest
 
 
-def replace_info(source: Path, target: Path, **changes: Any) -> str:  # noqa: ANN401
+def replace_info(
+    source: Path,
+    target: Path,
+    reference_arrays: Mapping[str, NDArray[np.float32]],
+    **changes: Any,  # noqa: ANN401
+) -> str:
     """Write a bundle with the same weights and other info, such as a calibration.
 
     Args:
         source: Directory of the existing bundle.
         target: Directory to make; may be `source`.
+        reference_arrays: Arrays of the new reference distributions; empty without any.
         changes: Fields of `BundleInfo` and their new values; the model card is rendered again.
 
     Returns:
@@ -139,8 +155,14 @@ def replace_info(source: Path, target: Path, **changes: Any) -> str:  # noqa: AN
     """
     verify_bundle(source)
     info = replace(read_bundle_info(source)[0], **changes)
+    tensors = {
+        name: value
+        for name, value in load_file(source / WEIGHTS_FILE).items()
+        if not name.startswith(_REFERENCE_PREFIX)
+    }
+    arrays = {name: torch.from_numpy(np.array(value)) for name, value in reference_arrays.items()}
     with writing_directory(target) as folder:
-        shutil.copyfile(source / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+        save_file(tensors | _prefixed(_REFERENCE_PREFIX, arrays), folder / WEIGHTS_FILE)
         return write_info(folder, info, model_card(info))
 
 
