@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -146,7 +147,7 @@ def test_replaced_info_keeps_the_weights_and_renders_the_card_again(
     bundle: Path, tmp_path: Path
 ) -> None:
     calibration = {"Mass": {"slope": 1.5, "intercept": -0.25}}
-    digest = replace_info(bundle, tmp_path / "calibrated", calibration=calibration)
+    digest = replace_info(bundle, tmp_path / "calibrated", {}, calibration=calibration)
     loaded = load_bundle(tmp_path / "calibrated")
     assert loaded.digest == digest != load_bundle(bundle).digest
     assert loaded.info.calibration == calibration
@@ -155,7 +156,7 @@ def test_replaced_info_keeps_the_weights_and_renders_the_card_again(
 
 
 def test_replaced_info_may_take_the_place_of_its_source(bundle: Path) -> None:
-    digest = replace_info(bundle, bundle, thresholds={"Mass": 0.5})
+    digest = replace_info(bundle, bundle, {}, thresholds={"Mass": 0.5})
     assert load_bundle(bundle).digest == digest
 
 
@@ -172,3 +173,15 @@ def test_card_says_what_it_is_not_for_and_what_was_measured(info: BundleInfo) ->
     for said in ("not for diagnosis", "not emergency triage", "data-7", "0.875", "patient-wise"):
         assert said in card
     assert "Not evaluated" in model_card(replace(info, metrics={}))
+
+
+def test_reference_arrays_travel_with_the_weights_and_are_replaced_whole(
+    bundle: Path, tmp_path: Path
+) -> None:
+    first = {"mean": np.arange(3, dtype=np.float32), "old": np.ones((2, 2), dtype=np.float32)}
+    replace_info(bundle, tmp_path / "one", first)
+    replace_info(tmp_path / "one", tmp_path / "two", {"mean": first["mean"] + 1})
+    arrays = load_bundle(tmp_path / "two").reference_arrays
+    assert set(arrays) == {"mean"}
+    np.testing.assert_array_equal(arrays["mean"], [1, 2, 3])
+    assert load_bundle(bundle).reference_arrays == {}
