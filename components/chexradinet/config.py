@@ -167,6 +167,37 @@ class IngestConfig:
         object.__setattr__(self, "findings", canonical_findings(self.findings))
 
 
+@dataclass(frozen=True, kw_only=True)
+class DicomConfig:
+    """How stored values of a DICOM file become grey levels. Recorded with the data set."""
+
+    voi_index: int = 0
+    """Which of several windows or VOI LUTs to apply, from 0; the last where there are fewer."""
+    prefer_voi_lut: bool = True
+    """Whether a VOI LUT goes before a window where a file has both."""
+
+    def __post_init__(self) -> None:
+        """Check the index."""
+        require(self.voi_index >= 0, "voi_index", self.voi_index, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityConfig:
+    """What an X-ray must be to enter a data set or to be scored."""
+
+    min_age_years: float = 18.0
+    """Youngest patient; 0 takes every age. A patient of unknown age is taken and flagged."""
+    min_side_px: int = 32
+    """Shortest side of an image."""
+    check_inversion: bool = True
+    """Whether to compare Photometric Interpretation with the image."""
+
+    def __post_init__(self) -> None:
+        """Check every number."""
+        require(0 <= self.min_age_years < 120, "min_age_years", self.min_age_years, "in [0, 120)")
+        require(self.min_side_px >= 1, "min_side_px", self.min_side_px, "at least 1")
+
+
 class Backbone(StrEnum):
     """Residual networks that the classifier can be built on."""
 

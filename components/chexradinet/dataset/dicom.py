@@ -1,0 +1,143 @@
+"""Read a DICOM radiograph: header and display grey levels, or the reason why not.
+
+    pixels stored -> modality LUT or rescale -> VOI LUT or window -> MONOCHROME1 inversion
+
+Pixels keep the stored grid, so that a box found in them is a box in the file's own pixels. Where
+pixels are not square, `to_model` makes the image upright in shape before `pad` fits it; `squash`
+scales each axis on its own anyway.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig
+from chexradinet.dataset.dicom_file import BROKEN_HEADER, DicomFile, open_dicom
+from chexradinet.dataset.dicom_header import RadiographHeader, read_radiograph_header
+from chexradinet.dataset.dicom_luts import display_pixels, palette_luma
+from chexradinet.dataset.dicom_pixels import PixelLayout, luma, pixel_layout, stored_pixels
+from chexradinet.dataset.dicom_values import quiet
+from chexradinet.dataset.geometry import fit_to_model
+from chexradinet.errors import RejectedImageError
+from chexradinet.records import Geometry, RejectReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Radiograph:
+    """One radiograph as a reader would see it, with what its header says."""
+
+    pixels: NDArray[np.uint8]
+    """Grey levels of shape (H, W), bright where dense, on the stored grid."""
+    header: RadiographHeader
+
+
+def read_header(source: Path | bytes) -> RadiographHeader:
+    """Read a DICOM header without decoding pixels; `window` stays empty.
+
+    Args:
+        source: Path of a file, or its content.
+
+    Raises:
+        RejectedImageError: `missing`, `unreadable`, `truncated`, `not_an_image`, `multi_frame` or
+            `implausible`; its text holds no value that could identify a patient.
+    """
+    with quiet():
+        file = open_dicom(source)
+        return read_radiograph_header(file, pixel_layout(file.dataset))
+
+
+def read_radiograph(source: Path | bytes, config: DicomConfig) -> Radiograph:
+    """Read a DICOM radiograph as 8-bit grey levels, bright where dense.
+
+    Args:
+        source: Path of a file, or its content. Preamble and file meta may be absent.
+        config: Which VOI LUT or window to apply where there are several.
+
+    Returns:
+        Pixels of shape (H, W) and the header; `header.window` tells which map was applied.
+
+    Raises:
+        RejectedImageError: as `read_header`, also where the pixels cannot be decoded.
+    """
+    with quiet():
+        file = open_dicom(source)
+        layout = pixel_layout(file.dataset)
+        header = read_radiograph_header(file, layout)
+        pixels, window = _display(file, layout, config)
+    return Radiograph(pixels=pixels, header=replace(header, window=window))
+
+
+def read_model_pixels(
+    source: Path | bytes, config: DicomConfig, preprocessing: PreprocessingConfig
+) -> tuple[NDArray[np.uint8], Geometry, RadiographHeader]:
+    """Read a DICOM radiograph as the model sees it.
+
+    Returns:
+        Pixels of shape (S, S), the way back to the stored grid, and the header.
+
+    Raises:
+        RejectedImageError: as `read_radiograph`.
+    """
+    radiograph = read_radiograph(source, config)
+    pixels, geometry = to_model(radiograph, preprocessing)
+    return pixels, geometry, radiograph.header
+
+
+def to_model(
+    radiograph: Radiograph, preprocessing: PreprocessingConfig
+) -> tuple[NDArray[np.uint8], Geometry]:
+    """Fit a radiograph to the model's square, its pixel aspect ratio and spacing accounted for.
+
+    Returns:
+        Pixels of shape (S, S) and the map from them to the stored grid, with its spacing.
+    """
+    pixels, header = radiograph.pixels, radiograph.header
+    height, width = pixels.shape
+    if preprocessing.geometry is GeometryMode.PAD and abs(header.pixel_aspect_ratio - 1) > 0.01:
+        pixels = _square_pixels(pixels, header.pixel_aspect_ratio)
+    fitted, geometry = fit_to_model(pixels, preprocessing)
+    row_factor, column_factor = height / pixels.shape[0], width / pixels.shape[1]
+    return np.asarray(fitted, dtype=np.uint8), replace(
+        geometry,
+        original_height=height,
+        original_width=width,
+        row_scale=geometry.row_scale * row_factor,
+        column_scale=geometry.column_scale * column_factor,
+        row_offset=geometry.row_offset * row_factor,
+        column_offset=geometry.column_offset * column_factor,
+        row_spacing_mm=header.row_spacing_mm,
+        column_spacing_mm=header.column_spacing_mm,
+    )
+
+
+def _square_pixels(pixels: NDArray[np.uint8], aspect: float) -> NDArray[np.uint8]:
+    """Shrink the axis whose pixels are short, so that all pixels become square."""
+    height, width = pixels.shape
+    if aspect > 1.0:
+        width = max(1, round(width / aspect))
+    else:
+        height = max(1, round(height * aspect))
+    shrunk = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(shrunk, dtype=np.uint8)
+
+
+def _display(
+    file: DicomFile, layout: PixelLayout, config: DicomConfig
+) -> tuple[NDArray[np.uint8], str]:
+    stored = stored_pixels(file, layout)
+    try:
+        if layout.is_monochrome:
+            return display_pixels(stored, layout, file.dataset, config)
+        if layout.photometric == "PALETTE COLOR":
+            looked_up = palette_luma(stored, layout, file.dataset)
+            if looked_up is None:
+                raise RejectedImageError(RejectReason.UNREADABLE, "the palette is damaged")
+            return looked_up, "palette to luma"
+    except BROKEN_HEADER as error:
+        detail = f"a lookup table is damaged: {type(error).__name__}"
+        raise RejectedImageError(RejectReason.UNREADABLE, detail) from None
+    grey = stored if stored.ndim == 2 else luma(stored.astype(np.uint8, copy=False))
+    return np.ascontiguousarray(grey, dtype=np.uint8), "colour to luma"

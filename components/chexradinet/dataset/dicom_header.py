@@ -1,0 +1,187 @@
+"""What a radiograph's header says, as plain values: for the quality gate, the manifest, results.
+
+Source: DICOM PS3.3 sections C.7 (patient, study, image), C.8.11 (DX) and 10.7 (pixel spacing).
+"""
+
+import re
+from dataclasses import dataclass, field
+from datetime import date
+
+from pydicom.dataset import Dataset
+
+from chexradinet.dataset.cells import MAX_AGE_YEARS, parse_age, parse_sex
+from chexradinet.dataset.dicom_file import DicomFile
+from chexradinet.dataset.dicom_pixels import PixelLayout
+from chexradinet.dataset.dicom_values import item_of, numbers, text
+
+_PLAUSIBLE_SPACING_MM = (0.01, 10.0)
+_DAYS_PER_YEAR = 365.25
+_DESCRIPTIONS = (
+    "SeriesDescription",
+    "AcquisitionDeviceProcessingDescription",
+    "ProtocolName",
+    "PerformedProcedureStepDescription",
+    "StudyDescription",
+)
+_SPECIES = ("PatientSpeciesDescription", "PatientBreedDescription", "ResponsiblePersonRole")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RadiographHeader:
+    """Header of one radiograph. What identifies the patient is left out of its `repr`."""
+
+    sop_instance_uid: str = field(repr=False)
+    study_instance_uid: str = field(repr=False)
+    patient_id: str = field(repr=False)
+    study_date: date | None = field(repr=False)
+    acquisition_date: date | None = field(repr=False)
+    descriptions: tuple[str, ...] = field(repr=False)
+    """Free texts about series, protocol, processing and study: they may name the patient."""
+    species: str = field(repr=False)
+    """What the header says of the patient's species, with the institution's name; mostly empty."""
+    species_code: str
+    """Code Value of Patient Species Code Sequence; empty where absent."""
+    sop_class_uid: str
+    modality: str
+    view_position: str
+    """View Position as given, upper case, such as `PA` or `LL`."""
+    view_code: str
+    """Code Value of View Code Sequence; empty where absent."""
+    body_part: str
+    """Body Part Examined, upper case."""
+    anatomic_region: str
+    """Code Meaning of Anatomic Region Sequence, upper case."""
+    age_years: float | None
+    """From Patient's Age, else from birth date and study date."""
+    sex: str
+    """`F`, `M`, `O` or empty."""
+    manufacturer: str
+    model: str
+    presentation_intent: str
+    """`FOR PRESENTATION`, `FOR PROCESSING` or empty."""
+    burned_in_annotation: str
+    """`YES`, `NO` or empty."""
+    photometric_interpretation: str
+    rows: int
+    columns: int
+    row_spacing_mm: float | None
+    """Distance between rows at the detector, where the header tells it."""
+    column_spacing_mm: float | None
+    spacing_source: str
+    """`imager_pixel_spacing`, `pixel_spacing` or empty."""
+    pixel_aspect_ratio: float
+    """Height of a pixel over its width."""
+    transfer_syntax: str
+    """UID."""
+    window: str = ""
+    """Which VOI LUT or window was applied; empty until pixels are decoded."""
+    notes: tuple[str, ...] = ()
+    """Oddities that did not prevent reading."""
+
+
+def read_radiograph_header(file: DicomFile, layout: PixelLayout) -> RadiographHeader:
+    """Collect what the header says. Damaged or absent values come out empty, never as errors."""
+    dataset = file.dataset
+    row_mm, column_mm, source = _spacing(dataset)
+    study_date = _date(text(dataset, "StudyDate"))
+    acquired = _date(text(dataset, "AcquisitionDate"))
+    return RadiographHeader(
+        sop_instance_uid=text(dataset, "SOPInstanceUID"),
+        study_instance_uid=text(dataset, "StudyInstanceUID"),
+        patient_id=text(dataset, "PatientID"),
+        study_date=study_date,
+        acquisition_date=acquired,
+        descriptions=tuple(filter(None, (text(dataset, keyword) for keyword in _DESCRIPTIONS))),
+        species=_species(dataset),
+        species_code=_code(dataset, "PatientSpeciesCodeSequence", "CodeValue"),
+        sop_class_uid=text(dataset, "SOPClassUID"),
+        modality=text(dataset, "Modality").upper(),
+        view_position=text(dataset, "ViewPosition").upper(),
+        view_code=_code(dataset, "ViewCodeSequence", "CodeValue"),
+        body_part=text(dataset, "BodyPartExamined").upper(),
+        anatomic_region=_code(dataset, "AnatomicRegionSequence", "CodeMeaning").upper(),
+        age_years=_age(dataset, acquired or study_date),
+        sex=parse_sex(text(dataset, "PatientSex")),
+        manufacturer=text(dataset, "Manufacturer"),
+        model=text(dataset, "ManufacturerModelName"),
+        presentation_intent=text(dataset, "PresentationIntentType").upper(),
+        burned_in_annotation=text(dataset, "BurnedInAnnotation").upper(),
+        photometric_interpretation=layout.photometric,
+        rows=layout.rows,
+        columns=layout.columns,
+        row_spacing_mm=row_mm,
+        column_spacing_mm=column_mm,
+        spacing_source=source,
+        pixel_aspect_ratio=_aspect(dataset, row_mm, column_mm),
+        transfer_syntax=str(file.transfer_syntax),
+        notes=_notes(dataset, layout),
+    )
+
+
+def _code(dataset: Dataset, sequence: str, keyword: str) -> str:
+    item = item_of(dataset, sequence)
+    return text(item, keyword) if item is not None else ""
+
+
+def _species(dataset: Dataset) -> str:
+    words = [text(dataset, keyword) for keyword in (*_SPECIES, "InstitutionName")]
+    words.append(_code(dataset, "PatientSpeciesCodeSequence", "CodeMeaning"))
+    return " ".join(filter(None, words))
+
+
+def _date(written: str) -> date | None:
+    """Read `YYYYMMDD`, and `YYYY.MM.DD` of ACR-NEMA."""
+    match = re.fullmatch(r"(\d{4})\.?(\d{2})\.?(\d{2})", written)
+    if match is None:
+        return None
+    try:
+        return date(*(int(part) for part in match.groups()))
+    except ValueError:
+        return None
+
+
+def _age(dataset: Dataset, on: date | None) -> float | None:
+    given = parse_age(text(dataset, "PatientAge"))
+    born = _date(text(dataset, "PatientBirthDate"))
+    if given is not None or born is None or on is None:
+        return given
+    years = (on - born).days / _DAYS_PER_YEAR
+    return years if 0 <= years <= MAX_AGE_YEARS else None
+
+
+def _spacing(dataset: Dataset) -> tuple[float | None, float | None, str]:
+    """Prefer the spacing at the detector: Pixel Spacing may be corrected for magnification."""
+    low, high = _PLAUSIBLE_SPACING_MM
+    for keyword, source in (
+        ("ImagerPixelSpacing", "imager_pixel_spacing"),
+        ("PixelSpacing", "pixel_spacing"),
+    ):
+        found = numbers(dataset, keyword)
+        if len(found) == 2 and all(low <= distance <= high for distance in found):
+            return found[0], found[1], source
+    return None, None, ""
+
+
+def _aspect(dataset: Dataset, row_mm: float | None, column_mm: float | None) -> float:
+    """Return height over width of a pixel: from Pixel Aspect Ratio, else from the spacing."""
+    ratio = numbers(dataset, "PixelAspectRatio")
+    if len(ratio) == 2 and min(ratio) > 0:
+        aspect = ratio[0] / ratio[1]
+    elif row_mm and column_mm:
+        aspect = row_mm / column_mm
+    else:
+        return 1.0
+    return aspect if 0.1 <= aspect <= 10.0 else 1.0
+
+
+def _notes(dataset: Dataset, layout: PixelLayout) -> tuple[str, ...]:
+    notes = []
+    inverse = text(dataset, "PresentationLUTShape").upper() == "INVERSE"
+    if inverse and layout.photometric == "MONOCHROME2":
+        notes.append("presentation_lut_contradicts_photometric")
+    if text(dataset, "LossyImageCompression") == "01":
+        notes.append("lossy")
+    spacings = [numbers(dataset, name) for name in ("ImagerPixelSpacing", "PixelSpacing")]
+    if any(spacings) and not _spacing(dataset)[2]:
+        notes.append("implausible_spacing")
+    return tuple(notes)
