@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,7 +102,8 @@ def start_minio(
         def start() -> None:
             with (folder / "log").open("ab") as log:
                 server.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-            wait_until_up(f"{server.endpoint}/minio/health/live", server.process)
+            # Not /live: what is asked between live and ready may hang for a minute.
+            wait_until_up(f"{server.endpoint}/minio/health/cluster", server.process)
 
         def kill() -> None:
             server.process.kill()

@@ -37,15 +37,15 @@ _TRANSIENT_CODES = {
 }
 _TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _KEY = "the access key is not known there; check AWS_ACCESS_KEY_ID"
-_SIGNATURE = "the secret does not fit the access key; check AWS_SIGNATURE_ACCESS_KEY"
+_SIGNATURE = "the secret does not fit the access key; check AWS_SECRET_ACCESS_KEY"
 _EXPIRED = "the credentials have expired; renew them and run again"
 _SESSION = (
-    "the session token is not valid; check AWS_SESSION_SESSION, or unset it for lasting credentials"
+    "the session token is not valid; check AWS_SESSION_TOKEN, or unset it for lasting credentials"
 )
 _REGION = "the bucket is in another region; check AWS_REGION"
 _DENIED = (
     "these credentials may not do this; grant it to them in the store, or use others "
-    "(AWS_ACCESS_KEY_ID, AWS_SIGNATURE_ACCESS_KEY)"
+    "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
 )
 _ACCESS_CODES = {
     "AccessDenied": _DENIED,

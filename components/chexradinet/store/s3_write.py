@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from minio.datatypes import Object, Part
-from minio.error import S3Error
+from minio.error import S3Error, ServerError
 
 from chexradinet.errors import StoreConflictError, StoreIntegrityError, StoreNotFoundError
 from chexradinet.store.checksums import file_chunks
@@ -39,7 +39,7 @@ def head(bucket: Bucket, key: str) -> Object:
     def ask_head() -> Object:
         try:
             return bucket.client.stat_object(bucket.name, key)
-        except S3Error as error:
+        except (S3Error, ServerError) as error:
             if is_transient(error):
                 raise
             # The answer to HEAD has no body that tells why: GET's has.
@@ -112,11 +112,12 @@ def write_file(bucket: Bucket, key: str, path: Path) -> str:
 
 
 def _upload_parts(bucket: Bucket, key: str, path: Path, upload: str, sha256: str) -> list[Part]:
-    part_bytes = max(bucket.config.part_bytes, -(-path.stat().st_size // _MOST_PARTS))
+    size = path.stat().st_size
+    part_bytes = max(bucket.config.part_bytes, -(-size // _MOST_PARTS))
     digest = hashlib.sha256()
     parts: list[Part] = []
     with file_errors("read", path), path.open("rb") as stream:
-        while data := stream.read(part_bytes):
+        while stream.tell() <= size and (data := stream.read(part_bytes)):
             digest.update(data)
             parts.append(_upload_part(bucket, key, data, upload, len(parts) + 1))
     if digest.hexdigest() != sha256:
