@@ -2,13 +2,9 @@
 
 import io
 import logging
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -35,42 +31,25 @@ class Server(NamedTuple):
         """Return a client that signs as this user."""
         return Minio(self.address, user, SECRET, secure=False, region="us-east-1")
 
+    def administrator(self) -> Minio:
+        """Return a client that may do everything."""
+        root = (self.environment[f"AWS_{name}"] for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"))
+        return Minio(self.address, *root, secure=False, region="us-east-1")
+
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    binary = shutil.which("minio")
-    if binary is None:
-        pytest.skip("minio is absent: build it with `go install github.com/minio/minio@latest`")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    folder = tmp_path_factory.mktemp("minio")
-    process = subprocess.Popen(
-        [binary, "server", str(folder), "--address", address, "--quiet"],
-        env={"MINIO_ROOT_USER": "root", "MINIO_ROOT_PASSWORD": SECRET, "HOME": str(folder)}
-        | {"MINIO_BROWSER": "off"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(150):
-            try:
-                urllib.request.urlopen(f"http://{address}/minio/health/live", timeout=2)
-                break
-            except OSError:
-                time.sleep(0.1)
-        environment = {
-            "AWS_ENDPOINT_URL": f"http://{address}",
-            "AWS_ACCESS_KEY_ID": "root",
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-        }
-        for policy in ("INGEST", "PIPELINE", "RESULTS_READER"):
-            environment[f"{policy}_ACCESS_KEY_ID"] = policy.lower()
-            environment[f"{policy}_SECRET_ACCESS_KEY"] = SECRET
-        yield Server(address, environment)
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+def server(start_minio: Callable[[], SimpleNamespace]) -> Server:
+    """Start a server of these tests alone, whose users and buckets no other test sees."""
+    minio = start_minio()
+    environment = {
+        "AWS_ENDPOINT_URL": minio.endpoint,
+        "AWS_ACCESS_KEY_ID": minio.access_key,
+        "AWS_SECRET_ACCESS_KEY": minio.secret_key,
+    }
+    for policy in ("INGEST", "PIPELINE", "RESULTS_READER"):
+        environment[f"{policy}_ACCESS_KEY_ID"] = policy.lower()
+        environment[f"{policy}_SECRET_ACCESS_KEY"] = SECRET
+    return Server(minio.address, environment)
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +59,12 @@ def ready(server: Server) -> Server:
     assert set_up(FOLDER, server.environment)
     for bucket in (INBOX, TRAINING, MODELS, RESULTS, ARTIFACTS):
         for key in ("there", "ledger/entry"):
-            server.client("root").put_object(bucket, key, io.BytesIO(b"1"), 1)
+            server.administrator().put_object(bucket, key, io.BytesIO(b"1"), 1)
     return server
 
 
 def test_every_bucket_keeps_old_versions_and_only_artifacts_expire(ready: Server) -> None:
-    client = ready.client("root")
+    client = ready.administrator()
     expiring = {}
     for bucket in read_buckets(FOLDER / "buckets.json"):
         assert client.get_bucket_versioning(bucket.name).status == "Enabled"
@@ -158,7 +137,7 @@ def test_no_user_can_make_buckets_or_change_their_lifecycle(ready: Server) -> No
 
 
 def test_what_the_pipeline_deletes_can_be_brought_back(ready: Server) -> None:
-    pipeline, root = ready.client("pipeline"), ready.client("root")
+    pipeline, root = ready.client("pipeline"), ready.administrator()
     made = pipeline.put_object(RESULTS, "scores/row", io.BytesIO(b"4"), 1)
     pipeline.remove_object(RESULTS, "scores/row")
     with pytest.raises(S3Error, match="NoSuchKey"):

@@ -2,13 +2,11 @@
 
 import json
 import re
-import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from chexradinet.results.telemetry import NightlyTelemetry, TrainingTelemetry
 
 MONITORING = Path(__file__).resolve().parents[2] / "manifests" / "options" / "monitoring"
 DIGEST = "5e" * 32
+Wait = Callable[[str, "subprocess.Popen[bytes]"], None]
 
 
 def night(now: float) -> NightlyTelemetry:
@@ -53,26 +52,9 @@ def training(now: float) -> TrainingTelemetry:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def answer(address: str) -> bytes:
     with urllib.request.urlopen(address, timeout=5) as response:  # noqa: S310 - our own loopback
         return bytes(response.read())
-
-
-def wait_for(address: str) -> None:
-    for _ in range(150):
-        try:
-            answer(address)
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    pytest.fail(f"{address} did not come up in 15 s")
 
 
 def ended(process: subprocess.Popen[bytes]) -> None:
@@ -81,29 +63,33 @@ def ended(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def gateway() -> Iterator[str]:
+def gateway(
+    tool: Callable[[str, str], str], free_port: Callable[[], int], wait_until_up: Wait
+) -> Iterator[str]:
     """Run a Pushgateway; yield `host:port`."""
-    binary = shutil.which("prometheus-pushgateway")
-    if binary is None:
-        pytest.skip("prometheus-pushgateway is absent: install Debian's package of that name")
+    binary = tool("prometheus-pushgateway", "install Debian's package of that name")
     address = f"127.0.0.1:{free_port()}"
     process = subprocess.Popen(
         [binary, f"--web.listen-address={address}", "--persistence.file="],
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(f"http://{address}/-/ready")
+        wait_until_up(f"http://{address}/-/ready", process)
         yield address
     finally:
         ended(process)
 
 
 @pytest.fixture(scope="module")
-def prometheus(gateway: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prometheus(
+    gateway: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    tool: Callable[[str, str], str],
+    free_port: Callable[[], int],
+    wait_until_up: Wait,
+) -> Iterator[str]:
     """Run a Prometheus that scrapes the gateway as the ServiceMonitor says; yield its address."""
-    binary = shutil.which("prometheus")
-    if binary is None:
-        pytest.skip("prometheus is absent: install Debian's package of that name")
+    binary = tool("prometheus", "install Debian's package of that name")
     monitor = yaml.safe_load((MONITORING / "pushgateway-servicemonitor.yaml").read_text())
     rule = yaml.safe_load((MONITORING / "chexradinet-prometheusrule.yaml").read_text())
     folder = tmp_path_factory.mktemp("prometheus")
@@ -128,7 +114,7 @@ def prometheus(gateway: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(f"http://{address}/-/ready")
+        wait_until_up(f"http://{address}/-/ready", process)
         yield f"http://{address}"
     finally:
         ended(process)

@@ -1,11 +1,10 @@
 """A server that answers as Kubeflow Pipelines' v2beta1 API does, and the rendered overlays."""
 
 import json
-import shutil
 import subprocess
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -107,10 +106,9 @@ def api() -> Iterator[Api]:
 
 
 @pytest.fixture(scope="session")
-def overlays() -> dict[str, list[dict[str, Any]]]:
+def overlays(tool: Callable[[str, str], str]) -> dict[str, list[dict[str, Any]]]:
     """Return the objects of every overlay as `kubectl kustomize` renders them, by overlay."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is absent: its `kustomize` renders the overlays")
+    tool("kubectl", "its `kustomize` renders the overlays")
     return {path.name: rendered(path) for path in sorted((MANIFESTS / "overlays").iterdir())}
 
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ ALERTS = {
 
 
 @pytest.fixture
-def groups(overlays: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Return the rule groups as Prometheus itself reads them."""
+def groups(
+    overlays: dict[str, list[dict[str, Any]]], tool: Callable[[str, str], str]
+) -> dict[str, Any]:
+    """Return the rule groups as Prometheus itself reads them; promtool is there to read them."""
+    tool("promtool", "install Debian's prometheus package")
     (rule,) = [o for o in overlays["production"] if o["kind"] == "PrometheusRule"]
     return dict(rule["spec"])
 
 
 def promtool(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    if shutil.which("promtool") is None:
-        pytest.skip("promtool is absent: install Debian's prometheus package")
     return subprocess.run(
         ["promtool", *arguments],
         cwd=folder,

@@ -20,7 +20,9 @@ STAGES = (
 )  # fmt: skip
 """Every stage of both pipelines."""
 
-DRIFT_KINDS = ("scores", "embeddings", "view", "age", "sex", "manufacturer")
+DRIFT_KINDS = (
+    "scores", "embeddings", "outliers", "exposure", "view", "age", "sex", "manufacturer",
+)  # fmt: skip
 """What is compared with the reference distributions of the model."""
 
 _ALLOWED: dict[str, frozenset[str]] = {
@@ -59,6 +61,23 @@ def _single(name: str, meaning: str, value: float | None) -> Iterator[Figure]:
 def _labelled(name: str, meaning: str, label: str, values: Mapping[str, float]) -> Iterator[Figure]:
     if values:
         yield Figure(name, meaning, (label,), {(key,): float(v) for key, v in values.items()})
+
+
+def drift_ratios(p_values: Mapping[str, float], limit: float) -> dict[str, float]:
+    """Return how far each kind of comparison is over the line: `limit / p`, above 1 is drift.
+
+    Args:
+        p_values: By the names that `results.drift` gives: `score:Mass`, `metadata:age`,
+            `image:mean`, `embedding`, `ood`. Of several of a kind the smallest counts.
+        limit: P-value below which a comparison raises the alarm, above 0.
+    """
+    whole = {"score": "scores", "image": "exposure", "embedding": "embeddings", "ood": "outliers"}
+    found: dict[str, float] = {}
+    for name, p_value in p_values.items():
+        family, _, rest = name.partition(":")
+        kind = whole.get(family, rest)
+        found[kind] = max(found.get(kind, 0.0), limit / p_value)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +151,7 @@ class NightlyTelemetry(RunTelemetry):
     oldest_unscored_age_seconds: float | None = None
     """Age of the oldest X-ray in the inbox that has neither score nor reject; 0 when none waits."""
     drift: Mapping[str, float] = field(default_factory=dict)
-    """Distance from the reference by kind, divided by the distance at which it counts as drift."""
+    """By kind, the p-value that counts as drift over the one found: `drift_ratios` gives it."""
     out_of_distribution_ratio: float | None = None
     """Part of the scored X-rays that the model was not made for, in [0, 1]."""
 
@@ -165,7 +184,7 @@ class NightlyTelemetry(RunTelemetry):
         yield from _labelled("images_flagged", "X-rays flagged.", "finding", self.flagged)
         age, meaning = self.oldest_unscored_age_seconds, "Age of the oldest X-ray that waits."
         yield from _single("oldest_unscored_age_seconds", meaning, age)
-        meaning = "Distance from the reference over the distance that counts as drift."
+        meaning = "P-value that counts as drift over the one found; above 1 is drift."
         yield from _labelled("drift_ratio", meaning, "kind", self.drift)
         meaning = "Part of the scored X-rays that lie outside the reference."
         ratio = self.out_of_distribution_ratio
