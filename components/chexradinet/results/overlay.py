@@ -17,7 +17,8 @@ REGION_COLOR = (255, 176, 0)
 """Amber, RGB: the region of the model."""
 TRUTH_COLOR = (100, 210, 255)
 """Sky blue, RGB: the reader's box, dashed. The pair differs for every kind of colour vision."""
-_MAX_ALPHA = 0.45
+_MAX_ALPHA = 0.55
+_ALPHA_POWER = 1.5
 _DASH = 4
 
 
@@ -87,7 +88,7 @@ def _blend(
 ) -> npt.NDArray[np.uint8]:
     levels = np.rint(strength * 255).astype(np.uint8)
     colors = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    alpha = _MAX_ALPHA * strength[:, :, None]
+    alpha = _MAX_ALPHA * strength[:, :, None] ** _ALPHA_POWER
     mixed = canvas * (1 - alpha) + colors.astype(np.float32) * alpha
     blended: npt.NDArray[np.uint8] = np.rint(mixed).astype(np.uint8)
     return blended

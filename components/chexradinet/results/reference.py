@@ -57,7 +57,7 @@ class Population:
         num = len(self.patient_ids)
         lengths = {"probabilities": len(self.probabilities), "embeddings": len(self.embeddings)}
         lengths |= {name: len(values) for name, values in self.metadata.items()}
-        lengths |= {name: len(values) for name, values in self.image_statistics.items()}
+        lengths |= {name: len(column) for name, column in self.image_statistics.items()}
         wrong = {name: length for name, length in lengths.items() if length != num}
         if wrong or self.probabilities.shape != (num, len(self.findings)):
             raise EvaluationError(
@@ -83,8 +83,8 @@ class Population:
         for name, values in self.metadata.items():
             kind = "numeric" if name in NUMERIC_METADATA else "categorical"
             found[f"metadata:{name}"] = (kind, values)
-        for name, values in self.image_statistics.items():
-            found[f"image:{name}"] = ("numeric", values)
+        for name, numbers in self.image_statistics.items():
+            found[f"image:{name}"] = ("numeric", numbers)
         return found
 
 
