@@ -2,7 +2,7 @@
 
 Source: the steps follow Han et al. 2021 (arXiv:2011.12506), whose abstract leaves the details open.
 Unlike min-max scaling, anchoring at zero evidence keeps weak maps from boxing half the image, and
-no ground truth takes part in the choice.
+no ground truth takes part in the choice (ADR 0003).
 """
 
 import cv2
