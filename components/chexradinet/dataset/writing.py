@@ -79,6 +79,11 @@ class DatasetWriter:
         """Note a file that does not enter."""
         self._rejections.append(rejection)
 
+    @property
+    def num_entries(self) -> int:
+        """Images and rejections so far."""
+        return len(self._rows) + len(self._rejections)
+
     def finish(self) -> DatasetInfo:
         """Write tables and document; `writing_dataset` calls it."""
         self._shards.close()

@@ -1,0 +1,177 @@
+"""Files to model pixels on a pool of processes: in order, with bounded memory, whatever happens.
+
+Processes, because some decoders are Python and because compiled ones can crash: a file that kills
+its process costs itself, not the run. The pool spawns: a forked copy of a process that runs threads
+can hang.
+"""
+
+import io
+import itertools
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import connection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chexradinet.config import PreprocessingConfig
+from chexradinet.dataset.geometry import fit_to_model
+from chexradinet.dataset.images import pixel_digest, read_image
+from chexradinet.errors import RejectedImageError
+from chexradinet.flows.sources import Source
+from chexradinet.records import Geometry, RejectReason
+
+FEW_FILES = 64
+"""So many are decoded in this process, to see how long a file takes."""
+START_S = 5.0
+"""Less work than this is done in this process: starting others would take as long."""
+
+_BATCH_SIZE = 8
+_BATCHES_AHEAD = 3
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """One X-ray, ready for the data set."""
+
+    pixels: NDArray[np.uint8]
+    """Model pixels, shape (S, S)."""
+    geometry: Geometry
+    digest: str
+    """SHA-256 of the original pixels."""
+
+
+Outcome = Decoded | RejectedImageError
+"""An X-ray, or why it is none; returned rather than raised, as it crosses processes."""
+Decode = Callable[[str], Outcome]
+"""From a file of the source to its outcome; picklable."""
+
+
+def decoder(source: Source, preprocessing: PreprocessingConfig) -> Decode:
+    """Return what decodes one file of a source."""
+    return partial(_decode, source, preprocessing)
+
+
+def _decode(source: Source, preprocessing: PreprocessingConfig, file: str) -> Outcome:
+    try:
+        original = read_image(io.BytesIO(source.read(file)))
+    except RejectedImageError as error:
+        return error.with_traceback(None)
+    pixels, geometry = fit_to_model(original, preprocessing)
+    return Decoded(
+        pixels=pixels.astype(np.uint8, copy=False),
+        geometry=geometry,
+        digest=pixel_digest(original),
+    )
+
+
+def decode_in_order(files: Sequence[str], decode: Decode, num_workers: int) -> Iterator[Outcome]:
+    """Yield the outcome of each file, in order.
+
+    Args:
+        files: Files of the source; at most a few batches a worker are decoded ahead.
+        decode: What `decoder` returned.
+        num_workers: Processes; 1 decodes in this one; 0 takes one a core where it is worth while.
+    """
+    if num_workers == 0:
+        started = time.perf_counter()
+        yield from map(decode, files[:FEW_FILES])
+        seconds_each = (time.perf_counter() - started) / FEW_FILES
+        files = files[FEW_FILES:]
+        num_workers = (os.cpu_count() or 1) if seconds_each * len(files) > START_S else 1
+    if num_workers == 1:
+        yield from map(decode, files)
+    else:
+        yield from _decode_in_processes(files, decode, num_workers)
+
+
+def _decode_in_processes(files: Sequence[str], decode: Decode, workers: int) -> Iterator[Outcome]:
+    pool = _Pool(decode, workers)
+    try:
+        waiting: deque[tuple[list[str], Future[list[Outcome]]]] = deque()
+        for batch in _batches(files):
+            waiting.append((batch, pool.submit(batch)))
+            if len(waiting) >= workers * _BATCHES_AHEAD:
+                yield from pool.outcomes(*waiting.popleft())
+        while waiting:
+            yield from pool.outcomes(*waiting.popleft())
+    finally:
+        pool.close()
+
+
+def _batches(files: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(files)
+    while batch := list(itertools.islice(remaining, _BATCH_SIZE)):
+        yield batch
+
+
+def _decode_batch(decode: Decode, batch: Sequence[str]) -> list[Outcome]:
+    return [decode(file) for file in batch]
+
+
+class _Pool:
+    """Processes that are replaced when one of them dies."""
+
+    def __init__(self, decode: Decode, num_workers: int) -> None:
+        self._decode = decode
+        self._num_workers = num_workers
+        self._executor = _started(num_workers)
+
+    def submit(self, batch: Sequence[str]) -> Future[list[Outcome]]:
+        """Queue a batch, also when a process has just died."""
+        try:
+            return self._executor.submit(_decode_batch, self._decode, batch)
+        except BrokenProcessPool:
+            self.close()
+            self._executor = _started(self._num_workers)
+            return self._executor.submit(_decode_batch, self._decode, batch)
+
+    def outcomes(self, batch: Sequence[str], future: Future[list[Outcome]]) -> list[Outcome]:
+        """Wait for a batch; when a process died meanwhile, decode its files one by one."""
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            _logger.warning("a decoding process died; decoding %d files singly", len(batch))
+            return [self._alone(file) for file in batch]
+
+    def close(self) -> None:
+        """End all processes without waiting for what they were given."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _alone(self, file: str) -> Outcome:
+        with _started(1) as executor:
+            try:
+                return executor.submit(self._decode, file).result()
+            except BrokenProcessPool:
+                return RejectedImageError(RejectReason.UNREADABLE, "the decoder crashed")
+
+
+def _started(num_workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(
+        num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker
+    )
+
+
+def _prepare_worker() -> None:
+    # Ctrl-C reaches the whole process group; only the parent answers it, by closing the pool.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A killed parent closes no queue: without this its workers would wait for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
