@@ -24,6 +24,9 @@ install: .venv/.ready ## Make .venv with the locked dependencies and this projec
 lock: .venv/.ready ## Resolve pyproject.toml into requirements.lock again
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
 
+demo: .venv/.ready ## Run the whole pipeline on generated X-rays, on this machine
+	@$(BIN)/python -m pipelines demo
+
 test: .venv/.ready ## Run all tests
 	@$(BIN)/python -m pytest
 
@@ -36,4 +39,4 @@ check: .venv/.ready ## Check format, lint, types and import contracts
 clean: ## Remove what the demo and the tests left (not .venv)
 	rm -rf .demo .kfp build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install lock test format check clean
+.PHONY: help install lock demo test format check clean

@@ -52,6 +52,17 @@ def run_command(
     console.print(f"finished; artifacts and run.log are in {target}", highlight=False)
 
 
+@app.command("demo")
+def demo_command(
+    seed: Annotated[int, typer.Option(help="Of the X-rays and of the training.")] = 7,
+    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path(".demo"),
+) -> None:
+    """Generate X-rays and run the whole training pipeline on them."""
+    from pipelines.demo import run_demo
+
+    run_demo(folder, seed, console)
+
+
 def main() -> None:
     """Run a command; a deliberate error is printed without a traceback."""
     try:

@@ -110,7 +110,7 @@ def train(
     out: Out,
     backbone: Annotated[Backbone, typer.Option()] = Backbone.RESNET50,
     map_stride: Annotated[int, typer.Option(help="Input pixels a map cell covers.")] = 16,
-    initial_weights: Annotated[Path | None, typer.Option(help="torchvision state dict.")] = None,
+    initial_weights: Annotated[str, typer.Option(help="torchvision state dict, path or URI.")] = "",
     epochs: Epochs = 10,
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 2e-3,

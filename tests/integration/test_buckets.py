@@ -33,8 +33,13 @@ class Server(NamedTuple):
 
     def administrator(self) -> Minio:
         """Return a client that may do everything."""
-        root = (self.environment[f"AWS_{name}"] for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"))
-        return Minio(self.address, *root, secure=False, region="us-east-1")
+        return Minio(
+            self.address,
+            self.environment["AWS_ACCESS_KEY_ID"],
+            self.environment["AWS_SECRET_ACCESS_KEY"],
+            secure=False,
+            region="us-east-1",
+        )
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,7 @@ def _add_distractors(rng: np.random.Generator, chest: Chest) -> None:
         start, slope = rng.uniform(-0.2, 0.2), rng.uniform(-0.3, 0.3)
         beside = np.abs(chest.across - start - slope * chest.down)
         chest.density += 0.12 * soft(0.004 - beside, 150) * (chest.down < rng.uniform(-0.1, 0.3))
-    if rng.random() < 0.2:  # a skin fold, a line like that of a pneumothorax
+    if rng.random() < 0.12:  # a skin fold, a line like that of a pneumothorax
         start, side = rng.uniform(0.2, 0.3), 1 if rng.random() < 0.5 else -1
         fold = side * chest.across - start + 0.3 * chest.down**2
         chest.density -= 0.05 * soft(fold, 120) * soft(0.03 - fold, 40)

@@ -92,7 +92,7 @@ def draw_body(rng: np.random.Generator) -> Body:
         heart_half_height=rng.uniform(0.115, 0.145),
         rib_frequency=rng.uniform(50, 58),
         rib_phase=rng.uniform(0, 2 * np.pi),
-        breast_density=rng.uniform(0.03, 0.07) if rng.random() < 0.5 else 0.0,
+        breast_density=rng.uniform(0.02, 0.05) if rng.random() < 0.5 else 0.0,
     )
 
 
@@ -203,5 +203,5 @@ def _vessels(rng: np.random.Generator, across: Plane, down: Plane, air: Plane) -
     shape = (len(air), len(air))
     texture = 0.020 * smooth_noise(rng, shape, 24) + 0.012 * smooth_noise(rng, shape, 48)
     from_hila = (np.abs(across) - 0.08) ** 2 + (down - 0.02) ** 2
-    crowded: Plane = np.maximum(0.6, 1.6 - from_hila * 18)
+    crowded: Plane = np.maximum(0.6, 1.2 - from_hila * 12)
     return texture * crowded * air

@@ -82,7 +82,7 @@ def add_spot(chest: Chest, centre: tuple[int, int], radius: float, density: floa
 def add_nodule(rng: np.random.Generator, chest: Chest) -> Box | None:
     """Plant a small, round, smooth density in a lung."""
     radius = rng.uniform(0.032, 0.050) * chest.side_px
-    return add_spot(chest, place_in_lung(rng, chest), radius, 0.28)
+    return add_spot(chest, place_in_lung(rng, chest), radius, 0.32)
 
 
 def add_mass(rng: np.random.Generator, chest: Chest) -> Box | None:
@@ -96,7 +96,7 @@ def add_mass(rng: np.random.Generator, chest: Chest) -> Box | None:
     lobes = 1 + 0.13 * np.sin(3 * angle + phases[0]) + 0.09 * np.sin(5 * angle + phases[1])
     shape = soft(1 - np.hypot(rows, columns) / (radius * lobes), 7)
     grain = smooth_noise(rng, shape.shape, max(4, round(len(shape) * 110 / chest.side_px)))
-    chest.density[patch] += shape * (0.23 + 0.07 * grain)
+    chest.density[patch] += shape * (0.26 + 0.07 * grain)
     return box_of(shape, 0.5, (patch[0].start, patch[1].start))
 
 
@@ -115,19 +115,19 @@ def add_consolidation(rng: np.random.Generator, chest: Chest) -> Box | None:
     along = (rows * math.sin(angle) + columns * math.cos(angle)) * (130 / chest.side_px)
     bronchi = np.sin(along + 2 * smooth_noise(rng, size, 4)) > 0.6
     grain = smooth_noise(rng, size, max(3, round(size[0] * 50 / chest.side_px)))
-    chest.density[patch] += shape * (0.21 + 0.06 * grain - 0.06 * bronchi)
+    chest.density[patch] += shape * (0.23 + 0.06 * grain - 0.06 * bronchi)
     return box_of(shape, 0.35, (patch[0].start, patch[1].start))
 
 
 def add_effusion(rng: np.random.Generator, chest: Chest) -> Box | None:
     """Fill the base of one lung with homogeneous fluid that climbs at the chest wall."""
     lung: Lung = chest.lungs[rng.integers(2)]
-    level = lung.base - rng.uniform(0.02, 0.13)
+    level = lung.base - rng.uniform(0.04, 0.15)
     outwards = lung.side * lung.across
     surface = chest.down - level + 0.6 * (outwards + 0.03)
     fluid = soft(surface, 25) * soft(1.12 - lung.radius, 6)
     fluid *= soft(lung.base + 0.06 - chest.down, 20)
-    strength = rng.uniform(0.07, 0.15)
+    strength = rng.uniform(0.10, 0.18)
     chest.density += fluid * (strength * lung.mask + 0.02 * (1 - lung.mask))
     chest.vessels *= 1 - fluid
     return box_of(fluid * lung.mask, 0.4)
@@ -145,8 +145,8 @@ def add_pneumothorax(rng: np.random.Generator, chest: Chest) -> Box | None:
     gap *= soft(outwards + 0.35 * lung.half_width - 0.25 * chest.down - 0.02, 40)
     line = np.maximum(1 - np.abs(edge - 1) * 14, 0) * upper
     line *= soft(outwards + 0.2 * lung.half_width, 40)
-    strength = rng.uniform(0.5, 1.0)
-    chest.density += strength * (0.09 * line - 0.07 * gap)
+    strength = rng.uniform(0.7, 1.0)
+    chest.density += strength * (0.12 * line - 0.11 * gap)
     chest.vessels *= 1 - gap
     return box_of(gap, 0.5)
 

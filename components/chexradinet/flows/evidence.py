@@ -12,7 +12,6 @@ from chexradinet.flows.judge import Judged, maps_of
 from chexradinet.records import Box
 from chexradinet.regions.extract import extract_regions
 from chexradinet.regions.feature_names import FEATURE_NAMES
-from chexradinet.regions.radiomics import extract_features
 from chexradinet.regions.tables import regions_table
 from chexradinet.results.calibration import Calibration, apply_calibration
 from chexradinet.results.contrast import FeatureContrast, feature_contrast
@@ -134,6 +133,9 @@ def _contrast(
     regions: RegionConfig,
 ) -> FeatureContrast:
     """Contrast the regions of the highest-scoring finding: no label has a say in where they are."""
+    # Here, so that whoever reads only panels needs no pyradiomics.
+    from chexradinet.regions.radiomics import extract_features
+
     columns = model.logits[: len(rows)].argmax(axis=1).astype(np.int64)
     maps = maps_of(model.network, data, rows, columns)
     table = regions_table(

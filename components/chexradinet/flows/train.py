@@ -1,5 +1,6 @@
 """Round 0: a classifier trained on image labels alone."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +17,10 @@ from chexradinet.dataset.format import Dataset, open_dataset
 from chexradinet.flows.validation import validate
 from chexradinet.model.bundle import BundleInfo, model_card, save_bundle
 from chexradinet.model.guidance import build_heads
-from chexradinet.model.resnet import build_network, load_imagenet_weights
+from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights
 from chexradinet.model.training import TrainingData, fit
 from chexradinet.records import Split
+from chexradinet.store.opening import open_object
 
 Progress = Callable[[int, int, float], None]
 """Called with the step, the number of steps and the loss."""
@@ -30,7 +32,7 @@ def train(
     network: NetworkConfig,
     config: TrainConfig,
     regions: RegionConfig,
-    initial_weights: Path | None = None,
+    initial_weights: str = "",
     progress: Progress | None = None,
 ) -> BundleInfo:
     """Train round 0 and write its bundle.
@@ -41,7 +43,8 @@ def train(
         network: Shape of the classifier.
         config: How to train it.
         regions: How validation turns a map into a region.
-        initial_weights: A torchvision state dict of the same depth; None starts at random.
+        initial_weights: Path or URI of a torchvision state dict of the same depth; empty starts
+            at random.
         progress: Called after each step.
 
     Raises:
@@ -51,8 +54,8 @@ def train(
     """
     data = open_dataset(dataset)
     classifier = build_network(network, len(data.info.findings), seed=config.seed)
-    if initial_weights is not None:
-        load_imagenet_weights(classifier, initial_weights)
+    if initial_weights:
+        _load_weights(classifier, initial_weights)
     heads = build_heads(classifier.num_channels, seed=config.seed)
     guidance = GuidanceConfig(recipe=GuidanceRecipe.NONE)
     history = fit(classifier, heads, training_data(data), config, guidance, progress=progress)
@@ -74,6 +77,14 @@ def train(
     )
     save_bundle(target, info, classifier, heads, model_card(info))
     return info
+
+
+def _load_weights(classifier: ChexRadiNet, uri: str) -> None:
+    store, key = open_object(uri)
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / Path(key).name
+        store.get_file(key, local)
+        load_imagenet_weights(classifier, local)
 
 
 def training_data(data: Dataset) -> TrainingData:

@@ -55,6 +55,7 @@ thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; font-wei
 tbody th { font-weight: 500; }
 th.text, td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 td { white-space: nowrap; }
+thead th.text { overflow-wrap: normal; }
 td small, th small { display: block; color: var(--soft); font-size: .78em; font-weight: 400;
   white-space: nowrap; }
 tr.marked { background: var(--mark); }

@@ -133,7 +133,7 @@ def _headline(metrics: Mapping[str, Any]) -> str:
     for key in ("iou_0.1", "iou_0.3", "pointing"):
         label = "Peak in true box" if key == "pointing" else f"Localised at IoU {key[4:]}"
         held = page.interval(((bounds.get("localization") or {}).get(key) or {}).get("ci95"))
-        note = f"{held} swapped map {page.number(located[f'swapped_{key}'])}".strip()
+        note = f"{held} swapped {page.number(located[f'swapped_{key}'])}".strip()
         values.append((label, page.number(located[key]), note))
     values.append(("Calibration error", page.number(test["ece"]), "mean over findings"))
     return page.cards(values) + page.paragraph(

@@ -27,7 +27,6 @@ def train(
     from chexradinet.config import Backbone, NetworkConfig, RegionConfig, TrainConfig, choice
     from chexradinet.flows.device import check_accelerator
     from chexradinet.flows.train import headline, train
-    from chexradinet.store.transfer import fetched
 
     check_accelerator(accelerator_type, accelerators)
     info = train(
@@ -36,7 +35,7 @@ def train(
         NetworkConfig(backbone=choice(Backbone, "backbone", backbone), map_stride=map_stride),
         TrainConfig(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed),
         RegionConfig(threshold=region_threshold),
-        initial_weights=fetched(initial_weights) if initial_weights else None,
+        initial_weights=initial_weights,
     )
     for name, value in headline(info).items():
         metrics.log_metric(name, value)
