@@ -1,0 +1,96 @@
+"""Addresses of DICOMweb archives."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import SplitResult, parse_qs, urlsplit
+
+from chexradinet.errors import ConfigError
+
+_FORM = "dicomweb://host[:port]/path?study_date=YYYYMMDD-YYYYMMDD"
+_DATES = re.compile(r"^(\d{8})?(-)?(\d{8})?$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """Where an archive answers, and what to look for."""
+
+    uri: str
+    """The address as given, without query and without a slash at its end."""
+    url: str
+    """The address over HTTP, without a slash at its end."""
+    host: str
+    """Host and port, for messages."""
+    study_date: str
+    """A DICOM date or range of dates; empty where none is needed."""
+
+
+def parse_archive(uri: str, *, dates_needed: bool) -> Archive:
+    """Read the URI of an archive.
+
+    Raises:
+        ConfigError: the scheme, host or dates are missing or wrong; no password is repeated.
+    """
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"the archive's address cannot be read; needed is {_FORM}") from error
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            "the archive's address holds credentials; put them in DICOMWEB_USER and "
+            "DICOMWEB_PASSWORD, or in DICOMWEB_TOKEN"
+        )
+    if not parts.hostname:
+        raise ConfigError(f"archive {uri!r} names no host; needed is {_FORM}")
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    host = f"{name}:{port}" if port else name
+    path = parts.path.rstrip("/")
+    return Archive(
+        uri=f"{parts.scheme}://{host}{path}",
+        url=f"{_protocol(parts, uri)}://{host}{path}",
+        host=host,
+        study_date=_study_date(parts, uri) if dates_needed else "",
+    )
+
+
+def _protocol(parts: SplitResult, uri: str) -> str:
+    if parts.scheme == "dicomweb":
+        return "http" if _is_loopback(str(parts.hostname)) else "https"
+    if parts.scheme in ("dicomweb+http", "dicomweb+https"):
+        return parts.scheme.partition("+")[2]
+    raise ConfigError(f"archive {uri!r} has scheme {parts.scheme!r}; needed is {_FORM}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _study_date(parts: SplitResult, uri: str) -> str:
+    query = parse_qs(parts.query, keep_blank_values=True)
+    unknown = sorted(set(query) - {"study_date"})
+    if unknown:
+        raise ConfigError(f"archive {uri!r} has unknown {unknown}; needed is {_FORM}")
+    value = query.get("study_date", [""])[-1]
+    match = _DATES.match(value)
+    days = [day for day in (match[1], match[3]) if day] if match else []
+    if not days or (len(days) == 2 and "-" not in value) or not all(map(_is_day, days)):
+        raise ConfigError(
+            f"archive {uri!r} has study_date {value!r}; needed is a day, first-last, first- "
+            "or -last, as YYYYMMDD"
+        )
+    if days[0] > days[-1]:
+        raise ConfigError(f"archive {uri!r} has a study_date that ends before it begins")
+    return value
+
+
+def _is_day(text: str) -> bool:
+    try:
+        datetime.strptime(text, "%Y%m%d")
+    except ValueError:
+        return False
+    return True

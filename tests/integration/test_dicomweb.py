@@ -1,0 +1,196 @@
+"""A real PACS (Orthanc with its DICOMweb plug-in) as a source of X-rays."""
+
+import io
+import json
+import logging
+import os
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pydicom
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from chexradinet.config import StoreConfig
+from chexradinet.errors import (
+    StoreIntegrityError,
+    StoreNotFoundError,
+    StoreUnavailableError,
+)
+from chexradinet.store import dicomweb
+from chexradinet.store.dicomweb import fetch, list_instances
+
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+AT_ONCE = StoreConfig(retry_total_s=0)
+JANUARY = "?study_date=20260101-20260131"
+
+
+@pytest.fixture(scope="module")
+def orthanc(
+    tmp_path_factory: pytest.TempPathFactory,
+    free_port: Callable[[], int],
+    wait_until_up: Callable[[str, "subprocess.Popen[bytes]"], None],
+) -> Iterator[SimpleNamespace]:
+    """Return an archive with seven X-rays, three of them radiographs of January 2026."""
+    if shutil.which("Orthanc") is None or not PLUGIN.exists():
+        if os.environ.get("CI") == "true":
+            pytest.fail("orthanc and orthanc-dicomweb are not installed; CI must not skip this")
+        pytest.skip("Debian's packages orthanc and orthanc-dicomweb are not installed")
+    folder = tmp_path_factory.mktemp("orthanc")
+    port = free_port()
+    settings = {
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "index"),
+        "HttpPort": port,
+        "DicomServerEnabled": False,
+        "AuthenticationEnabled": False,
+        "Plugins": [str(PLUGIN)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    open_to_all = f"http://127.0.0.1:{port}"
+    (folder / "orthanc.json").write_text(json.dumps(settings))
+    with (folder / "log").open("wb") as log:
+        command = ["Orthanc", str(folder / "orthanc.json")]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        wait_until_up(f"{open_to_all}/system", process)
+        yield SimpleNamespace(
+            url=open_to_all,
+            uri=f"dicomweb://127.0.0.1:{port}/dicom-web",
+            files=fill(open_to_all),
+        )
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def fill(url: str) -> dict[str, bytes]:
+    """Store X-rays and return the radiographs of January by SOP Instance UID."""
+    study = generate_uid()
+    wanted = [radiograph("20260101", "CR"), radiograph("20260115", "DX", study)]
+    wanted.append(radiograph("20260115", "DX", study))
+    others = [
+        radiograph("20260115", "CT", study),
+        radiograph("20260115", "CT"),
+        radiograph("20251231", "CR"),
+        radiograph("20260201", "DX"),
+    ]
+    files = {}
+    for dataset in [*wanted, *others]:
+        buffer = io.BytesIO()
+        dataset.save_as(buffer, enforce_file_format=True)
+        store(url, buffer.getvalue())
+        if dataset in wanted:
+            files[str(dataset.SOPInstanceUID)] = buffer.getvalue()
+    return files
+
+
+def store(url: str, data: bytes) -> None:
+    """Give a file to the archive."""
+    request = urllib.request.Request(f"{url}/instances", data=data, method="POST")  # noqa: S310
+    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+        response.read()
+
+
+def radiograph(study_date: str, modality: str, study: str | None = None) -> FileDataset:
+    """Return a small X-ray; its pixels end in bytes that look like the end of a line."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    dataset.SOPClassUID = meta.MediaStorageSOPClassUID
+    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    dataset.StudyInstanceUID = study or generate_uid()
+    dataset.SeriesInstanceUID = generate_uid()
+    dataset.PatientID, dataset.PatientName = "planted-patient", "Planted^Name"
+    dataset.StudyDate, dataset.Modality = study_date, modality
+    dataset.Rows, dataset.Columns = 2, 8
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    dataset.PixelData = bytes(12) + b"\r\n\r\n"
+    return dataset
+
+
+def test_day_without_studies_lists_nothing(orthanc: SimpleNamespace) -> None:
+    assert list(list_instances(f"{orthanc.uri}?study_date=19000101")) == []
+
+
+def test_radiographs_of_the_dates_are_listed_once_and_fetched_as_stored(
+    orthanc: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for page_size in (dicomweb.PAGE_SIZE, 1):
+        monkeypatch.setattr(dicomweb, "PAGE_SIZE", page_size)
+        refs = list(list_instances(orthanc.uri + JANUARY))
+        assert len(refs) == 3
+        assert {ref.sop_uid: fetch(ref) for ref in refs} == orthanc.files
+        assert sorted(ref.modality for ref in refs) == ["CR", "DX", "DX"]
+
+
+def test_compressed_radiograph_comes_in_its_own_transfer_syntax(
+    orthanc: SimpleNamespace, shared_data: Path
+) -> None:
+    original = (shared_data / "radiographs" / "dicom" / "RG1_J2KI.dcm").read_bytes()
+    store(orthanc.url, original)
+    (ref,) = list_instances(f"{orthanc.uri}?study_date=20040826")
+    assert fetch(ref) == original
+    syntax = pydicom.dcmread(io.BytesIO(fetch(ref))).file_meta.TransferSyntaxUID
+    assert syntax == "1.2.840.10008.1.2.4.91"
+
+
+def test_radiograph_that_is_gone_is_told(orthanc: SimpleNamespace) -> None:
+    ref = next(list_instances(orthanc.uri + JANUARY))
+    gone = dicomweb.InstanceRef(
+        uri=ref.uri.replace(ref.sop_uid, "1.2.3"),
+        study_uid=ref.study_uid,
+        series_uid=ref.series_uid,
+        sop_uid="1.2.3",
+        modality="CR",
+    )
+    with pytest.raises(StoreNotFoundError) as caught:
+        fetch(gone, AT_ONCE)
+    assert ref.study_uid not in str(caught.value)
+
+
+def test_another_radiograph_than_asked_for_is_refused(orthanc: SimpleNamespace) -> None:
+    first, second, _ = list_instances(orthanc.uri + JANUARY)
+    mixed = dicomweb.InstanceRef(
+        uri=first.uri,
+        study_uid=second.study_uid,
+        series_uid=second.series_uid,
+        sop_uid=second.sop_uid,
+        modality="CR",
+    )
+    with pytest.raises(StoreIntegrityError, match="another"):
+        fetch(mixed, AT_ONCE)
+
+
+def test_wrong_path_and_closed_port_are_told(
+    orthanc: SimpleNamespace, free_port: Callable[[], int]
+) -> None:
+    with pytest.raises(StoreNotFoundError, match="path"):
+        list(list_instances(f"{orthanc.uri}-not{JANUARY}", AT_ONCE))
+    with pytest.raises(StoreUnavailableError, match="network"):
+        list(list_instances(f"dicomweb://127.0.0.1:{free_port()}/x{JANUARY}", AT_ONCE))
+
+
+def test_tls_to_a_plain_port_is_told(orthanc: SimpleNamespace) -> None:
+    uri = orthanc.uri.replace("dicomweb://", "dicomweb+https://")
+    with pytest.raises(StoreUnavailableError, match="DICOMWEB_CA_BUNDLE"):
+        list(list_instances(uri + JANUARY, StoreConfig(retry_total_s=30)))
+
+
+def test_nothing_of_a_patient_is_logged(
+    orthanc: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    refs = list(list_instances(orthanc.uri + JANUARY))
+    fetch(refs[0])
+    assert not [ref for ref in refs if ref.sop_uid in caplog.text or ref.study_uid in caplog.text]
+    assert "lanted" not in caplog.text
