@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import connection
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,9 @@ class Decoded:
     """SHA-256 of the original pixels."""
 
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 Outcome = Decoded | RejectedImageError
 """An X-ray, or why it is none; returned rather than raised, as it crosses processes."""
 Decode = Callable[[str], Outcome]
@@ -76,12 +80,14 @@ def _decode(source: Source, preprocessing: PreprocessingConfig, file: str) -> Ou
     )
 
 
-def decode_in_order(files: Sequence[str], decode: Decode, num_workers: int) -> Iterator[Outcome]:
-    """Yield the outcome of each file, in order.
+def decode_in_order(
+    files: Sequence[Item], decode: Callable[[Item], Result], num_workers: int
+) -> Iterator[Result | RejectedImageError]:
+    """Yield the outcome of each file, in order; a file that kills its process is a rejection.
 
     Args:
-        files: Files of the source; at most a few batches a worker are decoded ahead.
-        decode: What `decoder` returned.
+        files: What `decode` takes, such as names; a few batches a worker are decoded ahead.
+        decode: Picklable, as what `decoder` returned.
         num_workers: Processes; 1 decodes in this one; 0 takes one a core where it is worth while.
     """
     if num_workers == 0:
@@ -96,10 +102,12 @@ def decode_in_order(files: Sequence[str], decode: Decode, num_workers: int) -> I
         yield from _decode_in_processes(files, decode, num_workers)
 
 
-def _decode_in_processes(files: Sequence[str], decode: Decode, workers: int) -> Iterator[Outcome]:
+def _decode_in_processes(
+    files: Sequence[Item], decode: Callable[[Item], Result], workers: int
+) -> Iterator[Result | RejectedImageError]:
     pool = _Pool(decode, workers)
     try:
-        waiting: deque[tuple[list[str], Future[list[Outcome]]]] = deque()
+        waiting: deque[tuple[list[Item], Future[list[Result]]]] = deque()
         for batch in _batches(files):
             waiting.append((batch, pool.submit(batch)))
             if len(waiting) >= workers * _BATCHES_AHEAD:
@@ -110,25 +118,25 @@ def _decode_in_processes(files: Sequence[str], decode: Decode, workers: int) -> 
         pool.close()
 
 
-def _batches(files: Iterable[str]) -> Iterator[list[str]]:
+def _batches(files: Iterable[Item]) -> Iterator[list[Item]]:
     remaining = iter(files)
     while batch := list(itertools.islice(remaining, _BATCH_SIZE)):
         yield batch
 
 
-def _decode_batch(decode: Decode, batch: Sequence[str]) -> list[Outcome]:
+def _decode_batch(decode: Callable[[Item], Result], batch: Sequence[Item]) -> list[Result]:
     return [decode(file) for file in batch]
 
 
-class _Pool:
+class _Pool(Generic[Item, Result]):
     """Processes that are replaced when one of them dies."""
 
-    def __init__(self, decode: Decode, num_workers: int) -> None:
+    def __init__(self, decode: Callable[[Item], Result], num_workers: int) -> None:
         self._decode = decode
         self._num_workers = num_workers
         self._executor = _started(num_workers)
 
-    def submit(self, batch: Sequence[str]) -> Future[list[Outcome]]:
+    def submit(self, batch: Sequence[Item]) -> Future[list[Result]]:
         """Queue a batch, also when a process has just died."""
         try:
             return self._executor.submit(_decode_batch, self._decode, batch)
@@ -137,10 +145,12 @@ class _Pool:
             self._executor = _started(self._num_workers)
             return self._executor.submit(_decode_batch, self._decode, batch)
 
-    def outcomes(self, batch: Sequence[str], future: Future[list[Outcome]]) -> list[Outcome]:
+    def outcomes(
+        self, batch: Sequence[Item], future: Future[list[Result]]
+    ) -> list[Result | RejectedImageError]:
         """Wait for a batch; when a process died meanwhile, decode its files one by one."""
         try:
-            return future.result()
+            return [*future.result()]
         except BrokenProcessPool:
             _logger.warning("a decoding process died; decoding %d files singly", len(batch))
             return [self._alone(file) for file in batch]
@@ -149,7 +159,7 @@ class _Pool:
         """End all processes without waiting for what they were given."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _alone(self, file: str) -> Outcome:
+    def _alone(self, file: Item) -> Result | RejectedImageError:
         with _started(1) as executor:
             try:
                 return executor.submit(self._decode, file).result()

@@ -128,10 +128,16 @@ def fetch_champion(models_uri: str, target: Path) -> str:
             f"{models_uri} has no {POINTER}: no model was published there yet; run the training "
             "pipeline first, or check models_uri"
         )
-    return _fetch(models_uri, str(pointer["digest"]), target)
+    return fetch_bundle(models_uri, str(pointer["digest"]), target)
 
 
-def _fetch(models_uri: str, digest: str, target: Path) -> str:
+def fetch_bundle(models_uri: str, digest: str, target: Path) -> str:
+    """Download a published bundle, verified; return its digest.
+
+    Raises:
+        StoreNotFoundError: no bundle of this digest is published.
+        ArtifactError: it was changed.
+    """
     download_directory(f"{models_uri}/{digest}", target)
     found = verify_bundle(target)
     if found != digest:
@@ -167,7 +173,7 @@ def _compare(
         return "This model is the champion already.", True
     with tempfile.TemporaryDirectory() as folder:
         champion = Path(folder) / "champion"
-        _fetch(models_uri, pointer["digest"], champion)
+        fetch_bundle(models_uri, pointer["digest"], champion)
         ours, theirs = read_bundle_info(candidate)[0], read_bundle_info(champion)[0]
         if (ours.findings, ours.preprocessing_digest) != (
             theirs.findings,
