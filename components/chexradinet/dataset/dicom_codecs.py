@@ -1,12 +1,13 @@
 """One compressed frame to the integers it stores.
 
-Every codec is imagecodecs', whose libraries (libjpeg-turbo, CharLS, OpenJPEG, OpenJPH) carry
+Every codec is imagecodecs', whose libraries (libjpeg-turbo, CharLS, OpenJPEG) carry
 permissive licences and survive mutated streams once two things hold, which are checked first:
 the size in the stream is the size in the header, so nothing larger is allocated, and the end marker
 is there, without which CharLS searches for seconds. RLE is taken apart here, because imagecodecs'
-own reader of DICOM RLE trusts the segment offsets and crashes on wrong ones (ADR 0005).
+own reader of DICOM RLE trusts the segment offsets and crashes on wrong ones. OpenJPEG reads HTJ2K,
+because imagecodecs drops the errors of its faster OpenJPH and returns what it has (ADR 0005).
 
-Source: DICOM PS3.5 annexes A.4 and G; ITU-T T.81, T.87, T.800 and T.814 for the markers.
+Source: DICOM PS3.5 annexes A.4 and G; ITU-T T.81, T.87 and T.800 for the markers.
 """
 
 import struct
@@ -31,8 +32,13 @@ _JPEG = {
     uid.JPEGLosslessSV1,
 }
 _JPEG_LS = {uid.JPEGLSLossless, uid.JPEGLSNearLossless}
-_JPEG_2000 = {uid.JPEG2000Lossless, uid.JPEG2000}
-_HTJ2K = {uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K}
+_JPEG_2000 = {
+    uid.JPEG2000Lossless,
+    uid.JPEG2000,
+    uid.HTJ2KLossless,
+    uid.HTJ2KLosslessRPCL,
+    uid.HTJ2K,
+}
 
 _FRAME_MARKERS = {0xC0, 0xC1, 0xC2, 0xC3, 0xF7}
 _STANDALONE = {0x01, 0xD8, *range(0xD0, 0xD8)}
@@ -42,7 +48,6 @@ _BROKEN_STREAM = (
     imagecodecs.Jpeg8Error,
     imagecodecs.JpeglsError,
     imagecodecs.Jpeg2kError,
-    imagecodecs.Htj2kError,
     imagecodecs.PackbitsError,
     MemoryError,
     NotImplementedError,
@@ -80,7 +85,7 @@ def decode_frame(frame: bytes, syntax: uid.UID, shape: FrameShape) -> Stored:
     """
     if syntax == uid.RLELossless:
         return _run_lengths(frame, shape)
-    if syntax in _JPEG_2000 | _HTJ2K:
+    if syntax in _JPEG_2000:
         frame = _codestream(frame)
     elif syntax not in _JPEG | _JPEG_LS:
         raise RejectedImageError(RejectReason.UNREADABLE, f"no decoder for {syntax.name}")
@@ -98,8 +103,6 @@ def _decoded(frame: bytes, syntax: uid.UID, shape: FrameShape) -> NDArray[np.int
         return np.asarray(imagecodecs.jpegls_decode(frame))
     if syntax in _JPEG_2000:
         return np.asarray(imagecodecs.jpeg2k_decode(frame, planar=False))
-    if syntax in _HTJ2K:
-        return np.asarray(imagecodecs.htj2k_decode(frame, planar=False))
     if shape.samples == 1:
         return np.asarray(imagecodecs.jpeg8_decode(frame))
     if shape.is_rgb:
@@ -128,7 +131,7 @@ def _codestream(frame: bytes) -> bytes:
 
 
 def _check_stream(frame: bytes, syntax: uid.UID, shape: FrameShape) -> None:
-    is_jpeg_2000 = syntax in _JPEG_2000 | _HTJ2K
+    is_jpeg_2000 = syntax in _JPEG_2000
     size = _jpeg_2000_size(frame) if is_jpeg_2000 else _jpeg_size(frame)
     if size is None:
         detail = f"the {syntax.name} stream has no frame header"

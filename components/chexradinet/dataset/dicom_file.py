@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import (
@@ -36,6 +36,7 @@ BROKEN_HEADER = (
     ArithmeticError,
     AssertionError,
     AttributeError,
+    BytesLengthException,
     EOFError,
     InvalidDicomError,
     LookupError,
@@ -217,7 +218,10 @@ def _without_pixels(dataset: Dataset, num_bytes: int) -> RejectedImageError:
     last = max(dataset.keys(), default=None)
     if last is None:
         return RejectedImageError(RejectReason.UNREADABLE, "the header holds no element")
-    element = dataset.get_item(last)
+    try:
+        element = dataset.get_item(last)
+    except BROKEN_HEADER:
+        return RejectedImageError(RejectReason.UNREADABLE, "the last element is damaged")
     length = getattr(element, "length", 0)
     end = getattr(element, "value_tell", 0) + length
     if length != _UNDEFINED_LENGTH and end > num_bytes:

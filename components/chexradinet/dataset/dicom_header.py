@@ -12,18 +12,12 @@ from pydicom.dataset import Dataset
 from chexradinet.dataset.cells import MAX_AGE_YEARS, parse_age, parse_sex
 from chexradinet.dataset.dicom_file import DicomFile
 from chexradinet.dataset.dicom_pixels import PixelLayout
-from chexradinet.dataset.dicom_values import item_of, numbers, text
+from chexradinet.dataset.dicom_rules import is_human, shows_chest, view_of
+from chexradinet.dataset.dicom_values import numbers, text
+from chexradinet.records import View
 
 _PLAUSIBLE_SPACING_MM = (0.01, 10.0)
 _DAYS_PER_YEAR = 365.25
-_DESCRIPTIONS = (
-    "SeriesDescription",
-    "AcquisitionDeviceProcessingDescription",
-    "ProtocolName",
-    "PerformedProcedureStepDescription",
-    "StudyDescription",
-)
-_SPECIES = ("PatientSpeciesDescription", "PatientBreedDescription", "ResponsiblePersonRole")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,22 +29,20 @@ class RadiographHeader:
     patient_id: str = field(repr=False)
     study_date: date | None = field(repr=False)
     acquisition_date: date | None = field(repr=False)
-    descriptions: tuple[str, ...] = field(repr=False)
-    """Free texts about series, protocol, processing and study: they may name the patient."""
-    species: str = field(repr=False)
-    """What the header says of the patient's species, with the institution's name; mostly empty."""
-    species_code: str
-    """Code Value of Patient Species Code Sequence; empty where absent."""
     sop_class_uid: str
     modality: str
-    view_position: str
-    """View Position as given, upper case, such as `PA` or `LL`."""
-    view_code: str
-    """Code Value of View Code Sequence; empty where absent."""
+    view: View
+    """`PA`, `AP` or unknown, by the rules of `dicom_rules`."""
+    is_frontal: bool | None
+    """None where the header does not say."""
+    view_source: str
+    """Which rule told the view; empty where none did."""
     body_part: str
     """Body Part Examined, upper case."""
-    anatomic_region: str
-    """Code Meaning of Anatomic Region Sequence, upper case."""
+    shows_chest: bool | None
+    """Whether the body part is the chest; None where none is named."""
+    is_human: bool
+    """False where anything in the header speaks of an animal."""
     age_years: float | None
     """From Patient's Age, else from birth date and study date."""
     sex: str
@@ -83,6 +75,7 @@ def read_radiograph_header(file: DicomFile, layout: PixelLayout) -> RadiographHe
     """Collect what the header says. Damaged or absent values come out empty, never as errors."""
     dataset = file.dataset
     row_mm, column_mm, source = _spacing(dataset)
+    view = view_of(dataset)
     study_date = _date(text(dataset, "StudyDate"))
     acquired = _date(text(dataset, "AcquisitionDate"))
     return RadiographHeader(
@@ -91,15 +84,14 @@ def read_radiograph_header(file: DicomFile, layout: PixelLayout) -> RadiographHe
         patient_id=text(dataset, "PatientID"),
         study_date=study_date,
         acquisition_date=acquired,
-        descriptions=tuple(filter(None, (text(dataset, keyword) for keyword in _DESCRIPTIONS))),
-        species=_species(dataset),
-        species_code=_code(dataset, "PatientSpeciesCodeSequence", "CodeValue"),
         sop_class_uid=text(dataset, "SOPClassUID"),
         modality=text(dataset, "Modality").upper(),
-        view_position=text(dataset, "ViewPosition").upper(),
-        view_code=_code(dataset, "ViewCodeSequence", "CodeValue"),
+        view=view.view,
+        is_frontal=view.is_frontal,
+        view_source=view.source,
         body_part=text(dataset, "BodyPartExamined").upper(),
-        anatomic_region=_code(dataset, "AnatomicRegionSequence", "CodeMeaning").upper(),
+        shows_chest=shows_chest(dataset),
+        is_human=is_human(dataset),
         age_years=_age(dataset, acquired or study_date),
         sex=parse_sex(text(dataset, "PatientSex")),
         manufacturer=text(dataset, "Manufacturer"),
@@ -116,17 +108,6 @@ def read_radiograph_header(file: DicomFile, layout: PixelLayout) -> RadiographHe
         transfer_syntax=str(file.transfer_syntax),
         notes=_notes(dataset, layout),
     )
-
-
-def _code(dataset: Dataset, sequence: str, keyword: str) -> str:
-    item = item_of(dataset, sequence)
-    return text(item, keyword) if item is not None else ""
-
-
-def _species(dataset: Dataset) -> str:
-    words = [text(dataset, keyword) for keyword in (*_SPECIES, "InstitutionName")]
-    words.append(_code(dataset, "PatientSpeciesCodeSequence", "CodeMeaning"))
-    return " ".join(filter(None, words))
 
 
 def _date(written: str) -> date | None:

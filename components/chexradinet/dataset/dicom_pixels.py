@@ -99,8 +99,8 @@ def _check_depth(layout: PixelLayout) -> None:
         raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
     grey = layout.is_monochrome or layout.photometric == "PALETTE COLOR"
     if layout.samples != (1 if grey else 3):
-        detail = f"{layout.samples} samples of {layout.photometric or 'no photometric'}"
-        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail[:80])
+        detail = f"{layout.samples} samples contradict Photometric Interpretation"
+        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
     if not grey and (allocated, stored) != (8, 8):
         detail = f"colour of {stored} bits; only 8 are read"
         raise RejectedImageError(RejectReason.UNREADABLE, detail)
