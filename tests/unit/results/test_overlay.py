@@ -39,6 +39,13 @@ def test_colour_is_strongest_where_the_map_is() -> None:
     assert drawn[40:, :].sum() == 0
 
 
+def test_how_negative_the_rest_of_a_map_is_does_not_matter() -> None:
+    maps = [np.full((8, 6), low) for low in (0.0, -100.0)]
+    for heatmap in maps:
+        heatmap[3, 3] = 1.0
+    assert np.array_equal(evidence(maps[0], 64, 48), evidence(maps[1], 64, 48))
+
+
 def test_boxes_are_drawn_on_their_outermost_pixels() -> None:
     drawn = overlay(np.zeros((64, 48), np.uint8), None, Box(10, 5, 30, 25))
     rows, columns = np.nonzero((drawn == REGION_COLOR).all(axis=2))
