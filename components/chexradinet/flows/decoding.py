@@ -153,18 +153,27 @@ class _Pool(Generic[Item, Result]):
             return [*future.result()]
         except BrokenProcessPool:
             _logger.warning("a decoding process died; decoding %d files singly", len(batch))
-            return [self._alone(file) for file in batch]
+            return self._singly(batch)
 
     def close(self) -> None:
         """End all processes without waiting for what they were given."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _alone(self, file: Item) -> Result | RejectedImageError:
-        with _started(1) as executor:
-            try:
-                return executor.submit(self._decode, file).result()
-            except BrokenProcessPool:
-                return RejectedImageError(RejectReason.UNREADABLE, "the decoder crashed")
+    def _singly(self, batch: Sequence[Item]) -> list[Result | RejectedImageError]:
+        outcomes: list[Result | RejectedImageError] = []
+        executor = _started(1)
+        try:
+            for file in batch:
+                try:
+                    outcomes.append(executor.submit(self._decode, file).result())
+                except BrokenProcessPool:
+                    detail = "the decoder crashed on it"
+                    outcomes.append(RejectedImageError(RejectReason.UNREADABLE, detail))
+                    executor.shutdown()
+                    executor = _started(1)
+        finally:
+            executor.shutdown()
+        return outcomes
 
 
 def _started(num_workers: int) -> ProcessPoolExecutor:
