@@ -94,7 +94,7 @@ class SourceFormat(StrEnum):
     CSV = "csv"
     """One table: file, patient, findings joined by `|`, and optional columns."""
     DICOM = "dicom"
-    """DICOM files, with or without a `csv` table beside them."""
+    """DICOM files and a `csv` table."""
 
 
 class UncertainLabel(StrEnum):
@@ -130,44 +130,6 @@ def parse_uncertain(text: str) -> tuple[UncertainLabel, dict[str, UncertainLabel
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestConfig:
-    """How a source becomes a data set."""
-
-    format: SourceFormat = SourceFormat.CSV
-    """Convention of the source."""
-    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
-    """How an original becomes model pixels."""
-    findings: tuple[str, ...] = ()
-    """Findings to keep, in this order; empty keeps all that the table knows."""
-    uncertain: str = "ignore"
-    """What -1 becomes, as `parse_uncertain` reads it."""
-    validation_fraction: float = 0.1
-    """Part of the training patients that becomes the validation split where the table has none."""
-    test_fraction: float = 0.1
-    """Part of all patients that becomes the test split where the table has no split at all."""
-    split_seed: int = 0
-    """Of the splits that no table gives; recorded in the data set."""
-    max_reject_fraction: float = 0.5
-    """Largest part of the files that may be rejected before the run fails, in [0, 1]."""
-    shard_size: int = 4096
-    """Images in a file of pixels."""
-    num_workers: int = 0
-    """Processes that decode; 0 takes one a processor core, 1 decodes in this process."""
-
-    def __post_init__(self) -> None:
-        """Check every number, and accept format and findings by any known name."""
-        for name in ("validation_fraction", "test_fraction"):
-            require(0 <= getattr(self, name) < 0.9, name, getattr(self, name), "in [0, 0.9)")
-        rejects = self.max_reject_fraction
-        require(0 <= rejects <= 1, "max_reject_fraction", rejects, "in [0, 1]")
-        require(self.shard_size >= 1, "shard_size", self.shard_size, "at least 1")
-        require(self.num_workers >= 0, "num_workers", self.num_workers, "at least 0")
-        parse_uncertain(self.uncertain)
-        object.__setattr__(self, "format", choice(SourceFormat, "format", self.format))
-        object.__setattr__(self, "findings", canonical_findings(self.findings))
-
-
-@dataclass(frozen=True, kw_only=True)
 class DicomConfig:
     """How stored values of a DICOM file become grey levels. Recorded with the data set."""
 
@@ -196,6 +158,48 @@ class QualityConfig:
         """Check every number."""
         require(0 <= self.min_age_years < 120, "min_age_years", self.min_age_years, "in [0, 120)")
         require(self.min_side_px >= 1, "min_side_px", self.min_side_px, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """How a source becomes a data set."""
+
+    format: SourceFormat = SourceFormat.CSV
+    """Convention of the source."""
+    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
+    """How an original becomes model pixels."""
+    dicom: DicomConfig = field(default_factory=DicomConfig)
+    """How DICOM files are shown; of no effect on others."""
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    """What a DICOM file must be; others have no header to judge."""
+    findings: tuple[str, ...] = ()
+    """Findings to keep, in this order; empty keeps all that the table knows."""
+    uncertain: str = "ignore"
+    """What -1 becomes, as `parse_uncertain` reads it."""
+    validation_fraction: float = 0.1
+    """Part of the training patients that becomes the validation split where the table has none."""
+    test_fraction: float = 0.1
+    """Part of all patients that becomes the test split where the table has no split at all."""
+    split_seed: int = 0
+    """Of the splits that no table gives; recorded in the data set."""
+    max_reject_fraction: float = 0.5
+    """Largest part of the files that may be rejected before the run fails, in [0, 1]."""
+    shard_size: int = 4096
+    """Images in a file of pixels."""
+    num_workers: int = 0
+    """Processes that decode; 0 takes one a processor core, 1 decodes in this process."""
+
+    def __post_init__(self) -> None:
+        """Check every number, and accept format and findings by any known name."""
+        for name in ("validation_fraction", "test_fraction"):
+            require(0 <= getattr(self, name) < 0.9, name, getattr(self, name), "in [0, 0.9)")
+        rejects = self.max_reject_fraction
+        require(0 <= rejects <= 1, "max_reject_fraction", rejects, "in [0, 1]")
+        require(self.shard_size >= 1, "shard_size", self.shard_size, "at least 1")
+        require(self.num_workers >= 0, "num_workers", self.num_workers, "at least 0")
+        parse_uncertain(self.uncertain)
+        object.__setattr__(self, "format", choice(SourceFormat, "format", self.format))
+        object.__setattr__(self, "findings", canonical_findings(self.findings))
 
 
 class Backbone(StrEnum):

@@ -92,7 +92,7 @@ def ingest(
         source=source,
         split_seed=config.split_seed,
     )
-    decode = decoder(opened, config.preprocessing)
+    decode = decoder(opened, config)
     with writing_dataset(target, info, shard_size=config.shard_size) as writer:
         for rejection in plan.rejections:
             writer.reject(rejection)
@@ -161,17 +161,16 @@ def _write(
 
 
 def _without_copies(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    """Reject an X-ray whose original pixels were already seen; the first stays."""
+    """Reject an X-ray whose pixels or SOP Instance UID were already seen; the first stays."""
     seen: set[bytes] = set()
     for outcome in outcomes:
         if isinstance(outcome, Decoded):
-            digest = bytes.fromhex(outcome.digest)
-            if digest in seen:
-                yield RejectedImageError(
-                    RejectReason.DUPLICATE, "an earlier row has the same pixels"
-                )
+            names = {bytes.fromhex(outcome.digest), bytes.fromhex(outcome.identity)} - {b""}
+            if names & seen:
+                detail = "an earlier row has the same pixels or the same SOP Instance UID"
+                yield RejectedImageError(RejectReason.DUPLICATE, detail)
                 continue
-            seen.add(digest)
+            seen |= names
         yield outcome
 
 

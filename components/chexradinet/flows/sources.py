@@ -13,7 +13,9 @@ from typing import Protocol
 from chexradinet.errors import RejectedImageError, SourceError
 from chexradinet.records import RejectReason
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".dicom"})
+DICOM_SUFFIXES = (".dcm", ".dicom")
+"""Ends of names of DICOM files."""
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
 """Files that count as X-rays; others are tables, licences and the like."""
 
 
@@ -99,5 +101,5 @@ def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[str]:
             continue
         if entry.is_dir():
             yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", above | {real})
-        elif os.path.splitext(entry.name)[1].casefold() in IMAGE_SUFFIXES:  # noqa: PTH122
+        elif entry.name.casefold().endswith(IMAGE_SUFFIXES):
             yield prefix + entry.name

@@ -113,3 +113,31 @@ def test_every_real_radiograph_is_ingested_through_the_generic_table(
     patients = {split: set(dataset.manifest["patient_id"][dataset.rows(split)]) for split in Split}
     assert not patients[Split.TRAIN] & patients[Split.VALIDATION]
     assert len(patients[Split.VALIDATION]) == round(0.1 * (199 - len(patients[Split.TEST])))
+
+
+def test_dicom_files_named_by_a_table_are_judged_by_their_headers(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "dicom"
+    source.mkdir()
+    folder = shared_data / "radiographs" / "dicom"
+    names = sorted(path.name for path in folder.iterdir())
+    for name in names:
+        (source / name).symlink_to(folder / name)
+    (source / "again.dcm").symlink_to(folder / "RG1_J2KI.dcm")
+    rows = [f"{name},{name},Nodule" for name in [*names, "again.dcm"]]
+    (source / "labels.csv").write_text("\n".join(["file,patient,findings", *rows]))
+    config = IngestConfig(
+        format="dicom",  # type: ignore[arg-type]
+        preprocessing=PreprocessingConfig(image_side=64),
+        max_reject_fraction=1,
+    )
+    info = ingest(str(source), tmp_path / "dataset", config)
+    dataset = open_dataset(tmp_path / "dataset")
+    rejected = dict(zip(dataset.rejected["source_uri"], dataset.rejected["reason"], strict=True))
+    assert rejected["dx_dog_thorax_not_human.dcm"] == "not_chest"
+    assert rejected["again.dcm"] == "duplicate"
+    assert info.counts["images"] + len(rejected) == 5
+    (row,) = dataset.row_of(["RG1_J2KI.dcm"])
+    assert dataset.manifest["view"][row] == "PA"
+    assert dataset.geometry(row).original_height == 1955
