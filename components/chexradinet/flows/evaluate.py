@@ -6,39 +6,28 @@ the comparison are then judged on the test split, which nothing before this stag
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from chexradinet.artifacts import writing_directory
 from chexradinet.config import EvaluationConfig, RadiomicsConfig, RegionConfig
 from chexradinet.dataset.format import Dataset, open_dataset
-from chexradinet.errors import ArtifactError, SourceError
+from chexradinet.errors import ArtifactError
+from chexradinet.flows.court import compared_arms, figures, open_court, protocols
 from chexradinet.flows.evidence import image_statistics, report_evidence
-from chexradinet.flows.judge import Judged, judge
-from chexradinet.flows.localize import BoxedCases, boxed_cases
+from chexradinet.flows.judge import Judged
 from chexradinet.model.bundle import read_bundle_info, replace_info
 from chexradinet.model.inference import predict
 from chexradinet.records import Split
 from chexradinet.results.calibration import Calibration, apply_calibration, fit_calibration
-from chexradinet.results.classification import (
-    bootstrap_intervals,
-    classification_metrics,
-    paired_bootstrap_difference,
-    roc_points,
-)
-from chexradinet.results.comparison import localization_intervals
-from chexradinet.results.metrics import metrics_document, protocol_text, write_metrics
+from chexradinet.results.metrics import metrics_document, write_metrics
 from chexradinet.results.reference import Population, Reference, build_reference
-from chexradinet.results.reliability import calibration_metrics, performance_at_threshold
 from chexradinet.results.report import write_report
 
 _log = logging.getLogger(__name__)
-
-SELECTION_RULE = "round chosen by validation AUROC plus a tenth of region faithfulness"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +40,11 @@ class Arms:
     """Last round of the same epochs without guidance."""
     permuted: Path | None = None
     """Last round of the same guidance with features shuffled over the images."""
+
+    @property
+    def compared(self) -> dict[str, Path | None]:
+        """The arms that guidance is held against, by name."""
+        return {"control": self.control, "permuted": self.permuted}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,28 +80,6 @@ class Evaluation:
         return curve["fpr"], curve["tpr"], curve["thresholds"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Judge:
-    """The test split and how models are judged on it."""
-
-    data: Dataset
-    rows: npt.NDArray[np.int64]
-    cases: BoxedCases
-    regions: RegionConfig
-    config: EvaluationConfig
-
-    def of(self, bundle: Path) -> Judged:
-        return judge(bundle, self.data, self.rows, self.cases, self.regions, self.config)
-
-    @property
-    def labels(self) -> npt.NDArray[np.float32]:
-        return self.data.labels[self.rows]
-
-    @property
-    def patients(self) -> npt.NDArray[np.object_]:
-        return self.data.manifest["patient_id"].to_numpy()[self.rows]
-
-
 def evaluate(
     dataset: Path,
     arms: Arms,
@@ -135,27 +107,18 @@ def evaluate(
         SourceError: the data set has no test image.
     """
     data = open_dataset(dataset)
-    rows = data.rows(Split.TEST)
-    if not len(rows):
-        raise SourceError(
-            "the data set has no test image, so nothing can be said about the model; ingest it "
-            "with a test split or a test fraction above 0"
-        )
-    court = _Judge(
-        data=data, rows=rows, cases=boxed_cases(data, rows), regions=regions, config=config
-    )
+    court = open_court(data, regions, config)
     rounds = distinct_rounds(arms.rounds)
-    judged = [court.of(path) for path in rounds]
+    judged = [court.judge(path) for path in rounds]
     chosen = best_of(judged)
     calibration, reference = _calibrate(judged[chosen], data, config)
-    test = _test_metrics(court, judged[chosen], calibration)
     document = metrics_document(
         rounds=[model.as_round() for model in judged],
         best_round=judged[chosen].info.round,
-        test=test,
-        protocol=_protocols(court),
+        test=figures(court, judged[chosen], calibration),
+        protocol=protocols(court),
         findings=list(data.info.findings),
-        arms=_arms(court, judged, arms),
+        arms=compared_arms(court, judged, arms.compared),
         seed=config.seed,
     )
     digest = replace_info(
@@ -168,7 +131,7 @@ def evaluate(
         metrics={**judged[chosen].info.metrics, "test": _summary(document)},
     )
     document["bundle_digest"] = digest
-    evidence = report_evidence(judged[chosen], data, rows, calibration, radiomics, regions)
+    evidence = report_evidence(judged[chosen], data, court.rows, calibration, radiomics, regions)
     with writing_directory(target) as folder:
         write_metrics(folder / "metrics.json", document)
         write_report(folder / "report.html", document, evidence.panel, evidence.contrast)
@@ -220,108 +183,6 @@ def _calibrate(
         seed=config.seed,
     )
     return calibration, reference
-
-
-def _test_metrics(court: _Judge, model: Judged, calibration: Calibration) -> dict[str, Any]:
-    findings, labels = court.data.info.findings, court.labels
-    probabilities = apply_calibration(calibration.as_dict(), findings, model.logits)
-    points = {
-        name: performance_at_threshold(
-            labels[:, column], probabilities[:, column], calibration.thresholds[name]
-        )
-        for column, name in enumerate(findings)
-    }
-    return {
-        **model.classification,
-        "localization": model.localization.metrics,
-        "ci95": bootstrap_intervals(
-            labels,
-            model.logits,
-            court.patients,
-            findings,
-            court.config.bootstrap_samples,
-            court.config.seed,
-        ),
-        **calibration_metrics(labels, probabilities, findings),
-        "operating_points": {
-            name: {"threshold": calibration.thresholds[name], **points[name]} for name in findings
-        },
-        "calibration": asdict(calibration),
-        "by_view": _by_view(court, model),
-        "roc": {
-            name: roc_points(labels[:, column], probabilities[:, column])
-            for column, name in enumerate(findings)
-        },
-        "pooled_roc": roc_points(labels.ravel(), probabilities.ravel()),
-    }
-
-
-def _by_view(court: _Judge, model: Judged) -> dict[str, Any]:
-    views = court.data.manifest["view"].to_numpy()[court.rows]
-    findings = court.data.info.findings
-    return {
-        view or "unknown": {
-            **classification_metrics(
-                court.labels[views == view], model.logits[views == view], findings
-            ),
-            "num_images": int((views == view).sum()),
-        }
-        for view in sorted(set(views))
-    }
-
-
-def _protocols(court: _Judge) -> dict[str, str]:
-    line = protocol_text(
-        dataset=Path(court.data.info.source).name,
-        digest=court.data.digest,
-        split=Split.TEST.value,
-        num_images=len(court.rows),
-        num_patients=len(set(court.patients)),
-        selection=SELECTION_RULE,
-    )
-    boxed = (
-        f"{line}; one box a map, chosen without the truth, for {len(court.cases.findings)} boxed "
-        "findings; controls: a smooth random map, and the map of another patient with the finding"
-    )
-    fitted = f"{line}; calibration and operating thresholds fitted on the validation split"
-    return {"rounds": line, "test": fitted, "localization": boxed}
-
-
-def _arms(court: _Judge, judged: Sequence[Judged], arms: Arms) -> dict[str, Any]:
-    """Judge the arms of the comparison against the last guided round, which had as many epochs."""
-    last = judged[-1]
-    found = {}
-    for name, path in (("control", arms.control), ("permuted", arms.permuted)):
-        if (
-            path is None
-            or read_bundle_info(path)[0].round != last.info.round
-            or not last.info.round
-        ):
-            continue
-        other = court.of(path)
-        found[name] = {
-            "rounds": [other.as_round().as_dict()],
-            "guided_round": last.info.round,
-            "difference": _difference(court, last, other),
-        }
-    return found
-
-
-def _difference(court: _Judge, guided: Judged, other: Judged) -> dict[str, Any]:
-    """Return the paired differences with intervals, guided minus other, measure by measure."""
-    samples, seed = court.config.bootstrap_samples, court.config.seed
-    ranking = paired_bootstrap_difference(
-        court.labels, guided.logits, other.logits, court.patients, samples, seed
-    )
-    located = localization_intervals(
-        guided.localization.hits,
-        court.cases.findings,
-        court.cases.patients,
-        other.localization.hits,
-        samples,
-        seed,
-    )
-    return {"mean_auroc": ranking, **located}
 
 
 def _summary(document: dict[str, Any]) -> dict[str, Any]:

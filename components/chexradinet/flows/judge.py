@@ -105,7 +105,7 @@ def maps_of(
     """Return the map of one finding of each image, shape (N, h, w); a row may come repeatedly."""
     wanted, position = np.unique(rows, return_inverse=True)
     maps = predict(network, data.images, wanted, maps=True).maps
-    if maps is None or not len(wanted):
+    if not len(wanted):
         side = data.info.preprocessing.image_side // network.config.map_stride
         return np.zeros((0, side, side), dtype=np.float32)
     return maps[position, columns]

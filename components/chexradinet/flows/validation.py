@@ -108,9 +108,9 @@ def _split_at(
     image: npt.NDArray[np.uint8], box: Box
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Return the image with all but the box blurred, and with the box alone blurred."""
-    blurred = cv2.GaussianBlur(image, (0, 0), sigmaX=image.shape[0] / 12)
-    inside, outside = blurred.copy(), image.copy()
-    area = np.s_[int(box.top) : int(box.bottom), int(box.left) : int(box.right)]
-    inside[area] = image[area]
-    outside[area] = blurred[area]
-    return inside, outside
+    blurred = np.asarray(
+        cv2.GaussianBlur(image, (0, 0), sigmaX=image.shape[0] / 12), dtype=np.uint8
+    )
+    inside_box = np.zeros(image.shape, dtype=np.bool_)
+    inside_box[int(box.top) : int(box.bottom), int(box.left) : int(box.right)] = True
+    return np.where(inside_box, image, blurred), np.where(inside_box, blurred, image)

@@ -1,11 +1,14 @@
 """Forward passes over many images without gradients."""
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from chexradinet.model.resnet import ChexRadiNet, normalise
 
@@ -22,8 +25,8 @@ class Predictions(NamedTuple):
     """Shape (n, F)."""
     embedding: NDArray[np.float32]
     """Shape (n, C)."""
-    maps: NDArray[np.float32] | None
-    """Shape (n, F, h, w); None where they were not asked for."""
+    maps: NDArray[np.float32]
+    """Shape (n, F, h, w); h and w are 0 where maps were not asked for."""
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -31,6 +34,29 @@ def choose_device(device: str = "auto") -> torch.device:
     if device != "auto":
         return torch.device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def folded(network: ChexRadiNet) -> ChexRadiNet:
+    """Return a copy in evaluation mode whose batch norms are part of the convolutions before them.
+
+    It computes the same in fewer passes over memory, up to rounding, and cannot be trained.
+    """
+    made: ChexRadiNet = copy.deepcopy(network).eval()
+    _fold(made, "conv1", "bn1")
+    for stage in (made.layer1, made.layer2, made.layer3, made.layer4):
+        for block in stage:
+            for number in range(1, 4 if hasattr(block, "conv3") else 3):
+                _fold(block, f"conv{number}", f"bn{number}")
+            if block.downsample is not None:
+                _fold(block.downsample, "0", "1")
+    made.to(memory_format=torch.channels_last)
+    return made
+
+
+def _fold(owner: nn.Module, conv: str, norm: str) -> None:
+    fused = fuse_conv_bn_eval(owner.get_submodule(conv), owner.get_submodule(norm))
+    setattr(owner, conv, fused)
+    setattr(owner, norm, nn.Identity())
 
 
 def predict_batches(
@@ -44,7 +70,7 @@ def predict_batches(
     """Yield the predictions of one batch after another; memory does not grow with the rows.
 
     Args:
-        network: Moved to the device and set to evaluation mode.
+        network: Left as it is; a folded copy does the work.
         fetch: Gives the images of a batch.
         rows: Rows to predict, in this order.
         batch_size: Images a forward pass; results do not depend on it.
@@ -52,17 +78,18 @@ def predict_batches(
         maps: Whether the maps are wanted.
     """
     place = choose_device(device)
-    network.to(place).eval()
+    working = folded(network).to(place)
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         with torch.inference_mode():
             images = torch.as_tensor(fetch(batch)).to(place, non_blocking=True)
-            found = network(normalise(images))
+            found = working(normalise(images))
+            wanted = found.maps if maps else found.maps[..., :0, :0]
             yield Predictions(
                 batch,
                 found.logits.cpu().numpy(),
                 found.embedding.cpu().numpy(),
-                found.maps.contiguous().cpu().numpy() if maps else None,
+                wanted.contiguous().cpu().numpy(),
             )
 
 
@@ -79,10 +106,10 @@ def predict(
     if not parts:
         empty = np.zeros((0, network.num_findings), np.float32)
         embedding = np.zeros((0, network.num_channels), np.float32)
-        return Predictions(rows, empty, embedding, empty[..., None, None] if maps else None)
+        return Predictions(rows, empty, embedding, empty[..., None, None])
     return Predictions(
         rows,
         np.concatenate([part.logits for part in parts]),
         np.concatenate([part.embedding for part in parts]),
-        np.concatenate([part.maps for part in parts if part.maps is not None]) if maps else None,
+        np.concatenate([part.maps for part in parts]),
     )

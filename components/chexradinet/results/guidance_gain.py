@@ -1,7 +1,7 @@
 """What guidance bought, in words that follow from the numbers.
 
 A gain is claimed only where the whole 95% interval of the paired difference lies above 0, and it is
-credited to radiomics only where the chosen model also beats the arm with permuted features.
+credited to radiomics only where the guided model also beats the arm with permuted features.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def gain_sentences(arms: Mapping[str, Any]) -> list[str]:
 
     Args:
         arms: Of metrics.json: `control` and `permuted`, each with `difference`: measure to
-            `difference` (chosen model minus arm) and `ci95`. Either may be missing.
+            `difference` (guided model minus arm) and `ci95`. Either may be missing.
     """
     if not arms:
         return [
@@ -51,7 +51,7 @@ def gain_sentences(arms: Mapping[str, Any]) -> list[str]:
 
 
 def _sentence(arm: str, differences: Mapping[str, Any]) -> str:
-    """Say in which measures the chosen model is higher, lower, or not shown to differ."""
+    """Say in which measures the guided model is higher, lower, or not shown to differ."""
     verdicts = {name: verdict(differences.get(name)) for name in MEASURES if name in differences}
     words = {
         "gain": "higher in",
@@ -87,10 +87,10 @@ def _credit(arms: Mapping[str, Any]) -> str:
     ]
     if credited:
         return (
-            f"The chosen model beats both arms in {', '.join(credited)}: there the content of the "
+            f"The guided model beats both arms in {', '.join(credited)}: there the content of the "
             "radiomics features contributed."
         )
     return (
-        "In no measure does the chosen model beat both arms: no gain is credited to the content of "
+        "In no measure does the guided model beat both arms: no gain is credited to the content of "
         "the radiomics features."
     )

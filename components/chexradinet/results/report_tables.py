@@ -61,7 +61,7 @@ def localization_cell(entry: Mapping[str, Any], key: str) -> Cell:
 
 
 def arms_table(metrics: Mapping[str, Any]) -> str:
-    """Return the paired differences, chosen model minus arm, with what each shows."""
+    """Return the paired differences, guided model minus arm, with what each shows."""
     rows: list[list[Cell]] = []
     for arm, content in (metrics.get("arms") or {}).items():
         for measure, difference in (content.get("difference") or {}).items():
