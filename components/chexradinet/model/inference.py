@@ -54,9 +54,10 @@ def folded(network: ChexRadiNet) -> ChexRadiNet:
 
 
 def _fold(owner: nn.Module, conv: str, norm: str) -> None:
-    fused = fuse_conv_bn_eval(owner.get_submodule(conv), owner.get_submodule(norm))
-    setattr(owner, conv, fused)
-    setattr(owner, norm, nn.Identity())
+    before, after = owner.get_submodule(conv), owner.get_submodule(norm)
+    if isinstance(before, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
+        setattr(owner, conv, fuse_conv_bn_eval(before, after))
+        setattr(owner, norm, nn.Identity())
 
 
 def predict_batches(

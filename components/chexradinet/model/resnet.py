@@ -47,7 +47,7 @@ class AttentiveBasicBlock(BasicBlock):  # type: ignore[misc]
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         skipped = x if self.downsample is None else self.downsample(x)
-        return self.attention.gated_sum(out, skipped).relu_()
+        return self.attention.add_to(skipped, out)
 
 
 class AttentiveBottleneck(Bottleneck):  # type: ignore[misc]
@@ -61,7 +61,7 @@ class AttentiveBottleneck(Bottleneck):  # type: ignore[misc]
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         skipped = x if self.downsample is None else self.downsample(x)
-        return self.attention.gated_sum(out, skipped).relu_()
+        return self.attention.add_to(skipped, out)
 
 
 _SHAPES: dict[Backbone, tuple[type[BasicBlock | Bottleneck], Sequence[int], tuple[int, ...]]] = {

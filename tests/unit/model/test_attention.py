@@ -63,18 +63,23 @@ def test_output_and_gradients_equal_the_textbook_formulation(
         torch.testing.assert_close(lean, textbook, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_sum_with_the_skipped_features_equals_the_textbook_in_inference(
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 256, 56, 56), (40, 128, 8, 8)])
+def test_end_of_a_block_equals_the_textbook_with_and_without_gradients(
     shape: tuple[int, ...],
 ) -> None:
     attention = _trained_attention().eval()
-    features, skipped = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    features = features.contiguous(memory_format=torch.channels_last)
-    skipped = skipped.contiguous(memory_format=torch.channels_last)
-    expected = _textbook(attention, features.clone()) + skipped
+    generator = torch.Generator().manual_seed(0)
+    features, skipped = (
+        torch.randn(shape, generator=generator).contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    expected = (_textbook(attention, features) + skipped).relu()
+    before = skipped.clone()
+    torch.testing.assert_close(attention.add_to(skipped, features), expected, rtol=1e-6, atol=1e-6)
     with torch.inference_mode():
-        given = attention.gated_sum(features, skipped)
+        given = attention.add_to(skipped, features)
     torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(skipped, before)
 
 
 def test_attention_has_300_parameters() -> None:

@@ -1,11 +1,16 @@
 """Prediction: independent of the batch, complete, and defined for nothing."""
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from chexradinet.model.inference import predict, predict_batches
-from chexradinet.model.resnet import ChexRadiNet
+from chexradinet.config import Backbone, NetworkConfig
+from chexradinet.model.inference import folded, predict, predict_batches
+from chexradinet.model.resnet import ChexRadiNet, build_network
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 64, 64)).astype(np.uint8)
 
@@ -26,8 +31,6 @@ def test_results_do_not_depend_on_the_batch_size(network: ChexRadiNet, batch_siz
     rows = np.array([6, 0, 3, 3, 1, 5, 2])
     whole = predict(network, _fetch, rows, batch_size=7, device="cpu")
     parts = predict(network, _fetch, rows, batch_size=batch_size, device="cpu")
-    assert whole.maps is not None
-    assert parts.maps is not None
     np.testing.assert_array_equal(parts.rows, rows)
     np.testing.assert_allclose(parts.logits, whole.logits, rtol=0, atol=1e-5)
     np.testing.assert_allclose(parts.embedding, whole.embedding, rtol=0, atol=1e-5)
@@ -37,10 +40,28 @@ def test_results_do_not_depend_on_the_batch_size(network: ChexRadiNet, batch_siz
 
 def test_maps_are_left_out_where_not_wanted(network: ChexRadiNet) -> None:
     (found,) = predict_batches(network, _fetch, np.arange(2), device="cpu", maps=False)
-    assert found.maps is None
+    assert found.maps.shape[2:] == (0, 0)
 
 
-def test_prediction_sets_evaluation_mode(network: ChexRadiNet) -> None:
+@pytest.mark.parametrize("backbone", ["resnet18-narrow", "resnet50"])
+def test_folded_network_computes_the_same(backbone: str) -> None:
+    network = build_network(NetworkConfig(backbone=Backbone(backbone)), 3, seed=0)
+    images = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    network.train()(images)  # gives the batch norms statistics of their own
+    network.eval()
+    with torch.inference_mode():
+        expected, given = network(images), folded(network)(images)
+    torch.testing.assert_close(given.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(given.maps, expected.maps, rtol=1e-4, atol=1e-4)
+    norms = [m for m in folded(network).layer1[0].children() if isinstance(m, nn.BatchNorm2d)]
+    assert norms == []
+
+
+def test_prediction_leaves_the_network_as_it_is(network: ChexRadiNet) -> None:
+    before = copy.deepcopy(network.state_dict())
     expected = predict(network, _fetch, np.arange(3), device="cpu").logits
     again = predict(network.train(), _fetch, np.arange(3), device="cpu").logits
     np.testing.assert_array_equal(again, expected)
+    assert network.training
+    after = network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())

@@ -96,7 +96,6 @@ def test_a_bright_square_is_learned_and_found() -> None:
     positive = predict(network, unseen.fetch, with_square, device="cpu")
     negative = predict(network, unseen.fetch, with_square - 1, device="cpu")
     assert positive.logits.min() > negative.logits.max()
-    assert positive.maps is not None
     for image, heatmap in zip(unseen.fetch(with_square), positive.maps[:, 0], strict=True):
         peak = np.array(np.unravel_index(heatmap.argmax(), heatmap.shape)) * 8 + 3.5
         centre = np.argwhere(image == 220).mean(0)

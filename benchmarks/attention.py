@@ -1,0 +1,75 @@
+"""What triplet attention costs: a ResNet-50 with it against torchvision's without it, on one core.
+
+`python -m benchmarks.attention` prints processor milliseconds an image for both, and the ratio. They
+take turns in one process: one thread, inference mode, float32, batch norms folded into the
+convolutions, one input channel for both. The plain network is timed in both memory layouts and its
+better one counts.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import nn
+
+from chexradinet.config import NetworkConfig
+from chexradinet.model.inference import folded
+from chexradinet.model.resnet import build_network
+
+NUM_FINDINGS = 14
+TARGET = 1.35
+PLAIN, CHANNELS_LAST, OURS = "plain", "plain, channels last", "with triplet attention"
+
+
+def networks(batch_size: int, side: int) -> dict[str, Callable[[], object]]:
+    """Return one forward pass of each network, on random images of a side in pixels."""
+    ours = folded(build_network(NetworkConfig(map_stride=32), NUM_FINDINGS))
+    plain = torchvision.models.resnet50(num_classes=NUM_FINDINGS)
+    plain.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    channels_last = folded(plain)
+    contiguous = folded(plain).to(memory_format=torch.contiguous_format)
+    images = torch.randn(batch_size, 1, side, side)
+    return {
+        PLAIN: lambda: contiguous(images),
+        CHANNELS_LAST: lambda: channels_last(images.to(memory_format=torch.channels_last)),
+        OURS: lambda: ours(images),
+    }
+
+
+def cpu_seconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Return the median processor time of each run; they take turns, after one warm-up each."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    with torch.inference_mode():
+        for repeat in range(repeats + 1):
+            for name, run in runs.items():
+                start = time.process_time()
+                run()
+                if repeat:
+                    times[name].append(time.process_time() - start)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch-size", type=int, default=8, help="images a forward pass")
+    parser.add_argument("--side", type=int, default=224, help="height and width in pixels")
+    parser.add_argument("--repeats", type=int, default=15, help="timed passes of each network")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    found = cpu_seconds(networks(chosen.batch_size, chosen.side), chosen.repeats)
+    print(
+        f"ResNet-50, torch {torch.__version__}, batch of {chosen.batch_size} at {chosen.side} px, "
+        f"median of {chosen.repeats}"
+    )
+    for name, seconds in found.items():
+        print(f"{name:24s}{1000 * seconds / chosen.batch_size:8.1f} CPU ms an image")
+    ratio = found[OURS] / min(found[PLAIN], found[CHANNELS_LAST])
+    print(f"ratio {ratio:.2f} (target: at most {TARGET})")
+
+
+if __name__ == "__main__":
+    main()
