@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import socket
+import ssl
 import subprocess
 import time
 import urllib.request
@@ -13,6 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 from minio import Minio
+
+from chexradinet.store import ObjectStore, open_store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOOLS = REPOSITORY / ".tools"
@@ -52,14 +55,16 @@ def free_port() -> Callable[[], int]:
 
 
 @pytest.fixture(scope="session")
-def wait_until_up() -> Callable[[str, "subprocess.Popen[bytes]"], None]:
+def wait_until_up() -> Callable[..., None]:
     """Return a function that waits until a URL answers, or fails when its process ends."""
 
-    def wait(url: str, process: "subprocess.Popen[bytes]") -> None:
+    def wait(
+        url: str, process: "subprocess.Popen[bytes]", context: ssl.SSLContext | None = None
+    ) -> None:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and process.poll() is None:
             try:
-                with urllib.request.urlopen(url, timeout=1):  # noqa: S310 (our own loopback URL)
+                with urllib.request.urlopen(url, timeout=1, context=context):  # noqa: S310 (loopback)
                     return
             except OSError:
                 time.sleep(0.05)
@@ -72,24 +77,25 @@ def wait_until_up() -> Callable[[str, "subprocess.Popen[bytes]"], None]:
 def start_minio(
     minio_binary: str,
     free_port: Callable[[], int],
-    wait_until_up: Callable[[str, "subprocess.Popen[bytes]"], None],
+    wait_until_up: Callable[..., None],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[[], SimpleNamespace]]:
-    """Return a function that starts a server of one's own.
+) -> Iterator[Callable[..., SimpleNamespace]]:
+    """Return a function that starts a server of one's own, over TLS with a folder of certificates.
 
-    What it returns has `endpoint` (a URL), `access_key`, `secret_key`, and the functions `kill` and
-    `start`, which keep address and data.
+    What it returns has `endpoint` (a URL), `address`, `access_key`, `secret_key`, and the functions
+    `kill` and `start`, which keep address and data.
     """
     started: list[SimpleNamespace] = []
 
-    def make() -> SimpleNamespace:
+    def make(certificates: Path | None = None) -> SimpleNamespace:
         folder = tmp_path_factory.mktemp("minio")
         server = SimpleNamespace(
             address=f"127.0.0.1:{free_port()}",
             access_key=secrets.token_hex(8),
             secret_key=secrets.token_hex(20),
         )
-        server.endpoint = f"http://{server.address}"
+        server.endpoint = f"{'https' if certificates else 'http'}://{server.address}"
+        context = ssl.create_default_context(cafile=certificates and certificates / "public.crt")
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -97,13 +103,14 @@ def start_minio(
             "MINIO_ROOT_PASSWORD": server.secret_key,
             "MINIO_BROWSER": "off",
         }
-        command = [minio_binary, "server", "--quiet", "--address", server.address, f"{folder}/data"]
+        command = [minio_binary, "server", "--quiet", "--address", server.address]
+        command += ["--certs-dir", str(certificates or folder / "none"), f"{folder}/data"]
 
         def start() -> None:
             with (folder / "log").open("ab") as log:
                 server.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
             # Not /live: what is asked between live and ready may hang for a minute.
-            wait_until_up(f"{server.endpoint}/minio/health/cluster", server.process)
+            wait_until_up(f"{server.endpoint}/minio/health/cluster", server.process, context)
 
         def kill() -> None:
             server.process.kill()
@@ -163,3 +170,25 @@ def s3_uri(
     """Return the URI of an empty bucket; the `AWS_…` variables lead to it during the test."""
     use_server(minio_server)
     return f"s3://{new_bucket(minio_server)}"
+
+
+@pytest.fixture
+def client(minio_server: SimpleNamespace) -> Minio:
+    """Return a bare client with all rights on the shared server."""
+    server = minio_server
+    return Minio(
+        server.address, server.access_key, server.secret_key, secure=False, region="us-east-1"
+    )
+
+
+@pytest.fixture(params=["directory", "minio"])
+def folder_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the URI of an empty folder with an awkward name, in either store."""
+    root = str(tmp_path) if request.param == "directory" else request.getfixturevalue("s3_uri")
+    return f"{root}/the inbox é"
+
+
+@pytest.fixture
+def store(folder_uri: str) -> ObjectStore:
+    """Return either store."""
+    return open_store(folder_uri)[0]

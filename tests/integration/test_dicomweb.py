@@ -34,7 +34,7 @@ JANUARY = "?study_date=20260101-20260131"
 def orthanc(
     tmp_path_factory: pytest.TempPathFactory,
     free_port: Callable[[], int],
-    wait_until_up: Callable[[str, "subprocess.Popen[bytes]"], None],
+    wait_until_up: Callable[..., None],
 ) -> Iterator[SimpleNamespace]:
     """Return an archive with seven X-rays, three of them radiographs of January 2026."""
     if shutil.which("Orthanc") is None or not PLUGIN.exists():

@@ -13,19 +13,16 @@ import pytest
 from chexradinet.errors import (
     ConfigError,
     StoreConflictError,
-    StoreIntegrityError,
     StoreNotFoundError,
 )
 from chexradinet.store import (
     ObjectStore,
-    download_directory,
     exists,
     join_uri,
     list_uris,
     open_store,
     read_bytes,
     require_conditional_create,
-    upload_directory,
     write_bytes,
 )
 
@@ -38,19 +35,6 @@ AWKWARD_KEYS = [
     "a'quote\"s;semi,comma.dcm",
     "date=2026-01-31/part~1.parquet",
 ]
-
-
-@pytest.fixture(params=["directory", "minio"])
-def folder_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return the URI of an empty folder with an awkward name, in either store."""
-    root = str(tmp_path) if request.param == "directory" else request.getfixturevalue("s3_uri")
-    return join_uri(root, "the inbox é")
-
-
-@pytest.fixture
-def store(folder_uri: str) -> ObjectStore:
-    """Return either store."""
-    return open_store(folder_uri)[0]
 
 
 def test_empty_folder_lists_nothing_and_holds_nothing(folder_uri: str) -> None:
@@ -236,52 +220,6 @@ def test_keys_that_would_leave_the_folder_are_refused(store: ObjectStore, key: s
         store.put(key, b"")
     with pytest.raises(ConfigError, match="key"):
         store.create(key, b"")
-
-
-def test_directory_goes_there_and_back(folder_uri: str, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    (source / "sub folder").mkdir(parents=True)
-    (source / "dataset.json").write_text("{}")
-    (source / "sub folder" / "images-00000.npy").write_bytes(b"\0" * 1000)
-    (source / "manifest.parquet").write_bytes(b"PAR1")
-    upload_directory(source, folder_uri)
-    download_directory(folder_uri, tmp_path / "target")
-    files = sorted(path for path in (tmp_path / "target").rglob("*") if path.is_file())
-    assert {str(path.relative_to(tmp_path / "target")): path.read_bytes() for path in files} == {
-        "dataset.json": b"{}",
-        "manifest.parquet": b"PAR1",
-        "sub folder/images-00000.npy": b"\0" * 1000,
-    }
-
-
-def test_download_of_nothing_is_an_error_and_leaves_nothing(
-    folder_uri: str, tmp_path: Path
-) -> None:
-    with pytest.raises(StoreNotFoundError, match="holds nothing"):
-        download_directory(folder_uri, tmp_path / "target")
-    assert not (tmp_path / "target").exists()
-
-
-def test_half_uploaded_directory_has_no_head(
-    folder_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("bundle.json", "weights.safetensors"):
-        (source / name).write_text("first")
-    upload_directory(source, folder_uri)
-    store, prefix = open_store(folder_uri)
-    put_file = type(store).put_file
-
-    def fail_on_weights(self: ObjectStore, key: str, path: Path) -> str:
-        if key.endswith(".safetensors"):
-            raise StoreIntegrityError("planted")
-        return put_file(self, key, path)
-
-    monkeypatch.setattr(type(store), "put_file", fail_on_weights)
-    with pytest.raises(StoreIntegrityError, match="planted"):
-        upload_directory(source, folder_uri)
-    assert [info.key for info in store.list(prefix)] == [f"{prefix}weights.safetensors"]
 
 
 def test_uri_of_one_object_lists_that_object(folder_uri: str) -> None:

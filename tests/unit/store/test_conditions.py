@@ -1,0 +1,28 @@
+"""Whether a store keeps the promise of conditional creation."""
+
+from pathlib import Path
+
+import pytest
+
+from chexradinet.errors import StoreError
+from chexradinet.store.conditions import require_conditional_create
+from chexradinet.store.local import LocalStore
+
+
+class ForgetfulStore(LocalStore):
+    """A store that ignores the condition, as older S3 servers do."""
+
+    def create(self, key: str, data: bytes) -> str:
+        """Overwrite."""
+        return self.put(key, data)
+
+
+def test_store_that_ignores_the_condition_is_refused_and_left_clean(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="If-None-Match"):
+        require_conditional_create(ForgetfulStore(tmp_path), "ledger/")
+    assert list(LocalStore(tmp_path).list()) == []
+
+
+def test_store_that_heeds_the_condition_passes_and_is_left_clean(tmp_path: Path) -> None:
+    require_conditional_create(LocalStore(tmp_path), "ledger/")
+    assert list(LocalStore(tmp_path).list()) == []
