@@ -69,6 +69,10 @@ def _offsets(patch: tuple[slice, slice], centre: tuple[int, int]) -> tuple[Plane
     return rows, columns
 
 
+def _air(chest: Chest, patch: tuple[slice, slice]) -> Plane:
+    return np.maximum(chest.lungs[0].mask[patch], chest.lungs[1].mask[patch])
+
+
 def add_spot(chest: Chest, centre: tuple[int, int], radius: float, density: float) -> Box | None:
     """Add a smooth round spot: a nodule, or an end-on vessel where it is small."""
     patch = _patch(chest, centre, radius + 2)
@@ -81,14 +85,14 @@ def add_spot(chest: Chest, centre: tuple[int, int], radius: float, density: floa
 
 def add_nodule(rng: np.random.Generator, chest: Chest) -> Box | None:
     """Plant a small, round, smooth density in a lung."""
-    radius = rng.uniform(0.032, 0.050) * chest.side_px
-    return add_spot(chest, place_in_lung(rng, chest), radius, 0.32)
+    radius = rng.uniform(0.034, 0.052) * chest.side_px
+    return add_spot(chest, place_in_lung(rng, chest), radius, 0.36)
 
 
 def add_mass(rng: np.random.Generator, chest: Chest) -> Box | None:
     """Plant a lobulated, sharp-edged, fine-grained density in a lung."""
     centre = place_in_lung(rng, chest)
-    radius = rng.uniform(0.055, 0.090) * chest.side_px
+    radius = rng.uniform(0.058, 0.095) * chest.side_px
     patch = _patch(chest, centre, 1.3 * radius)
     rows, columns = _offsets(patch, centre)
     angle = np.arctan2(rows, columns)
@@ -96,7 +100,8 @@ def add_mass(rng: np.random.Generator, chest: Chest) -> Box | None:
     lobes = 1 + 0.13 * np.sin(3 * angle + phases[0]) + 0.09 * np.sin(5 * angle + phases[1])
     shape = soft(1 - np.hypot(rows, columns) / (radius * lobes), 7)
     grain = smooth_noise(rng, shape.shape, max(4, round(len(shape) * 110 / chest.side_px)))
-    chest.density[patch] += shape * (0.26 + 0.07 * grain)
+    shade = 0.5 + 0.5 * _air(chest, patch)  # a mass over the diaphragm shows less
+    chest.density[patch] += shape * shade * (0.29 + 0.08 * grain)
     return box_of(shape, 0.5, (patch[0].start, patch[1].start))
 
 
@@ -109,25 +114,24 @@ def add_consolidation(rng: np.random.Generator, chest: Chest) -> Box | None:
     distance = (rows / half_height) ** 2 + (columns / half_width) ** 2
     size = distance.shape
     distance += 0.35 * smooth_noise(rng, size, 5)
-    air = np.maximum(chest.lungs[0].mask[patch], chest.lungs[1].mask[patch])
-    shape = soft(1 - distance, 1.4) * (0.25 + 0.75 * air)
+    shape = soft(1 - distance, 1.4) * (0.25 + 0.75 * _air(chest, patch))
     angle = rng.uniform(0, np.pi)
     along = (rows * math.sin(angle) + columns * math.cos(angle)) * (130 / chest.side_px)
     bronchi = np.sin(along + 2 * smooth_noise(rng, size, 4)) > 0.6
     grain = smooth_noise(rng, size, max(3, round(size[0] * 50 / chest.side_px)))
-    chest.density[patch] += shape * (0.23 + 0.06 * grain - 0.06 * bronchi)
+    chest.density[patch] += shape * (0.27 + 0.06 * grain - 0.06 * bronchi)
     return box_of(shape, 0.35, (patch[0].start, patch[1].start))
 
 
 def add_effusion(rng: np.random.Generator, chest: Chest) -> Box | None:
     """Fill the base of one lung with homogeneous fluid that climbs at the chest wall."""
     lung: Lung = chest.lungs[rng.integers(2)]
-    level = lung.base - rng.uniform(0.04, 0.15)
+    level = lung.base - rng.uniform(0.03, 0.14)
     outwards = lung.side * lung.across
     surface = chest.down - level + 0.6 * (outwards + 0.03)
     fluid = soft(surface, 25) * soft(1.12 - lung.radius, 6)
     fluid *= soft(lung.base + 0.06 - chest.down, 20)
-    strength = rng.uniform(0.10, 0.18)
+    strength = rng.uniform(0.09, 0.165)
     chest.density += fluid * (strength * lung.mask + 0.02 * (1 - lung.mask))
     chest.vessels *= 1 - fluid
     return box_of(fluid * lung.mask, 0.4)
@@ -145,8 +149,8 @@ def add_pneumothorax(rng: np.random.Generator, chest: Chest) -> Box | None:
     gap *= soft(outwards + 0.35 * lung.half_width - 0.25 * chest.down - 0.02, 40)
     line = np.maximum(1 - np.abs(edge - 1) * 14, 0) * upper
     line *= soft(outwards + 0.2 * lung.half_width, 40)
-    strength = rng.uniform(0.7, 1.0)
-    chest.density += strength * (0.12 * line - 0.11 * gap)
+    strength = rng.uniform(0.65, 1.0)
+    chest.density += strength * (0.115 * line - 0.105 * gap)
     chest.vessels *= 1 - gap
     return box_of(gap, 0.5)
 
