@@ -1,7 +1,7 @@
 """What triplet attention costs: a ResNet-50 with it against torchvision's without it, on one core.
 
-`python -m benchmarks.attention` prints processor milliseconds an image for both, and the ratio. They
-take turns in one process: one thread, inference mode, float32, batch norms folded into the
+`python -m benchmarks.attention` prints processor milliseconds an image for both, and the ratio.
+They take turns in one process: one thread, inference mode, float32, batch norms folded into the
 convolutions, one input channel for both. The plain network is timed in both memory layouts and its
 better one counts.
 """
