@@ -1,31 +1,21 @@
 """Checks on a compiled pipeline for what kfp accepts and then runs wrongly, or not at all.
 
 Each rule stands for a fault of kfp 2.17's runners or backend that ends in a silent wrong result or
-a late failure. A document is the first YAML document of a compiled pipeline (its `PipelineSpec`).
+a late failure. A document is the first YAML document of a compiled pipeline (its `PipelineSpec`),
+a platform the second (its `PlatformSpec`).
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
-Document = dict[str, Any]
-Task = tuple[str, str, Document]
-"""Name of the component that holds the task, name of the task, and the task."""
+from pipelines.documents import Document, dags, tasks
+from pipelines.lint_settings import (
+    numbers_as_settings,
+    settings_of_nobody,
+    settings_out_of_reach,
+)
 
 ALWAYS_FRESH = frozenset({"ingest", "publish", "plan", "score", "collect", "report-outcome"})
 """Steps whose result depends on more than their inputs, so that a cached one would be stale."""
-
-
-def _dags(document: Document) -> Iterator[tuple[str, Document]]:
-    yield "root", document["root"]
-    for name, component in document.get("components", {}).items():
-        if "dag" in component:
-            yield name, component
-
-
-def _tasks(document: Document) -> Iterator[Task]:
-    for dag_name, dag in _dags(document):
-        for task_name, task in dag["dag"]["tasks"].items():
-            yield dag_name, task_name, task
 
 
 def _parameters(task: Document) -> dict[str, Document]:
@@ -40,7 +30,7 @@ def _output_key(value: Document) -> str | None:
 
 def conditions_on_named_outputs(document: Document) -> Iterator[str]:
     """A condition beside the task whose named output it reads is skipped without a word."""
-    for dag, name, task in _tasks(document):
+    for dag, name, task in tasks(document):
         if "condition" not in task.get("triggerPolicy", {}):
             continue
         for value in _parameters(task).values():
@@ -50,7 +40,7 @@ def conditions_on_named_outputs(document: Document) -> Iterator[str]:
 
 def loops_fed_by_tasks(document: Document) -> Iterator[str]:
     """A loop body's input from a task beside the loop is replaced by the loop's item."""
-    for dag, name, task in _tasks(document):
+    for dag, name, task in tasks(document):
         iterator = task.get("parameterIterator") or {}
         if not iterator:
             continue
@@ -63,7 +53,7 @@ def loops_fed_by_tasks(document: Document) -> Iterator[str]:
 
 def loops_not_alone(document: Document) -> Iterator[str]:
     """A loop is safe where all it needs is an input of the sub-pipeline that holds it."""
-    for dag_name, dag in _dags(document):
+    for dag_name, dag in dags(document):
         loops = [t for t in dag["dag"]["tasks"].values() if "parameterIterator" in t]
         if loops and (dag_name == "root" or len(loops) > 1):
             yield f"{dag_name}: {len(loops)} ParallelFor; give each a sub-pipeline of its own"
@@ -71,14 +61,14 @@ def loops_not_alone(document: Document) -> Iterator[str]:
 
 def loops_over_artifacts(document: Document) -> Iterator[str]:
     """No runner implements a loop over artifacts."""
-    for dag, name, task in _tasks(document):
+    for dag, name, task in tasks(document):
         if "artifactIterator" in task:
             yield f"{dag}/{name}: loop over artifacts"
 
 
 def loops_over_records(document: Document) -> Iterator[str]:
     """Constant dictionaries as loop items lose the types of their values."""
-    for dag, name, task in _tasks(document):
+    for dag, name, task in tasks(document):
         raw = (task.get("parameterIterator") or {}).get("items", {}).get("raw", "")
         if "{" in raw:
             yield f"{dag}/{name}: loop over records; loop over integers instead"
@@ -86,14 +76,14 @@ def loops_over_records(document: Document) -> Iterator[str]:
 
 def empty_loops(document: Document) -> Iterator[str]:
     """A loop over nothing fails when its results are collected."""
-    for dag, name, task in _tasks(document):
+    for dag, name, task in tasks(document):
         if (task.get("parameterIterator") or {}).get("items", {}).get("raw", "").strip() == "[]":
             yield f"{dag}/{name}: loop over an empty list"
 
 
 def one_of_artifacts(document: Document) -> Iterator[str]:
     """OneOf over artifacts does not run locally, and not on backends before 2.17."""
-    for dag_name, dag in _dags(document):
+    for dag_name, dag in dags(document):
         outputs = dag["dag"].get("outputs", {}).get("artifacts", {})
         for key, value in outputs.items():
             if len(value.get("artifactSelectors", [])) > 1:
@@ -111,7 +101,7 @@ def optional_parameters_without_default(document: Document) -> Iterator[str]:
 def omitted_artifacts_of_sub_pipelines(document: Document) -> Iterator[str]:
     """A sub-pipeline whose optional artifact is left out does not start locally."""
     components = document.get("components", {})
-    for dag, name, task in _tasks(document):
+    for dag, name, task in tasks(document):
         called = components.get(task["componentRef"]["name"], {})
         if "dag" not in called:
             continue
@@ -123,7 +113,7 @@ def omitted_artifacts_of_sub_pipelines(document: Document) -> Iterator[str]:
 
 def loops_in_exit_handlers(document: Document) -> Iterator[str]:
     """The backend fails on a loop directly inside an exit handler."""
-    for dag_name, dag in _dags(document):
+    for dag_name, dag in dags(document):
         if not dag_name.startswith("comp-exit-handler"):
             continue
         for name, task in dag["dag"]["tasks"].items():
@@ -133,14 +123,14 @@ def loops_in_exit_handlers(document: Document) -> Iterator[str]:
 
 def renamed_loop_sources(document: Document) -> Iterator[str]:
     """A display name on the task that feeds a loop broke the loop on older backends."""
-    for dag_name, dag in _dags(document):
-        tasks = dag["dag"]["tasks"]
-        for task in tasks.values():
+    for dag_name, dag in dags(document):
+        beside = dag["dag"]["tasks"]
+        for task in beside.values():
             if "parameterIterator" not in task:
                 continue
             for value in _parameters(task).values():
                 source = value.get("taskOutputParameter", {}).get("producerTask")
-                shown = tasks.get(source, {}).get("taskInfo", {}).get("name", source)
+                shown = beside.get(source, {}).get("taskInfo", {}).get("name", source)
                 if source is not None and shown != source:
                     yield f"{dag_name}/{source}: feeds a loop and has a display name"
 
@@ -154,7 +144,7 @@ def packages_installed_at_start(document: Document) -> Iterator[str]:
 
 def cached_steps_that_must_run(document: Document) -> Iterator[str]:
     """What reads the outside world must not be served from the cache."""
-    for dag, name, task in _tasks(document):
+    for dag, name, task in tasks(document):
         step = task["componentRef"]["name"].removeprefix("comp-")
         if step in ALWAYS_FRESH and task.get("cachingOptions", {}).get("enableCache"):
             yield f"{dag}/{name}: may be served from the cache"
@@ -162,7 +152,7 @@ def cached_steps_that_must_run(document: Document) -> Iterator[str]:
 
 def inputs_that_nobody_passes(document: Document) -> Iterator[str]:
     """Resource settings in a loop name inputs that the loop does not hand on; the driver fails."""
-    for dag_name, dag in _dags(document):
+    for dag_name, dag in dags(document):
         definitions = dag.get("inputDefinitions", {})
         known = set(definitions.get("parameters", {})) | set(definitions.get("artifacts", {}))
         for name, task in dag["dag"]["tasks"].items():
@@ -189,10 +179,20 @@ RULES: tuple[Callable[[Document], Iterator[str]], ...] = (
     packages_installed_at_start,
     cached_steps_that_must_run,
     inputs_that_nobody_passes,
+    numbers_as_settings,
 )
-"""Every rule; each yields one line a violation."""
+"""Every rule on the specification; each yields one line a violation."""
+
+PLATFORM_RULES: tuple[Callable[[Document, Document], Iterator[str]], ...] = (
+    settings_out_of_reach,
+    settings_of_nobody,
+)
+"""Every rule on the specification and its platform document together."""
 
 
-def lint(document: Document) -> list[str]:
+def lint(document: Document, platform: Document | None = None) -> list[str]:
     """Return every violation in a compiled pipeline, as `rule: place: what`."""
-    return [f"{rule.__name__}: {found}" for rule in RULES for found in rule(document)]
+    violations = [f"{rule.__name__}: {found}" for rule in RULES for found in rule(document)]
+    for rule in PLATFORM_RULES:
+        violations += [f"{rule.__name__}: {found}" for found in rule(document, platform or {})]
+    return violations

@@ -13,6 +13,9 @@ from chexradinet.errors import ConfigError
 
 Value = str | int | float | bool | list[Any] | dict[str, Any]
 
+# libyaml's safe loader is ten times as fast; some builds of PyYAML lack it.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 _KINDS = {
     "STRING": "text",
     "NUMBER_INTEGER": "a whole number",
@@ -37,15 +40,25 @@ def load_compiled(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such file, or it is no compiled pipeline.
     """
+    return load_documents(path)[0]
+
+
+def load_documents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the specification of a compiled pipeline and its platform document, or an empty one.
+
+    Raises:
+        ConfigError: there is no such file, or it is no compiled pipeline.
+    """
     try:
-        document = next(iter(yaml.safe_load_all(path.read_text(encoding="utf-8"))), None)
+        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_LOADER))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} is missing; run `python -m pipelines compile` first") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML file; compile the pipeline again") from error
+    document, platform = [*documents, None, None][:2]
     if not isinstance(document, dict) or "pipelineInfo" not in document:
         raise ConfigError(f"{path} is no compiled pipeline; compile it again")
-    return document
+    return document, platform if isinstance(platform, dict) else {}
 
 
 def require_version(document: dict[str, Any], path: Path) -> None:

@@ -1,8 +1,21 @@
-"""Where a task runs: image, memory, accelerator, node. All of it set when a run is submitted."""
+"""Where a task runs and for how long: image, memory, accelerator, node, labels, limits.
 
+Image, memory, accelerator, node selector and tolerations are set when a run is submitted; what the
+SDK takes only as constants (timeout, retries, labels) stands in `STAGES`.
+
+No stage mounts a larger `/dev/shm`: nothing here uses torch's data loader workers or NCCL. Ingest,
+radiomics and scoring spawn processes that get their work over pipes and read pixels from
+memory-mapped files, and keep only a few semaphores there: kilobytes of the usual 64 MiB.
+"""
+
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kfp import dsl, kubernetes
+from kfp.dsl import pipeline_channel
+
+from chexradinet import __version__
+from chexradinet.errors import ConfigError
 
 STORE_SECRET = "chexradinet-object-store"  # noqa: S105 - the name of a Secret, not a secret
 """Secret with the object store's credentials, keys `accesskey` and `secretkey`."""
@@ -12,6 +25,43 @@ STORE_CONFIG = "chexradinet-run"
 
 DEIDENTIFICATION_SECRET = "chexradinet-deidentification"  # noqa: S105 - a Secret's name
 """Secret with the key that patient identifiers are hashed with, key `key`."""
+
+RUN_AS_USER = 65532
+"""User and group of every step, as in the worker image."""
+
+TRAINING = "chexradinet-training"
+NIGHTLY = "chexradinet-nightly"
+_HOUR_S = 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Constants of a stage's pods."""
+
+    pipeline: str
+    """Name of the pipeline that the stage's cost belongs to."""
+    timeout_s: int
+    """Seconds after which Kubernetes ends a pod of the stage; each attempt has its own."""
+    retries: int
+    """Attempts after the first. A stage that reads or writes storage or may be evicted has some."""
+
+
+STAGES = {
+    "ingest": Stage(pipeline=TRAINING, timeout_s=24 * _HOUR_S, retries=2),
+    "train": Stage(pipeline=TRAINING, timeout_s=72 * _HOUR_S, retries=2),
+    "gate": Stage(pipeline=TRAINING, timeout_s=_HOUR_S, retries=1),
+    "heatmap": Stage(pipeline=TRAINING, timeout_s=12 * _HOUR_S, retries=2),
+    "radiomics": Stage(pipeline=TRAINING, timeout_s=24 * _HOUR_S, retries=2),
+    "gather": Stage(pipeline=TRAINING, timeout_s=2 * _HOUR_S, retries=2),
+    "retrain": Stage(pipeline=TRAINING, timeout_s=72 * _HOUR_S, retries=2),
+    "evaluate": Stage(pipeline=TRAINING, timeout_s=12 * _HOUR_S, retries=2),
+    "publish": Stage(pipeline=TRAINING, timeout_s=2 * _HOUR_S, retries=2),
+    "plan": Stage(pipeline=NIGHTLY, timeout_s=2 * _HOUR_S, retries=2),
+    "score": Stage(pipeline=NIGHTLY, timeout_s=8 * _HOUR_S, retries=2),
+    "collect": Stage(pipeline=NIGHTLY, timeout_s=4 * _HOUR_S, retries=2),
+    "report-outcome": Stage(pipeline=NIGHTLY, timeout_s=_HOUR_S // 2, retries=2),
+}
+"""Every stage by the name of its component."""
 
 
 class Placement(NamedTuple):
@@ -23,41 +73,88 @@ class Placement(NamedTuple):
     tolerations: Any
 
 
-def on_processor(task: dsl.PipelineTask, placement: Placement, memory: str) -> dsl.PipelineTask:
-    """Run a task on ordinary nodes with this much memory."""
+def on_processor(task: dsl.PipelineTask, placement: Placement, memory: object) -> dsl.PipelineTask:
+    """Run a task on ordinary nodes, with its stage's limits, labels and Pushgateway.
+
+    Args:
+        task: Of a stage that `STAGES` knows.
+        placement: Image of the task.
+        memory: Request and limit, such as `8Gi`, or a text parameter of the pipeline.
+
+    Raises:
+        ConfigError: `STAGES` does not know the task's stage.
+    """
+    name = str(task.component_spec.name)
+    if name not in STAGES:
+        raise ConfigError(f"stage {name!r} has no limits; add it to STAGES in {__name__}")
+    stage = STAGES[name]
     task.set_container_image(placement.image)
     task.set_cpu_request("1").set_memory_request(memory).set_memory_limit(memory)
-    kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "chexradinet")
-    return task
+    _hand_on(task, memory)
+    # Eviction and a failed download look the same to Kubernetes: both end the pod.
+    task.set_retry(num_retries=stage.retries, backoff_duration="30s", backoff_factor=2.0)
+    kubernetes.set_timeout(task, stage.timeout_s)
+    kubernetes.set_security_context(
+        task, run_as_user=RUN_AS_USER, run_as_group=RUN_AS_USER, run_as_non_root=True
+    )
+    _label(task, name, stage)
+    return _with_addresses(task, "PUSHGATEWAY_URL")
 
 
 def on_accelerator(
-    task: dsl.PipelineTask, placement: Placement, memory: str, count: object
+    task: dsl.PipelineTask, placement: Placement, memory: object, count: object
 ) -> dsl.PipelineTask:
-    """Run a task on accelerator nodes; a count of 0 or an empty type asks for none."""
+    """Run a task on accelerator nodes; a count of "0" or an empty type asks for none.
+
+    Args:
+        task: Of a stage that `STAGES` knows.
+        placement: Image, accelerator and nodes of the task.
+        memory: As `on_processor` takes it.
+        count: Text, or a parameter or task output of type text: the driver reads a number as
+            nothing and starts the task without an accelerator (`lint.numbers_as_settings`).
+    """
     on_processor(task, placement, memory)
     task.set_accelerator_type(placement.accelerator_type).set_accelerator_limit(count)
+    _hand_on(task, placement.accelerator_type, count)
     kubernetes.add_node_selector_json(task, placement.node_selector)
     kubernetes.add_toleration_json(task, placement.tolerations)
     return task
 
 
 def with_store(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Give a task the object store's address and credentials, and let it try again on failure."""
+    """Give a task the object store's address and credentials, by the names of their objects."""
     kubernetes.use_secret_as_env(
         task,
         secret_name=STORE_SECRET,
         secret_key_to_env={"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"},
         optional=True,
     )
+    return _with_addresses(task, "AWS_ENDPOINT_URL", "AWS_REGION")
+
+
+def _with_addresses(task: dsl.PipelineTask, *names: str) -> dsl.PipelineTask:
     kubernetes.use_config_map_as_env(
         task,
         config_map_name=STORE_CONFIG,
-        config_map_key_to_env={
-            "AWS_ENDPOINT_URL": "AWS_ENDPOINT_URL",
-            "AWS_REGION": "AWS_REGION",
-            "PUSHGATEWAY_URL": "PUSHGATEWAY_URL",
-        },
+        config_map_key_to_env={name: name for name in names},
         optional=True,
     )
-    return task.set_retry(num_retries=2, backoff_duration="30s", backoff_factor=2.0)
+    return task
+
+
+def _label(task: dsl.PipelineTask, name: str, stage: Stage) -> None:
+    # The run's id needs no label of ours: Kubeflow puts `pipeline/runid` on every pod of a run.
+    labels = {
+        "app.kubernetes.io/part-of": "chexradinet",
+        "app.kubernetes.io/name": stage.pipeline,
+        "app.kubernetes.io/component": name,
+        "app.kubernetes.io/version": __version__,
+    }
+    for key, value in labels.items():
+        kubernetes.add_pod_label(task, key, value)
+
+
+def _hand_on(task: dsl.PipelineTask, *settings: object) -> None:
+    # A loop hands on only what its tasks take as input, and kfp counts no resource setting as one.
+    channels = pipeline_channel.extract_pipeline_channels_from_any(list(settings))
+    task.register_pipeline_channels(channels)

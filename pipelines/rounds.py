@@ -28,6 +28,7 @@ def heatmaps(
     accelerators: str,
     node_selector: dict,  # type: ignore[type-arg]
     tolerations: list,  # type: ignore[type-arg]
+    heatmap_memory: str,
     model: Input[Model],
     dataset: Input[Dataset],
 ) -> Dataset:
@@ -44,7 +45,7 @@ def heatmaps(
             model=model,
             dataset=dataset,
         )
-        on_accelerator(found, placement, "8Gi", accelerators)
+        on_accelerator(found, placement, heatmap_memory, accelerators)
     joined = gather(active=active, shards=dsl.Collected(found.outputs["regions"]))
     return on_processor(joined, placement, "4Gi").outputs["gathered"]
 
@@ -56,6 +57,7 @@ def region_radiomics(
     active: bool,
     bin_width: float,
     worker_image: str,
+    radiomics_memory: str,
     dataset: Input[Dataset],
     regions: Input[Dataset],
 ) -> Dataset:
@@ -70,7 +72,7 @@ def region_radiomics(
             dataset=dataset,
             regions=regions,
         )
-        on_processor(measured, placement, "4Gi")
+        on_processor(measured, placement, radiomics_memory)
     joined = gather(active=active, shards=dsl.Collected(measured.outputs["features"]))
     return on_processor(joined, placement, "4Gi").outputs["gathered"]
 
@@ -106,6 +108,9 @@ def guided_round(
     accelerator_count: int,
     node_selector: dict,  # type: ignore[type-arg]
     tolerations: list,  # type: ignore[type-arg]
+    training_memory: str,
+    heatmap_memory: str,
+    radiomics_memory: str,
     model: Input[Model],
     control: Input[Model],
     permuted: Input[Model],
@@ -135,6 +140,7 @@ def guided_round(
         accelerators=opened.outputs["accelerators"],
         node_selector=node_selector,
         tolerations=tolerations,
+        heatmap_memory=heatmap_memory,
         model=model,
         dataset=dataset,
     )
@@ -144,6 +150,7 @@ def guided_round(
         active=opened.outputs["active"],
         bin_width=bin_width,
         worker_image=worker_image,
+        radiomics_memory=radiomics_memory,
         dataset=dataset,
         regions=regions.output,
     )
@@ -168,7 +175,7 @@ def guided_round(
             dataset=dataset,
             features=features.output,
         )
-        return on_accelerator(task, placement, "16Gi", opened.outputs[count])
+        return on_accelerator(task, placement, training_memory, opened.outputs[count])
 
     guided = arm(model, guidance, False, "active", "accelerators")
     plain = arm(control, "none", False, "arms_active", "arm_accelerators")

@@ -11,6 +11,7 @@ from kfp import dsl, kubernetes
 
 from chexradinet.config import MAX_ROUNDS_LIMIT, require
 from chexradinet.steps.evaluate import evaluate
+from chexradinet.steps.gate import gate
 from chexradinet.steps.ingest import ingest
 from chexradinet.steps.publish import publish
 from chexradinet.steps.train import train
@@ -18,6 +19,7 @@ from chexradinet.steps.worker import WORKER_IMAGE
 from pipelines.describe import description_of
 from pipelines.resources import (
     DEIDENTIFICATION_SECRET,
+    TRAINING,
     Placement,
     on_accelerator,
     on_processor,
@@ -25,7 +27,7 @@ from pipelines.resources import (
 )
 from pipelines.rounds import guided_round
 
-PIPELINE_NAME = "chexradinet-training"
+PIPELINE_NAME = TRAINING
 DEFAULT_MAX_ROUNDS = 4
 EVERY_NODE: dict[str, str] = {}
 NO_TOLERATION: list[dict[str, str]] = []
@@ -81,6 +83,10 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
         accelerator_count: int = 1,
         node_selector: dict = EVERY_NODE,  # type: ignore[type-arg]
         tolerations: list = NO_TOLERATION,  # type: ignore[type-arg]
+        ingest_memory: str = "8Gi",
+        training_memory: str = "16Gi",
+        heatmap_memory: str = "8Gi",
+        radiomics_memory: str = "4Gi",
     ) -> str:
         """Train ChexRadiNet on labelled chest X-rays and publish the best round.
 
@@ -116,11 +122,15 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             bootstrap_samples: Resamples of the patients for the 95% intervals.
             target_sensitivity: Sensitivity that the operating thresholds reach on validation.
             replace_incomparable: Publish also where the champion knows other findings.
-            worker_image: Image of every step.
+            worker_image: Image of every step, with a tag or a digest.
             accelerator_type: Kubernetes name of the accelerator; empty asks for none.
             accelerator_count: Accelerators for each training, heatmap and evaluation step.
             node_selector: Node labels that accelerator steps need, as a JSON object.
             tolerations: Tolerations of accelerator steps, as a JSON list.
+            ingest_memory: Memory of the ingest step.
+            training_memory: Memory of each training and evaluation step.
+            heatmap_memory: Memory of each heatmap shard.
+            radiomics_memory: Memory of each radiomics shard.
         """
         placement = Placement(worker_image, accelerator_type, node_selector, tolerations)
         ingested = ingest(
@@ -134,7 +144,7 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             split_seed=split_seed,
             max_reject_fraction=max_reject_fraction,
         )
-        with_store(on_processor(ingested, placement, "8Gi"))
+        with_store(on_processor(ingested, placement, ingest_memory))
         # The cache key holds the source's address, not its files: a cached ingest would be stale.
         ingested.set_caching_options(enable_caching=False)
         kubernetes.use_secret_as_env(
@@ -144,6 +154,17 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             optional=True,
         )
         dataset = ingested.outputs["dataset"]
+        # Round 0 is always open; its gate only turns the count into the text that resources need.
+        opened = gate(
+            round_number=0,
+            rounds=0,
+            go_on=True,
+            num_shards=1,
+            compare_arms=False,
+            accelerator_count=accelerator_count,
+        )
+        on_processor(opened, placement, "256Mi")
+        accelerators = opened.outputs["accelerators"]
         first = train(
             backbone=backbone,
             map_stride=map_stride,
@@ -154,10 +175,10 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             seed=seed,
             region_threshold=region_threshold,
             accelerator_type=accelerator_type,
-            accelerators=f"{accelerator_count}",
+            accelerators=accelerators,
             dataset=dataset,
         )
-        with_store(on_accelerator(first, placement, "16Gi", accelerator_count))
+        with_store(on_accelerator(first, placement, training_memory, accelerators))
         models = {"round_0": first.outputs["model"]}
         state: dict[str, Any] = {
             "go_on": True,
@@ -186,6 +207,9 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
                 accelerator_count=accelerator_count,
                 node_selector=node_selector,
                 tolerations=tolerations,
+                training_memory=training_memory,
+                heatmap_memory=heatmap_memory,
+                radiomics_memory=radiomics_memory,
                 dataset=dataset,
                 **state,
             )
@@ -198,13 +222,13 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             target_sensitivity=target_sensitivity,
             seed=seed,
             accelerator_type=accelerator_type,
-            accelerators=f"{accelerator_count}",
+            accelerators=accelerators,
             dataset=dataset,
             control=state["control"],
             permuted=state["permuted"],
             **models,
         )
-        on_accelerator(judged, placement, "16Gi", accelerator_count)
+        on_accelerator(judged, placement, training_memory, accelerators)
         published = publish(
             models_uri=models_uri,
             replace_incomparable=replace_incomparable,

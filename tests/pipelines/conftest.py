@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.compile import compile_training
-from pipelines.parameters import load_compiled
+from pipelines.parameters import load_documents
 
 
 @pytest.fixture(scope="session")
@@ -17,11 +17,17 @@ def compiled_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _document(compiled_training: Path) -> dict[str, Any]:
-    return load_compiled(compiled_training)
+def _documents(compiled_training: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    return load_documents(compiled_training)
 
 
 @pytest.fixture
-def document(_document: dict[str, Any]) -> dict[str, Any]:
+def document(_documents: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
     """Return the pipeline specification, for a test to change as it likes."""
-    return copy.deepcopy(_document)
+    return copy.deepcopy(_documents[0])
+
+
+@pytest.fixture
+def platform(_documents: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
+    """Return the platform document, for a test to change as it likes."""
+    return copy.deepcopy(_documents[1])

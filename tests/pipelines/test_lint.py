@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from pipelines import lint as rules
-from pipelines.lint import RULES, lint
+from pipelines.lint import PLATFORM_RULES, RULES, lint
 
 Document = dict[str, Any]
 
 
-def test_the_shipped_pipeline_breaks_no_rule(document: Document) -> None:
-    assert lint(document) == []
+def test_the_shipped_pipeline_breaks_no_rule(document: Document, platform: Document) -> None:
+    assert lint(document, platform) == []
 
 
 def _round(document: Document) -> Document:
@@ -110,6 +110,17 @@ def _input_that_a_loop_does_not_hand_on(document: Document) -> None:
     ]
 
 
+def _number_as_accelerator_count(document: Document) -> None:
+    _round(document)["retrain"]["inputs"]["parameters"]["pipelinechannel--gate-accelerators"] = {
+        "componentInputParameter": "accelerator_count"
+    }
+
+
+def _memory_that_a_loop_task_is_not_given(document: Document) -> None:
+    inputs = document["components"]["comp-for-loop-1"]["dag"]["tasks"]["heatmap"]["inputs"]
+    del inputs["parameters"]["pipelinechannel--heatmap_memory"]
+
+
 PLANTED: dict[Callable[..., Any], Callable[[Document], None]] = {
     rules.conditions_on_named_outputs: _condition_on_named_output,
     rules.loops_fed_by_tasks: _loop_fed_by_a_task,
@@ -125,6 +136,7 @@ PLANTED: dict[Callable[..., Any], Callable[[Document], None]] = {
     rules.packages_installed_at_start: _install_at_start,
     rules.cached_steps_that_must_run: _cached_ingest,
     rules.inputs_that_nobody_passes: _input_that_a_loop_does_not_hand_on,
+    rules.numbers_as_settings: _number_as_accelerator_count,
 }
 
 
@@ -133,9 +145,7 @@ def test_every_rule_has_a_planted_fault() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule.__name__))
-def test_a_planted_fault_is_found_by_its_rule(
-    rule: Callable[..., Any], document: Document
-) -> None:
+def test_a_planted_fault_is_found_by_its_rule(rule: Callable[..., Any], document: Document) -> None:
     assert not list(rule(document))
     PLANTED[rule](document)
     assert list(rule(document))
@@ -144,3 +154,55 @@ def test_a_planted_fault_is_found_by_its_rule(
 def test_a_loop_at_the_root_is_found(document: Document) -> None:
     _loop_at_the_root(document)
     assert list(rules.loops_not_alone(document))
+
+
+def test_a_memory_setting_that_its_task_is_not_given_is_found(document: Document) -> None:
+    _memory_that_a_loop_task_is_not_given(document)
+    (found,) = rules.numbers_as_settings(document)
+    assert "comp-for-loop-1/heatmap" in found
+    assert "heatmap_memory" in found
+
+
+def _node_selector_that_a_loop_is_not_handed(document: Document, platform: Document) -> None:
+    del document["components"]["comp-for-loop-1"]["inputDefinitions"]["parameters"][
+        "pipelinechannel--node_selector"
+    ]
+
+
+def _settings_under_a_wrong_label(document: Document, platform: Document) -> None:
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    executors["exec-trian"] = executors.pop("exec-train")
+
+
+PLANTED_IN_PLATFORM: dict[Callable[..., Any], Callable[[Document, Document], None]] = {
+    rules.settings_out_of_reach: _node_selector_that_a_loop_is_not_handed,
+    rules.settings_of_nobody: _settings_under_a_wrong_label,
+}
+
+
+def test_every_platform_rule_has_a_planted_fault() -> None:
+    assert set(PLANTED_IN_PLATFORM) == set(PLATFORM_RULES)
+
+
+@pytest.mark.parametrize("rule", PLATFORM_RULES, ids=lambda rule: str(rule.__name__))
+def test_a_fault_planted_in_the_platform_document_is_found_by_its_rule(
+    rule: Callable[..., Any], document: Document, platform: Document
+) -> None:
+    assert not list(rule(document, platform))
+    PLANTED_IN_PLATFORM[rule](document, platform)
+    assert list(rule(document, platform))
+
+
+def test_a_toleration_that_reads_a_task_of_another_dag_is_found(
+    document: Document, platform: Document
+) -> None:
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    executors["exec-heatmap"]["tolerations"] = [
+        {
+            "tolerationJson": {
+                "taskOutputParameter": {"producerTask": "gate", "outputParameterKey": "shards"}
+            }
+        }
+    ]
+    (found,) = rules.settings_out_of_reach(document, platform)
+    assert "comp-for-loop-1/heatmap" in found
