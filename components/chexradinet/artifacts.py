@@ -169,3 +169,28 @@ def read_table(path: Path, kind: str, version: int) -> tuple[pd.DataFrame, dict[
     check_schema(head, kind, version, path)
     provenance: dict[str, Any] = head["provenance"]
     return table.to_pandas(), provenance
+
+
+def table_bytes(table: pa.Table, kind: str, version: int) -> bytes:
+    """Return a Parquet file with its kind and schema version; equal tables give equal bytes."""
+    head = {"schema": version, "kind": kind, "provenance": {}}
+    described = table.replace_schema_metadata({_TABLE_KEY: json.dumps(head, sort_keys=True)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(described, sink, compression="zstd")
+    written: bytes = sink.getvalue().to_pybytes()
+    return written
+
+
+def table_of(data: bytes, kind: str, version: int, where: str) -> pa.Table:
+    """Read what `table_bytes` wrote.
+
+    Raises:
+        ArtifactError: the bytes are no Parquet file, or of another kind or version.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ArtifactError(f"{where} is no whole Parquet file ({error}); restore it") from error
+    head = json.loads((table.schema.metadata or {}).get(_TABLE_KEY, b"{}"))
+    check_schema(head, kind, version, Path(where))
+    return table

@@ -1,0 +1,254 @@
+"""Collecting a plan: the files that people and systems read, then the word that it is complete.
+
+Everything is made from what the shards hold, so that a killed collection, or two at once, write the
+same bytes. Files of a whole night (worklist, report) are written by compare and swap, and only
+while the plan is unfinished: a run that fell behind cannot replace a later plan's.
+"""
+
+import hashlib
+import logging
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chexradinet.errors import ArtifactError, StoreConflictError, StoreError, StoreNotFoundError
+from chexradinet.flows.ledger import (
+    Ledger,
+    Plan,
+    document_bytes,
+    open_ledger,
+    plan_numbers,
+    read_completion,
+    read_plan,
+    write_index,
+)
+from chexradinet.flows.nightly_dicom import remove_dicom
+from chexradinet.flows.nightly_files import night_key, put_files, write_scores
+from chexradinet.flows.nightly_merge import Merged, earlier_scores, merge, merged_before
+from chexradinet.flows.nightly_rows import Scorer
+from chexradinet.flows.nightly_settings import Addresses, ScoreConfig
+from chexradinet.flows.nightly_summary import (
+    most_urgent,
+    night_drift,
+    night_report,
+    num_flagged,
+    num_outside,
+    waiting_images,
+    with_timings,
+)
+from chexradinet.flows.score import open_scorer
+from chexradinet.results.nightly_report import write_night_report, write_worklist_page
+from chexradinet.results.worklist import WaitingImage, worklist, worklist_csv
+
+_log = logging.getLogger(__name__)
+
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Night:
+    """What a complete plan came to."""
+
+    number: int
+    date: str
+    model_digest: str
+    model_round: int
+    num_planned: int
+    num_scored: int
+    excluded: Mapping[str, Mapping[str, int]]
+    """`rejected`, `duplicate`, `postponed` and `vanished` to reason to objects."""
+    flagged: Mapping[str, int]
+    """Finding to X-rays at or above its threshold."""
+    drift: Mapping[str, Any] | None
+    """As `results.drift` gives it; None where the model has no reference."""
+    ood_fraction: float | None
+    """Part of the scored X-rays, in [0, 1]; None where the model cannot tell."""
+    score_s: float
+    """Seconds that the shards took, added up."""
+    collect_s: float
+    report: bytes
+    """The HTML report."""
+
+    def as_text(self) -> str:
+        """Return the outcome as one sentence."""
+        without = {status: sum(found.values()) for status, found in self.excluded.items()}
+        said = ", ".join(f"{num} {status}" for status, num in sorted(without.items())) or "none"
+        return (
+            f"plan {self.number}: {self.num_scored} of {self.num_planned} X-rays scored, "
+            f"without a score: {said}"
+        )
+
+
+def collect(addresses: Addresses, number: int) -> Night:
+    """Write the results of a plan and complete it; doing it again changes nothing.
+
+    Args:
+        addresses: Models and results; the inbox is not read.
+        number: Of the plan; all of its shards are scored.
+
+    Raises:
+        ArtifactError: a shard is missing or damaged, or the model was changed.
+        StoreError: results cannot be read or written.
+    """
+    ledger = open_ledger(addresses.results_uri)
+    plan = read_plan(ledger, number)
+    with open_scorer(addresses, plan, ScoreConfig(device="cpu")) as scorer:
+        return collect_plan(ledger, plan, scorer)
+
+
+def collect_plan(ledger: Ledger, plan: Plan, scorer: Scorer) -> Night:
+    """Collect a plan with its model at hand; see `collect`."""
+    started = time.perf_counter()
+    numbers, complete = plan_numbers(ledger)
+    _require_order(plan, numbers, complete)
+    merged = merge(ledger, plan, earlier_scores(ledger, plan, complete))
+    waiting = _waiting(ledger, plan, merged, complete)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files, drift, report = _write(ledger, plan, merged, scorer, folder)
+        digests = put_files(ledger, plan, files)
+        _put_of_night(ledger, plan, "report.html", report.read_bytes())
+        _put_worklist(ledger, plan, scorer, waiting, folder)
+        page = report.read_bytes()
+    for object_key in sorted(merged.duplicates):
+        remove_dicom(ledger, plan.date, object_key)
+    write_index(ledger, plan.number, merged.index)
+    _complete(ledger, plan, merged, digests)
+    night = _night(plan, merged, scorer, drift, (page, time.perf_counter() - started))
+    _log.info("%s", night.as_text())
+    return night
+
+
+def _require_order(plan: Plan, numbers: Sequence[int], complete: Sequence[int]) -> None:
+    """Refuse to complete a plan before an earlier one: duplicates are told by the earlier ones."""
+    before = [number for number in numbers if number < plan.number and number not in complete]
+    if before:
+        raise ArtifactError(
+            f"plan {before[0]} comes before plan {plan.number} and is not complete; collect that one "
+            "first"
+        )
+
+
+def _write(
+    ledger: Ledger, plan: Plan, merged: Merged, scorer: Scorer, folder: Path
+) -> tuple[list[Path], dict[str, Any] | None, Path]:
+    """Write all files of the plan into a folder; return them, the drift, and the report's path."""
+    number = f"{plan.number:06d}"
+    shown = frozenset(image.image_key for image in most_urgent(merged.images, scorer))
+    files, embeddings, pictures = write_scores(ledger, plan, merged, shown, folder)
+    drift = night_drift(merged, embeddings, scorer)
+    measured = folder / f"drift-{number}.json"
+    measured.write_bytes(document_bytes("nightly-drift", drift or {"status": "no_reference"}))
+    page = folder / f"report-{number}.html"
+    report = night_report(plan, merged, scorer, drift, pictures)
+    timings = folder / f"timings-{number}.parquet"
+    write_night_report(page, with_timings(report, timings, merged.score_s))
+    return [*files, measured, page], drift, page
+
+
+def _waiting(
+    ledger: Ledger, plan: Plan, merged: Merged, complete: Sequence[int]
+) -> list[WaitingImage]:
+    """Return the X-rays of the whole night; one that was scored again counts by its last scores."""
+    found: dict[str, WaitingImage] = {}
+    for number in complete:
+        head = read_completion(ledger, number) if number < plan.number else None
+        if head is not None and head["date"] == plan.date:
+            other = read_plan(ledger, number)
+            images = merged_before(ledger, other)
+            waiting = waiting_images(images, other.findings)
+            found |= {i.image_key: w for i, w in zip(images, waiting, strict=True)}
+    waiting = waiting_images(merged.images, plan.findings)
+    found |= {i.image_key: w for i, w in zip(merged.images, waiting, strict=True)}
+    return list(found.values())
+
+
+def _put_worklist(
+    ledger: Ledger, plan: Plan, scorer: Scorer, waiting: Sequence[WaitingImage], folder: Path
+) -> None:
+    config = scorer.settings.worklist
+    entries = worklist(waiting, plan.planned_at, config)
+    _put_of_night(ledger, plan, "worklist.csv", worklist_csv(entries).encode())
+    page = folder / "worklist.html"
+    write_worklist_page(page, plan.date, entries, config)
+    _put_of_night(ledger, plan, "worklist.html", page.read_bytes())
+
+
+def _put_of_night(ledger: Ledger, plan: Plan, name: str, data: bytes) -> None:
+    """Write a file that later plans of the night replace, unless the plan is complete already.
+
+    A later plan is collected only once this one is complete. So where one wrote the file, either
+    its ETag has changed since it was asked for, or this plan is found complete.
+    """
+    key = night_key(ledger, plan, name)
+    for _ in range(_ATTEMPTS):
+        try:
+            etag: str | None = ledger.store.stat(key).etag
+        except StoreNotFoundError:
+            etag = None
+        if read_completion(ledger, plan.number) is not None:
+            return
+        try:
+            if etag is None:
+                ledger.store.create(key, data)
+            else:
+                ledger.store.put(key, data, if_match=etag)
+        except StoreConflictError:
+            continue
+        return
+    raise StoreError(
+        f"{name} of {plan.date} was changed {_ATTEMPTS} times by other runs; let them end and run "
+        "again"
+    )
+
+
+def _complete(ledger: Ledger, plan: Plan, merged: Merged, digests: Mapping[str, str]) -> None:
+    statuses = Counter(merged.index.column("status").to_pylist())
+    document = {
+        "number": plan.number,
+        "date": plan.date,
+        "bundle_digest": plan.bundle_digest,
+        "newest_arrival": max(image.arrived for image in plan.images).isoformat(),
+        "counts": dict(sorted(statuses.items())),
+        "index_sha256": hashlib.sha256(
+            ledger.store.get(ledger.plan_key(plan.number, "index.parquet"))
+        ).hexdigest(),
+        "files": dict(sorted(digests.items())),
+    }
+    key = ledger.plan_key(plan.number, "complete.json")
+    try:
+        ledger.store.create(key, document_bytes("nightly-completion", document))
+    except StoreConflictError:
+        _log.info("plan %d was completed meanwhile by another run", plan.number)
+
+
+def _night(
+    plan: Plan,
+    merged: Merged,
+    scorer: Scorer,
+    drift: Mapping[str, Any] | None,
+    made: tuple[bytes, float],
+) -> Night:
+    outside, num_scored = num_outside(merged), len(merged.images)
+    excluded: dict[str, Counter[str]] = {}
+    for row in merged.excluded:
+        excluded.setdefault(str(row["status"]), Counter())[str(row["reason"])] += 1
+    return Night(
+        number=plan.number,
+        date=plan.date,
+        model_digest=plan.bundle_digest,
+        model_round=scorer.bundle.info.round,
+        num_planned=len(plan.images),
+        num_scored=num_scored,
+        excluded=excluded,
+        flagged=num_flagged(merged, scorer.findings),
+        drift=drift,
+        ood_fraction=None if outside is None or not num_scored else outside / num_scored,
+        score_s=merged.score_s,
+        collect_s=made[1],
+        report=made[0],
+    )

@@ -1,0 +1,161 @@
+"""The nightly run: its stages as Kubeflow runs them, and all of them in one go for a shell."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from chexradinet.errors import ChexRadiNetError
+from chexradinet.flows.collect import Night, collect, collect_plan
+from chexradinet.flows.lease import DEFAULT_TTL_S, holding, is_free, release, this_process
+from chexradinet.flows.ledger import open_ledger, read_plan
+from chexradinet.flows.nightly_settings import Addresses, PlanConfig, ScoreConfig
+from chexradinet.flows.nightly_telemetry import night_telemetry
+from chexradinet.flows.plan import PlanOutcome, parts_of, place_of, plan
+from chexradinet.flows.score import ShardOutcome, open_scorer, score, score_shard
+from chexradinet.results.telemetry import NightlyTelemetry, push
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with the shards done and the shards there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Which run a stage works for."""
+
+    run_id: str
+    """The same in all stages of a run."""
+    lease_ttl_s: float = DEFAULT_TTL_S
+    """Seconds without a sign of life after which another run may take over."""
+
+
+def new_run() -> Run:
+    """Return a run that only this process works for."""
+    return Run(run_id=f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}")
+
+
+def plan_stage(addresses: Addresses, config: PlanConfig, run: Run) -> PlanOutcome:
+    """Plan, unless another run is at work; see `plan`."""
+    ledger = open_ledger(addresses.results_uri)
+    with holding(ledger, this_process(run.run_id, run.lease_ttl_s)) as ours:
+        if not ours:
+            outcome = PlanOutcome(status="another_run_active")
+            _log.warning("%s", outcome.as_text())
+            return outcome
+        outcome = plan(addresses, config)
+    if not outcome.parts:
+        push(night_telemetry(addresses, None))
+        release(ledger, run.run_id)
+    return outcome
+
+
+def score_stage(
+    addresses: Addresses, work: str, index: int, config: ScoreConfig, run: Run
+) -> ShardOutcome:
+    """Score a shard of the work that planning gave; see `score`."""
+    number, shard = place_of(work, index)
+    ledger = open_ledger(addresses.results_uri)
+    # Without the lease it goes on: whoever has it finds what is done, and nothing is done twice.
+    with holding(ledger, this_process(run.run_id, run.lease_ttl_s)):
+        return score(addresses, number, shard, config)
+
+
+def collect_stage(addresses: Addresses, work: str, run: Run) -> Night:
+    """Collect every plan of the work, the oldest first, and push the figures of the last.
+
+    Raises:
+        ConfigError: the work holds no plan.
+    """
+    parts = parts_of(work)
+    place_of(work, 0)
+    ledger = open_ledger(addresses.results_uri)
+    with holding(ledger, this_process(run.run_id, run.lease_ttl_s), last=True):
+        night = [collect(addresses, number) for number, _ in parts][-1]
+    push(night_telemetry(addresses, night))
+    return night
+
+
+def report_outcome(results_uri: str, state: str, run: Run) -> bool:
+    """Say how a run ended, and give back what a failed one held; never fails itself.
+
+    Args:
+        results_uri: Folder of the results.
+        state: As Kubeflow names it: `SUCCEEDED`, or anything else for a failure.
+        run: The run.
+
+    Returns:
+        Whether the run ended well.
+    """
+    succeeded, free = state == "SUCCEEDED", True
+    try:
+        ledger = open_ledger(results_uri)
+        release(ledger, run.run_id)
+        free = is_free(ledger, run.run_id)
+    except ChexRadiNetError as error:
+        _log.warning("the lease was not given back (%s); it runs out", type(error).__name__)
+    # A run that left the work to another one has no success to report.
+    if free or not succeeded:
+        push(NightlyTelemetry(success=succeeded))
+    return succeeded
+
+
+def nightly(
+    addresses: Addresses,
+    config: PlanConfig,
+    scoring: ScoreConfig,
+    run: Run | None = None,
+    progress: Progress | None = None,
+) -> tuple[PlanOutcome, Night | None]:
+    """Plan, score and collect in this process; return what was planned and what came of it.
+
+    Args:
+        addresses: Inbox, models and results.
+        config: How to plan.
+        scoring: How to score.
+        run: None for a new one.
+        progress: Called after each shard.
+
+    Raises:
+        ChexRadiNetError: a stage failed; running again goes on where it stopped.
+    """
+    run = run or new_run()
+    started = time.monotonic()
+    ledger = open_ledger(addresses.results_uri)
+    try:
+        with holding(ledger, this_process(run.run_id, run.lease_ttl_s), last=True) as ours:
+            if not ours:
+                outcome = PlanOutcome(status="another_run_active")
+                _log.warning("%s", outcome.as_text())
+                return outcome, None
+            outcome = plan(addresses, config)
+            planned_s = time.monotonic() - started
+            night = _work(addresses, outcome, scoring, progress)
+            figures = night_telemetry(addresses, night)
+    except ChexRadiNetError:
+        push(NightlyTelemetry(success=False, duration_seconds=time.monotonic() - started))
+        raise
+    stages = {"plan": planned_s, **figures.stage_seconds}
+    spent_s = time.monotonic() - started
+    push(replace(figures, success=True, duration_seconds=spent_s, stage_seconds=stages))
+    return outcome, night
+
+
+def _work(
+    addresses: Addresses, outcome: PlanOutcome, scoring: ScoreConfig, progress: Progress | None
+) -> Night | None:
+    ledger = open_ledger(addresses.results_uri)
+    night, done = None, 0
+    for number, shards in outcome.parts:
+        found = read_plan(ledger, number)
+        with open_scorer(addresses, found, scoring) as scorer:
+            for shard in range(shards):
+                score_shard(ledger, found, shard, scorer, scoring)
+                done += 1
+                if progress is not None:
+                    progress(done, outcome.num_shards)
+            night = collect_plan(ledger, found, scorer)
+    return night

@@ -1,0 +1,268 @@
+"""Scoring a shard of a plan: decode beside the network, one forward pass, one object of results.
+
+A shard that was killed leaves nothing and is done again; a shard that is there is left alone. So
+each X-ray is scored into exactly one object, however often and by however many this runs.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from chexradinet.config import require
+from chexradinet.errors import RejectedImageError, StoreConflictError
+from chexradinet.flows.decoding import decode_in_order
+from chexradinet.flows.ledger import Ledger, Plan, PlannedImage, open_ledger, read_plan
+from chexradinet.flows.nightly_dicom import write_dicom
+from chexradinet.flows.nightly_read import REJECTED, Excluded, Reading, XRay, read_xray
+from chexradinet.flows.nightly_rows import (
+    Scorer,
+    cases_of,
+    image_row,
+    picture,
+    reference_of,
+    score_rows,
+)
+from chexradinet.flows.nightly_settings import Addresses, ScoreConfig, settings_of
+from chexradinet.flows.nightly_tables import (
+    IMAGES,
+    SCORES,
+    TIMINGS,
+    ShardResult,
+    pack,
+    table_from,
+)
+from chexradinet.flows.nightly_tables import REJECTED as REJECTED_TABLE
+from chexradinet.flows.plan import check_model
+from chexradinet.flows.publish import fetch_bundle
+from chexradinet.model.bundle import load_bundle, require_match
+from chexradinet.model.inference import choose_device, predict
+
+_log = logging.getLogger(__name__)
+
+FEW_IMAGES = 32
+"""So many are decoded in this process: starting others would take longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOutcome:
+    """What came of a shard."""
+
+    status: str
+    """`scored`, or `done_before` where its results were there already."""
+    num_scored: int = 0
+    num_excluded: int = 0
+
+
+@dataclass
+class _Collected:
+    """Rows of a shard so far."""
+
+    scores: list[pa.Table] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    timings: list[dict[str, Any]] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[tuple[float, str, str, bytes]] = field(default_factory=list)
+
+
+@contextmanager
+def open_scorer(addresses: Addresses, plan: Plan, config: ScoreConfig) -> Iterator[Scorer]:
+    """Yield the model of a plan, verified.
+
+    Raises:
+        ArtifactError: the bundle was changed, or is not calibrated.
+        MismatchError: it is for other findings or another preprocessing than the plan.
+        StoreNotFoundError: it is not published any more.
+    """
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bundle"
+        fetch_bundle(addresses.models_uri, plan.bundle_digest, path)
+        bundle = load_bundle(path, verify=False, device=str(choose_device(config.device)))
+    require_match(
+        bundle.info, findings=plan.findings, preprocessing_digest=plan.preprocessing_digest
+    )
+    check_model(bundle.info)
+    if not bundle.info.reference:
+        _log.info("the model has no reference: nothing is said of drift and distribution")
+    yield Scorer(bundle=bundle, reference=reference_of(bundle), settings=settings_of(plan.settings))
+
+
+def score(addresses: Addresses, number: int, shard: int, config: ScoreConfig) -> ShardOutcome:
+    """Score a shard of a plan, unless it was done before.
+
+    Args:
+        addresses: Inbox, models and results.
+        number: Of the plan.
+        shard: In [0, shards of the plan).
+        config: Device and processes; results do not depend on it.
+
+    Raises:
+        ConfigError: the plan has no such shard.
+        ArtifactError: the model was changed.
+        MismatchError: the model is for something else than the plan.
+        StoreError: the inbox cannot be read or results cannot be written.
+    """
+    ledger = open_ledger(addresses.results_uri)
+    plan = read_plan(ledger, number)
+    if is_scored(ledger, plan, shard):
+        return ShardOutcome(status="done_before")
+    with open_scorer(addresses, plan, config) as scorer:
+        return score_shard(ledger, plan, shard, scorer, config)
+
+
+def is_scored(ledger: Ledger, plan: Plan, shard: int) -> bool:
+    """Tell whether a shard's results are there.
+
+    Raises:
+        ConfigError: the plan has no such shard.
+    """
+    require(0 <= shard < plan.num_shards, "shard", shard, f"in [0, {plan.num_shards})")
+    return ledger.store.exists(shard_key(ledger, plan.number, shard))
+
+
+def shard_key(ledger: Ledger, number: int, shard: int) -> str:
+    """Return the key of a shard's results."""
+    return ledger.plan_key(number, "shards", f"{shard:05d}.zip")
+
+
+def score_shard(
+    ledger: Ledger, plan: Plan, shard: int, scorer: Scorer, config: ScoreConfig
+) -> ShardOutcome:
+    """Score a shard with a model that is open already; see `score`."""
+    if is_scored(ledger, plan, shard):
+        return ShardOutcome(status="done_before")
+    started = time.perf_counter()
+    images = plan.shard(shard)
+    collected = _Collected()
+    for batch in _batches(_read(plan, images, scorer, config), scorer.settings.batch_size):
+        _exclude(collected, plan, [one for one in batch if isinstance(one, Excluded)])
+        xrays = [one for one in batch if isinstance(one, XRay)]
+        if xrays:
+            _score_batch(collected, (ledger, plan, shard), scorer, xrays)
+    result = _result(collected, time.perf_counter() - started)
+    try:
+        ledger.store.create(shard_key(ledger, plan.number, shard), pack(result))
+    except StoreConflictError:
+        _log.info("shard %d of plan %d was done meanwhile by another run", shard, plan.number)
+        return ShardOutcome(status="done_before")
+    outcome = ShardOutcome(
+        status="scored", num_scored=len(collected.images), num_excluded=len(collected.rejected)
+    )
+    _log.info("shard %d of plan %d: %s", shard, plan.number, outcome)
+    return outcome
+
+
+def _read(
+    plan: Plan, images: Sequence[PlannedImage], scorer: Scorer, config: ScoreConfig
+) -> Iterator[XRay | Excluded]:
+    reading = Reading(plan.inbox_uri, scorer.bundle.info.preprocessing, scorer.settings)
+    workers = 1 if len(images) <= FEW_IMAGES else config.num_decoders
+    outcomes = decode_in_order(images, partial(read_xray, reading), workers)
+    for image, outcome in zip(images, outcomes, strict=True):
+        if isinstance(outcome, RejectedImageError):
+            yield Excluded(
+                object_key=image.key, status=REJECTED, reason=str(outcome.reason),
+                detail=outcome.detail,
+            )  # fmt: skip
+        else:
+            yield outcome
+
+
+def _batches(
+    outcomes: Iterator[XRay | Excluded], batch_size: int
+) -> Iterator[list[XRay | Excluded]]:
+    """Yield outcomes in order, with at most so many X-rays at once."""
+    batch: list[XRay | Excluded] = []
+    num_xrays = 0
+    for outcome in outcomes:
+        batch.append(outcome)
+        num_xrays += isinstance(outcome, XRay)
+        if num_xrays == batch_size:
+            yield batch
+            batch, num_xrays = [], 0
+    if batch:
+        yield batch
+
+
+def _exclude(collected: _Collected, plan: Plan, excluded: Sequence[Excluded]) -> None:
+    for one in excluded:
+        collected.rejected.append(
+            {
+                "object_key": one.object_key,
+                "status": one.status,
+                "reason": one.reason,
+                "detail": one.detail,
+                "plan": plan.number,
+            }
+        )
+
+
+def _score_batch(
+    collected: _Collected,
+    place: tuple[Ledger, Plan, int],
+    scorer: Scorer,
+    xrays: Sequence[XRay],
+) -> None:
+    ledger, plan, shard = place
+    started = time.perf_counter()
+    pixels = np.stack([xray.pixels for xray in xrays])
+    found = predict(
+        scorer.bundle.network,
+        lambda wanted: pixels[wanted],
+        np.arange(len(xrays)),
+        batch_size=len(xrays),
+        device=str(next(scorer.bundle.network.parameters()).device),
+    )
+    passed = time.perf_counter()
+    settings = scorer.settings
+    rows: list[dict[str, Any]] = []
+    for xray, case, embedding in zip(
+        xrays, cases_of(scorer, xrays, found), found.embedding, strict=True
+    ):
+        rows += score_rows(case, plan.number, settings.radiomics)
+        image = plan.image(case.object_key)
+        collected.images.append(image_row(xray, case, image, embedding))
+        drawn = picture(case, settings)
+        if drawn is not None:
+            collected.pictures.append((-drawn[0], case.object_key, case.image_key, drawn[1]))
+        if settings.dicom_results:
+            write_dicom(ledger, plan, image, case)
+    collected.scores.append(table_from(rows, SCORES))
+    collected.pictures = sorted(collected.pictures)[: settings.report_cases]
+    ended = time.perf_counter()
+    seconds = ((passed - started) / len(xrays), (ended - passed) / len(xrays))
+    collected.timings += [_timing(xray, shard, *seconds) for xray in xrays]
+
+
+def _timing(xray: XRay, shard: int, forward_s: float, regions_s: float) -> dict[str, Any]:
+    return {
+        "image_key": xray.image_key,
+        "object_key": xray.object_key,
+        "shard": shard,
+        "read_s": xray.read_s,
+        "decode_s": xray.decode_s,
+        "forward_s": forward_s,
+        "regions_s": regions_s,
+    }
+
+
+def _result(collected: _Collected, wall_s: float) -> ShardResult:
+    return ShardResult(
+        scores=pa.concat_tables([SCORES.empty_table(), *collected.scores]).combine_chunks(),
+        rejected=table_from(collected.rejected, REJECTED_TABLE),
+        timings=table_from(collected.timings, TIMINGS),
+        images=table_from(collected.images, IMAGES),
+        wall_s=wall_s,
+        pictures={key: png for _, _, key, png in collected.pictures},
+    )
