@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import uid
+from pydicom import config, uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.filewriter import dcmwrite
@@ -71,12 +71,19 @@ def encode_radiograph(
             f"cannot write {stored.dtype} pixels as {syntax}; needed are uint8, uint16 or int16 "
             "(JPEG baseline: uint8) and one of dicom_write.WRITABLE_SYNTAXES"
         )
-    dataset = _described(stored)
-    for keyword, value in (attributes or {}).items():
-        if value is None:
-            dataset.pop(keyword, None)
-        else:
-            setattr(dataset, keyword, value)
+    # Real files hold values that the standard forbids, such as an age without its unit.
+    with config.disable_value_validation():
+        dataset = _described(stored)
+        for keyword, value in (attributes or {}).items():
+            if value is None:
+                dataset.pop(keyword, None)
+            else:
+                setattr(dataset, keyword, value)
+        _store(dataset, stored, syntax)
+        return _file(dataset, syntax)
+
+
+def _store(dataset: Dataset, stored: NDArray[np.integer], syntax: uid.UID) -> None:
     if syntax.is_encapsulated:
         frame = _encoded(stored, syntax, int(dataset.BitsStored))
         dataset.PixelData = encapsulate([frame])
@@ -87,7 +94,6 @@ def encode_radiograph(
         dataset.PixelData = stored.astype(ordered).tobytes()
         dataset.PixelData += b"\0" * (len(dataset.PixelData) % 2)
         dataset["PixelData"].VR = "OW" if stored.itemsize == 2 else "OB"
-    return _file(dataset, syntax)
 
 
 def _described(stored: NDArray[np.integer]) -> Dataset:

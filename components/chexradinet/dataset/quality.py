@@ -24,7 +24,8 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 INVERTED_BELOW = -0.05
 """Chest contrast under which an image is taken for inverted. 255 of 255 real frontal radiographs
-lie above 0.09 (tests/unit/dataset/test_quality.py), so their inverted copies lie under -0.09."""
+lie above 0.09, with borders or cropped above 0.06 (tests/unit/dataset/test_quality.py), so their
+inverted copies lie under -0.06."""
 
 UNSURE_BELOW = 0.05
 """Chest contrast under which polarity is flagged as unsure."""
@@ -41,6 +42,7 @@ _OTHER_PARTS = (
     *("WRIST", "HAND", "SKULL", "NECK", "SPINE", "CSPINE", "TSPINE", "LSPINE", "BREAST"),
 )
 _SIDE = 48
+_FLAT_LEVELS = 24
 
 
 class Verdict(NamedTuple):
@@ -144,18 +146,31 @@ def _flags(header: RadiographHeader) -> tuple[str, ...]:
 def chest_contrast(pixels: NDArray[np.uint8]) -> float:
     """Return how much brighter mediastinum and abdomen are than the lungs, in [-1, 1].
 
-    The image is squashed to 48x48 and its grey levels replaced by their ranks, so that neither
-    exposure nor window matters. The mean rank over two ellipses, where a frontal chest has its
-    lungs, is taken from the mean over a midline strip and the lower edge. Inverting the image
-    changes the sign and nothing else.
+    Flat borders are cut off, as collimation and padding leave them. The rest is squashed to 48x48
+    and its grey levels replaced by their ranks, so that neither exposure nor window matters. The
+    mean rank over two ellipses, where a frontal chest has its lungs, is taken from the mean over a
+    midline strip and the lower edge. Inverting the image changes the sign and nothing else.
     """
-    small = cv2.resize(pixels, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    coarse = np.asarray(cv2.resize(pixels, (96, 96), interpolation=cv2.INTER_AREA), np.uint8)
+    small = cv2.resize(_without_borders(coarse), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     levels, inverse, counts = np.unique(small, return_inverse=True, return_counts=True)
     # Equal levels share the mean of their ranks.
     mean_ranks = (np.cumsum(counts) - (counts + 1) / 2) / max(small.size - 1, 1)
     ranks = mean_ranks[inverse].reshape(small.shape)
     lungs, dense = _regions()
     return float(ranks[dense].mean() - ranks[lungs].mean()) if len(levels) > 1 else 0.0
+
+
+def _without_borders(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Cut off outer rows and columns of nearly one grey level, at most a quarter on each side."""
+    quarter = len(pixels) // 4
+    kept = []
+    for axis in (1, 0):
+        structured = np.ptp(pixels, axis=axis) > _FLAT_LEVELS
+        first = min(int(structured.argmax()), quarter)
+        last = min(int(structured[::-1].argmax()), quarter)
+        kept.append(slice(first, len(pixels) - last))
+    return pixels[kept[0], kept[1]]
 
 
 def _regions() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -1,0 +1,295 @@
+"""The DICOM reader: known answers, and a reason for every file that cannot be read."""
+
+import struct
+import zlib
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom import uid
+
+from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig
+from chexradinet.dataset.dicom import (
+    read_header,
+    read_model_pixels,
+    read_radiograph,
+    to_model,
+)
+from chexradinet.dataset.dicom_write import encode_radiograph
+from chexradinet.dataset.geometry import fit_to_model
+from chexradinet.errors import ConfigError, RejectedImageError
+from chexradinet.records import Box, RejectReason, View
+
+PLAIN = uid.ExplicitVRLittleEndian
+NAME = "Żółć^Jürgen"
+
+
+def ramp(rows: int = 40, columns: int = 32) -> NDArray[np.uint16]:
+    values = np.arange(rows * columns, dtype=np.uint16) % 4096
+    return values.reshape(rows, columns)
+
+
+def written(syntax: uid.UID = PLAIN, /, **attributes: object) -> bytes:
+    return encode_radiograph(ramp(), syntax, attributes)
+
+
+def reason_of(content: bytes | Path) -> RejectReason:
+    with pytest.raises(RejectedImageError) as caught:
+        read_radiograph(content, DicomConfig())
+    assert "Jürgen" not in str(caught.value)
+    return RejectReason(caught.value.reason)
+
+
+def patched(content: bytes, group: int, element: int, vr: bytes, value: int) -> bytes:
+    """Overwrite the value of a two-byte element of an explicit VR file."""
+    head = struct.pack("<HH", group, element) + vr + b"\x02\x00"
+    assert content.count(head) == 1
+    place = content.index(head) + len(head)
+    return content[:place] + struct.pack("<H", value) + content[place + 2 :]
+
+
+def test_a_window_maps_its_lower_edge_to_black_and_its_upper_to_white() -> None:
+    stored = np.array([[0, 99, 100, 150, 200, 201, 4095]] * 2, dtype=np.uint16)
+    content = encode_radiograph(stored, PLAIN, {"WindowCenter": 150.5, "WindowWidth": 101})
+    radiograph = read_radiograph(content, DicomConfig())
+    assert radiograph.pixels[0].tolist() == [0, 0, 0, 128, 255, 255, 255]
+    assert radiograph.header.window == "window 1 of 1: LINEAR, centre 150.5, width 101"
+
+
+def test_the_configured_window_is_applied_and_recorded() -> None:
+    windows = {"WindowCenter": [100, 600], "WindowWidth": [50, 800]}
+    second = read_radiograph(written(**windows), DicomConfig(voi_index=1))
+    alone = read_radiograph(written(WindowCenter=600, WindowWidth=800), DicomConfig())
+    assert second.header.window == "window 2 of 2: LINEAR, centre 600, width 800"
+    assert np.array_equal(second.pixels, alone.pixels)
+
+
+def test_monochrome1_is_inverted_after_the_window() -> None:
+    attributes = {"WindowCenter": 300, "WindowWidth": 200}
+    bright = read_radiograph(written(**attributes), DicomConfig()).pixels
+    inverted = read_radiograph(
+        written(PhotometricInterpretation="MONOCHROME1", **attributes), DicomConfig()
+    ).pixels
+    assert np.array_equal(inverted, 255 - bright)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black_and_has_no_say_in_the_range(photometric: str) -> None:
+    stored = np.full((8, 8), 500, dtype=np.uint16)
+    stored[0, :], stored[1, :], stored[2, :] = 4000, 4095, 100
+    attributes = {
+        "PhotometricInterpretation": photometric,
+        "PixelPaddingValue": 4000,
+        "PixelPaddingRangeLimit": 4095,
+    }
+    pixels = read_radiograph(encode_radiograph(stored, PLAIN, attributes), DicomConfig()).pixels
+    assert set(pixels[:2].ravel().tolist()) == {0}
+    assert {int(pixels[2, 0]), int(pixels[3, 0])} == {0, 255}
+
+
+def test_bits_beyond_the_stored_ones_are_ignored() -> None:
+    stored = ramp()
+    attributes = {"WindowCenter": 600, "WindowWidth": 900}
+    clean = read_radiograph(encode_radiograph(stored, PLAIN, attributes), DicomConfig()).pixels
+    dirty = encode_radiograph(stored | np.uint16(0xA000), PLAIN, attributes)
+    assert np.array_equal(read_radiograph(dirty, DicomConfig()).pixels, clean)
+
+
+def test_a_width_of_zero_falls_back_to_the_images_own_range() -> None:
+    radiograph = read_radiograph(written(WindowCenter=100, WindowWidth=0), DicomConfig())
+    assert radiograph.header.window.startswith("own range 0 to 1279")
+    assert (radiograph.pixels.min(), radiograph.pixels.max()) == (0, 255)
+
+
+def test_files_without_preamble_or_file_meta_are_read() -> None:
+    for syntax in (uid.ImplicitVRLittleEndian, PLAIN, uid.ExplicitVRBigEndian):
+        whole = written(syntax, WindowCenter=600, WindowWidth=900)
+        (meta_length,) = struct.unpack("<I", whole[140:144])
+        expected = read_radiograph(whole, DicomConfig()).pixels
+        for start in (128, 132, 144 + meta_length):
+            bare = read_radiograph(whole[start:], DicomConfig()).pixels
+            assert np.array_equal(bare, expected), (syntax.name, start)
+
+
+def test_model_pixels_are_those_of_the_radiograph_fitted() -> None:
+    content = written(WindowCenter=600, WindowWidth=900)
+    preprocessing = PreprocessingConfig(image_side=32)
+    pixels, geometry, header = read_model_pixels(content, DicomConfig(), preprocessing)
+    expected, plain_geometry = fit_to_model(
+        read_radiograph(content, DicomConfig()).pixels, preprocessing
+    )
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, expected)
+    assert geometry == plain_geometry
+    assert header.window.startswith("window 1 of 1")
+
+
+def test_flat_pixels_are_made_square_before_padding_and_boxes_find_back() -> None:
+    stored = np.zeros((100, 200), dtype=np.uint16)
+    stored[40:60, 50:150] = 4000
+    content = encode_radiograph(stored, PLAIN, {"PixelAspectRatio": [1, 2]})
+    radiograph = read_radiograph(content, DicomConfig())
+    assert radiograph.header.pixel_aspect_ratio == 0.5
+    preprocessing = PreprocessingConfig(image_side=64, geometry=GeometryMode.PAD)
+    pixels, geometry = to_model(radiograph, preprocessing)
+    # 100 rows of half height are 50 square pixels, a quarter of 200: 16 of 64 model rows.
+    rows = np.flatnonzero(pixels.any(axis=1))
+    columns = np.flatnonzero(pixels.any(axis=0))
+    found = Box(float(rows[0]), float(columns[0]), float(rows[-1] + 1), float(columns[-1] + 1))
+    original = geometry.to_original(found)
+    assert (geometry.original_height, geometry.original_width) == (100, 200)
+    assert original.top == pytest.approx(40, abs=geometry.row_scale)
+    assert original.bottom == pytest.approx(60, abs=geometry.row_scale)
+    assert original.left == pytest.approx(50, abs=geometry.column_scale)
+    assert original.right == pytest.approx(150, abs=geometry.column_scale)
+
+
+def test_spacing_at_the_detector_goes_before_pixel_spacing() -> None:
+    both = read_header(written(ImagerPixelSpacing=[0.14, 0.15], PixelSpacing=[0.1, 0.1]))
+    assert (both.row_spacing_mm, both.column_spacing_mm) == (0.14, 0.15)
+    assert both.spacing_source == "imager_pixel_spacing"
+    zero = read_header(written(PixelSpacing=[0.0, 0.0]))
+    assert zero.row_spacing_mm is None
+    assert "implausible_spacing" in zero.notes
+
+
+@pytest.mark.parametrize(
+    ("given", "years"),
+    [("081Y", 81), ("81", 81), ("006M", 0.5), ("411Y", None), ("abc", None)],
+)
+def test_ages_are_read_with_and_without_a_unit(given: str, years: float | None) -> None:
+    assert read_header(written(PatientAge=given)).age_years == years
+
+
+def test_an_absent_age_follows_from_birth_and_study() -> None:
+    header = read_header(
+        written(PatientAge=None, PatientBirthDate="19500101", StudyDate="20200101")
+    )
+    assert header.age_years == pytest.approx(70, abs=0.01)
+    assert header.study_date == date(2020, 1, 1)
+
+
+@pytest.mark.parametrize("charset", ["ISO_IR 192", "ISO_IR 100", "NONSENSE", None])
+def test_names_outside_ascii_do_no_harm_and_are_not_shown(charset: str | None) -> None:
+    content = written(PatientName="Doe^J", PatientID="4711-secret")
+    raw = NAME.encode()
+    raw += b" " * (len(raw) % 2)
+    name = b"\x10\x00\x10\x00PN\x06\x00Doe^J "
+    content = content.replace(name, name[:6] + struct.pack("<H", len(raw)) + raw)
+    if charset is not None:
+        text = charset.encode() + b" " * (len(charset) % 2)
+        element = b"\x08\x00\x05\x00CS" + struct.pack("<H", len(text)) + text
+        place = content.index(b"\x08\x00\x16\x00UI")
+        content = content[:place] + element + content[place:]
+    header = read_header(content)
+    assert header.patient_id == "4711-secret"
+    assert "secret" not in repr(header)
+    assert "rgen" not in repr(header)
+
+
+def test_a_file_cut_in_its_pixels_is_truncated() -> None:
+    for syntax in (PLAIN, uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless):
+        assert reason_of(written(syntax)[:-200]) is RejectReason.TRUNCATED, syntax.name
+    deflated = written(uid.DeflatedExplicitVRLittleEndian)
+    assert reason_of(deflated[: len(deflated) // 2]) in (
+        RejectReason.TRUNCATED,
+        RejectReason.NOT_AN_IMAGE,
+    )
+
+
+def test_an_empty_file_is_truncated_and_another_kind_is_not_an_image(tmp_path: Path) -> None:
+    assert reason_of(b"") is RejectReason.TRUNCATED
+    assert reason_of(b"\x89PNG\r\n\x1a\n" + bytes(300)) is RejectReason.NOT_AN_IMAGE
+    assert reason_of(b"Image Index,Finding Labels\n") is RejectReason.NOT_AN_IMAGE
+    assert reason_of(tmp_path / "absent.dcm") is RejectReason.MISSING
+    assert reason_of(tmp_path) is RejectReason.UNREADABLE
+
+
+def test_an_object_without_pixel_data_is_not_an_image() -> None:
+    content = written()
+    place = content.index(b"\xe0\x7f\x10\x00OW")
+    assert reason_of(content[:place]) is RejectReason.NOT_AN_IMAGE
+
+
+def test_several_frames_are_refused() -> None:
+    assert reason_of(written(NumberOfFrames=2)) is RejectReason.MULTI_FRAME
+
+
+def test_sizes_that_contradict_the_pixels_are_implausible() -> None:
+    for rows in (0, 39, 41, 65535):
+        content = patched(written(), 0x0028, 0x0010, b"US", rows)
+        assert reason_of(content) is RejectReason.IMPLAUSIBLE, rows
+
+
+def test_a_bomb_of_pixels_is_refused_before_memory_is_taken() -> None:
+    for syntax in (PLAIN, uid.RLELossless, uid.JPEG2000Lossless, uid.JPEGLosslessSV1):
+        content = patched(written(syntax), 0x0028, 0x0010, b"US", 8000)
+        content = patched(content, 0x0028, 0x0011, b"US", 8000)
+        assert reason_of(content) is RejectReason.IMPLAUSIBLE, syntax.name
+
+
+def test_a_bomb_of_deflate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chexradinet.dataset.dicom_file.MAX_FILE_BYTES", 100_000)
+    content = written(uid.DeflatedExplicitVRLittleEndian)
+    (meta_length,) = struct.unpack("<I", content[140:144])
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = deflater.compress(bytes(1_000_000)) + deflater.flush()
+    assert reason_of(content[: 144 + meta_length] + bomb) is RejectReason.IMPLAUSIBLE
+
+
+def test_contradicting_depths_are_implausible_and_unusual_ones_unreadable() -> None:
+    for stored, high in ((17, 16), (0, 15), (12, 3), (12, 16)):
+        content = patched(written(), 0x0028, 0x0102, b"US", high)
+        content = patched(content, 0x0028, 0x0101, b"US", stored)
+        if stored:
+            assert reason_of(content) is RejectReason.IMPLAUSIBLE, (stored, high)
+    content = patched(written(), 0x0028, 0x0100, b"US", 32)
+    assert reason_of(content) is RejectReason.UNREADABLE
+
+
+def test_an_unknown_transfer_syntax_is_unreadable() -> None:
+    content = written().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0")
+    assert reason_of(content) is RejectReason.UNREADABLE
+
+
+def test_a_damaged_stream_is_unreadable() -> None:
+    heads = {
+        uid.JPEGLSLossless: b"\xff\xda",
+        uid.JPEG2000Lossless: b"\xff\x90",
+        uid.JPEGLosslessSV1: b"\xff\xda",
+    }
+    for syntax, head in heads.items():
+        content = written(syntax)
+        place = content.rindex(head)
+        damaged = content[: place + 2] + b"\x01\x02\x03\x04" + content[place + 6 :]
+        assert reason_of(damaged) is RejectReason.UNREADABLE, syntax.name
+
+
+def test_the_writer_refuses_what_it_cannot_write() -> None:
+    with pytest.raises(ConfigError, match="uint16"):
+        encode_radiograph(ramp(), uid.JPEGBaseline8Bit)
+    with pytest.raises(ConfigError, match="float64"):
+        encode_radiograph(np.zeros((4, 4)), PLAIN)  # type: ignore[arg-type]
+
+
+def test_the_real_files_say_what_is_known_of_them(shared_data: Path) -> None:
+    folder = shared_data / "radiographs" / "dicom"
+    rg1 = read_header(folder / "RG1_J2KI.dcm")
+    assert (rg1.rows, rg1.columns, rg1.photometric_interpretation) == (1955, 1841, "MONOCHROME1")
+    assert (rg1.view, rg1.modality, rg1.body_part, rg1.sex) == (View.PA, "CR", "CHEST", "F")
+    assert "lossy" in rg1.notes
+    bare = read_header(folder / "CR-MONO1-10-chest.dcm")
+    assert (bare.rows, bare.columns, bare.view) == (440, 440, View.PA)
+    assert bare.acquisition_date == date(1993, 2, 24)
+    nih = read_header(folder / "nih_00000002_000_google.dcm")
+    assert (nih.age_years, nih.view, nih.is_frontal, nih.shows_chest) == (
+        81,
+        View.UNKNOWN,
+        None,
+        None,
+    )
+    dog = read_header(folder / "dx_dog_thorax_not_human.dcm")
+    assert not dog.is_human
+    assert dog.is_frontal is False
