@@ -15,7 +15,7 @@ help: ## Show what can be made
 	@echo "Installing uv $(UV_VERSION)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@echo "Installing the locked dependencies (5.5 GB with CUDA; about a minute, then cached)"
-	@$(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements.lock
 	@$(BIN)/uv pip install --quiet --no-deps -e .
 	@touch $@
 
