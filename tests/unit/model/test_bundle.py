@@ -88,6 +88,13 @@ def test_a_changed_byte_anywhere_is_refused_by_name(bundle: Path, name: str, pla
         load_bundle(bundle)
 
 
+def test_an_added_space_that_json_does_not_see_is_refused(bundle: Path) -> None:
+    text = (bundle / "bundle.json").read_text()
+    (bundle / "bundle.json").write_text(text + " ")
+    with pytest.raises(ArtifactError, match=r"bundle\.json was changed"):
+        read_bundle_info(bundle)
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "bundle.json", "model-card.md"])
 def test_a_missing_file_is_refused_by_name(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
