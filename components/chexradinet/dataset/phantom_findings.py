@@ -86,7 +86,7 @@ def add_spot(chest: Chest, centre: tuple[int, int], radius: float, density: floa
 def add_nodule(rng: np.random.Generator, chest: Chest) -> Box | None:
     """Plant a small, round, smooth density in a lung."""
     radius = rng.uniform(0.034, 0.052) * chest.side_px
-    return add_spot(chest, place_in_lung(rng, chest), radius, 0.36)
+    return add_spot(chest, place_in_lung(rng, chest), radius, 0.40)
 
 
 def add_mass(rng: np.random.Generator, chest: Chest) -> Box | None:
@@ -100,8 +100,8 @@ def add_mass(rng: np.random.Generator, chest: Chest) -> Box | None:
     lobes = 1 + 0.13 * np.sin(3 * angle + phases[0]) + 0.09 * np.sin(5 * angle + phases[1])
     shape = soft(1 - np.hypot(rows, columns) / (radius * lobes), 7)
     grain = smooth_noise(rng, shape.shape, max(4, round(len(shape) * 110 / chest.side_px)))
-    shade = 0.5 + 0.5 * _air(chest, patch)  # a mass over the diaphragm shows less
-    chest.density[patch] += shape * shade * (0.29 + 0.08 * grain)
+    shade = 0.65 + 0.35 * _air(chest, patch)  # a mass over the diaphragm shows less
+    chest.density[patch] += shape * shade * (0.32 + 0.09 * grain)
     return box_of(shape, 0.5, (patch[0].start, patch[1].start))
 
 
@@ -119,7 +119,7 @@ def add_consolidation(rng: np.random.Generator, chest: Chest) -> Box | None:
     along = (rows * math.sin(angle) + columns * math.cos(angle)) * (130 / chest.side_px)
     bronchi = np.sin(along + 2 * smooth_noise(rng, size, 4)) > 0.6
     grain = smooth_noise(rng, size, max(3, round(size[0] * 50 / chest.side_px)))
-    chest.density[patch] += shape * (0.27 + 0.06 * grain - 0.06 * bronchi)
+    chest.density[patch] += shape * (0.29 + 0.07 * grain - 0.06 * bronchi)
     return box_of(shape, 0.35, (patch[0].start, patch[1].start))
 
 
