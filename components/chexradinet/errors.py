@@ -91,9 +91,17 @@ class StoreFullError(StoreError):
     """No space is left where it was to be written."""
 
 
+class StoreRefusedError(StoreError):
+    """The archive understood what was sent and does not take it."""
+
+
 class StoreIntegrityError(StoreError):
     """What was read is not what was written: length or checksum differ."""
 
 
 class WorkerError(ChexRadiNetError):
     """Processes to compute in cannot be started."""
+
+
+class DicomResultError(ChexRadiNetError):
+    """There can be no DICOM results about this X-ray: its header has no identifier to refer to."""
