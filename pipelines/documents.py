@@ -33,11 +33,10 @@ def executors(document: Document) -> Document:
     return found
 
 
-def executor_label(document: Document, task: Document) -> str | None:
-    """Return the label of the container that a task runs, or None for a sub-pipeline."""
+def executor_label(document: Document, task: Document) -> str:
+    """Return the label of the container that a task runs; empty for a sub-pipeline."""
     component = document.get("components", {}).get(task["componentRef"]["name"], {})
-    label: str | None = component.get("executorLabel")
-    return label
+    return str(component.get("executorLabel", ""))
 
 
 def platform_executors(platform: Document) -> Document:

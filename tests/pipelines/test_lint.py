@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pipelines import lint as rules
+from pipelines import lint_settings
 from pipelines.lint import PLATFORM_RULES, RULES, lint
 
 Document = dict[str, Any]
@@ -136,7 +137,7 @@ PLANTED: dict[Callable[..., Any], Callable[[Document], None]] = {
     rules.packages_installed_at_start: _install_at_start,
     rules.cached_steps_that_must_run: _cached_ingest,
     rules.inputs_that_nobody_passes: _input_that_a_loop_does_not_hand_on,
-    rules.numbers_as_settings: _number_as_accelerator_count,
+    lint_settings.numbers_as_settings: _number_as_accelerator_count,
 }
 
 
@@ -158,7 +159,7 @@ def test_a_loop_at_the_root_is_found(document: Document) -> None:
 
 def test_a_memory_setting_that_its_task_is_not_given_is_found(document: Document) -> None:
     _memory_that_a_loop_task_is_not_given(document)
-    (found,) = rules.numbers_as_settings(document)
+    (found,) = lint_settings.numbers_as_settings(document)
     assert "comp-for-loop-1/heatmap" in found
     assert "heatmap_memory" in found
 
@@ -175,8 +176,8 @@ def _settings_under_a_wrong_label(document: Document, platform: Document) -> Non
 
 
 PLANTED_IN_PLATFORM: dict[Callable[..., Any], Callable[[Document, Document], None]] = {
-    rules.settings_out_of_reach: _node_selector_that_a_loop_is_not_handed,
-    rules.settings_of_nobody: _settings_under_a_wrong_label,
+    lint_settings.settings_out_of_reach: _node_selector_that_a_loop_is_not_handed,
+    lint_settings.settings_of_nobody: _settings_under_a_wrong_label,
 }
 
 
@@ -204,5 +205,5 @@ def test_a_toleration_that_reads_a_task_of_another_dag_is_found(
             }
         }
     ]
-    (found,) = rules.settings_out_of_reach(document, platform)
+    (found,) = lint_settings.settings_out_of_reach(document, platform)
     assert "comp-for-loop-1/heatmap" in found

@@ -1,0 +1,71 @@
+"""What the cluster offers, as far as `kubectl` can tell, before a run asks for it."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from chexradinet.errors import ConfigError
+
+_TIMEOUT_S = 15
+
+
+def check_accelerators(accelerator_type: str, count: int, selector: Mapping[str, str]) -> str:
+    """Refuse accelerators that no node has; return a note where that cannot be known.
+
+    Args:
+        accelerator_type: Kubernetes resource, such as `nvidia.com/gpu`; empty asks for none.
+        count: Accelerators that one step wants.
+        selector: Labels that the step's node must have.
+
+    Returns:
+        Why it could not be checked; empty where it was, or where nothing is asked for.
+
+    Raises:
+        ConfigError: the cluster of kubectl's current context has no node that fits.
+    """
+    if not accelerator_type or count < 1:
+        return ""
+    nodes = _nodes()
+    if isinstance(nodes, str):
+        return f"cannot tell whether the cluster has {count} x {accelerator_type}: {nodes}"
+    fitting = [node for node in nodes if _has_labels(node, selector)]
+    offered = [_offered(node, accelerator_type) for node in fitting]
+    if any(number >= count for number in offered):
+        return ""
+    labels = f" with labels {dict(selector)}" if selector else ""
+    raise ConfigError(
+        f"{count} x {accelerator_type} a step is asked for, but of {len(nodes)} nodes the best"
+        f"{labels} offers {max(offered, default=0)} (kubectl's current context); use a cluster "
+        "that has some, --set accelerator_count=0 to run on processors, or --no-check-cluster "
+        "where nodes are added on demand"
+    )
+
+
+def _nodes() -> list[dict[str, Any]] | str:
+    """Return the cluster's nodes, or why they are not known."""
+    if shutil.which("kubectl") is None:
+        return "kubectl is not installed"
+    command = ["kubectl", "get", "nodes", "--output", "json", f"--request-timeout={_TIMEOUT_S}s"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=2 * _TIMEOUT_S, check=False
+        )
+        items: list[dict[str, Any]] = json.loads(done.stdout or "{}").get("items", [])
+    except subprocess.TimeoutExpired:
+        return f"kubectl did not answer within {2 * _TIMEOUT_S} s"
+    except ValueError:
+        return "kubectl printed no JSON"
+    if done.returncode:
+        return f"kubectl says {(done.stderr.strip().splitlines() or ['nothing'])[-1]!r}"
+    return items
+
+
+def _has_labels(node: Mapping[str, Any], selector: Mapping[str, str]) -> bool:
+    labels = node.get("metadata", {}).get("labels", {})
+    return all(labels.get(key) == value for key, value in selector.items())
+
+
+def _offered(node: Mapping[str, Any], accelerator_type: str) -> int:
+    return int(node.get("status", {}).get("allocatable", {}).get(accelerator_type, 0))
