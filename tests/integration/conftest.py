@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from minio import Minio
+from numpy.typing import NDArray
 
 from chexradinet.store import ObjectStore, open_store
 
@@ -196,3 +198,34 @@ def folder_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def store(folder_uri: str) -> ObjectStore:
     """Return either store."""
     return open_store(folder_uri)[0]
+
+
+@pytest.fixture(scope="session")
+def dcmtk() -> Callable[..., None]:
+    """Return a function that runs a program of DCMTK, given as its words."""
+    if shutil.which("dcm2pnm") is None:
+        skip_unless_ci("DCMTK is not installed: apt-get install dcmtk")
+
+    def run(*command: str) -> None:
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def scene() -> Callable[..., NDArray[np.integer]]:
+    """Return a function that draws a smooth 12-bit scene with noise.
+
+    Its sides are odd, so that padding bytes are needed; 8-bit scenes keep the upper bits.
+    """
+
+    def draw(dtype: type, rows: int = 67, columns: int = 51) -> NDArray[np.integer]:
+        row, column = np.mgrid[0:rows, 0:columns]
+        noise = np.random.default_rng(3).normal(0, 12, row.shape)
+        values = np.clip(2048 + 1700 * np.sin(column / 9) * np.cos(row / 7) + noise, 0, 4095)
+        if dtype is np.uint8:
+            return np.asarray(values / 16, dtype=np.uint8)
+        offset = 2048 if dtype is np.int16 else 0
+        return np.asarray(values - offset, dtype=dtype)
+
+    return draw

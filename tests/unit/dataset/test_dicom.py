@@ -1,7 +1,6 @@
-"""The DICOM reader: known answers, and a reason for every file that cannot be read."""
+"""The DICOM reader: known answers."""
 
 import struct
-import zlib
 from datetime import date
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from chexradinet.dataset.dicom import (
 )
 from chexradinet.dataset.dicom_write import encode_radiograph
 from chexradinet.dataset.geometry import fit_to_model
-from chexradinet.errors import ConfigError, RejectedImageError
-from chexradinet.records import Box, RejectReason, View
+from chexradinet.errors import ConfigError
+from chexradinet.records import Box, View
 
 PLAIN = uid.ExplicitVRLittleEndian
 NAME = "Żółć^Jürgen"
@@ -33,21 +32,6 @@ def ramp(rows: int = 40, columns: int = 32) -> NDArray[np.uint16]:
 
 def written(syntax: uid.UID = PLAIN, /, **attributes: object) -> bytes:
     return encode_radiograph(ramp(), syntax, attributes)
-
-
-def reason_of(content: bytes | Path) -> RejectReason:
-    with pytest.raises(RejectedImageError) as caught:
-        read_radiograph(content, DicomConfig())
-    assert "Jürgen" not in str(caught.value)
-    return RejectReason(caught.value.reason)
-
-
-def patched(content: bytes, group: int, element: int, vr: bytes, value: int) -> bytes:
-    """Overwrite the value of a two-byte element of an explicit VR file."""
-    head = struct.pack("<HH", group, element) + vr + b"\x02\x00"
-    assert content.count(head) == 1
-    place = content.index(head) + len(head)
-    return content[:place] + struct.pack("<H", value) + content[place + 2 :]
 
 
 def test_a_window_maps_its_lower_edge_to_black_and_its_upper_to_white() -> None:
@@ -187,84 +171,6 @@ def test_names_outside_ascii_do_no_harm_and_are_not_shown(charset: str | None) -
     assert header.patient_id == "4711-secret"
     assert "secret" not in repr(header)
     assert "rgen" not in repr(header)
-
-
-def test_a_file_cut_in_its_pixels_is_truncated() -> None:
-    for syntax in (PLAIN, uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless):
-        assert reason_of(written(syntax)[:-200]) is RejectReason.TRUNCATED, syntax.name
-    deflated = written(uid.DeflatedExplicitVRLittleEndian)
-    assert reason_of(deflated[: len(deflated) // 2]) in (
-        RejectReason.TRUNCATED,
-        RejectReason.NOT_AN_IMAGE,
-    )
-
-
-def test_an_empty_file_is_truncated_and_another_kind_is_not_an_image(tmp_path: Path) -> None:
-    assert reason_of(b"") is RejectReason.TRUNCATED
-    assert reason_of(b"\x89PNG\r\n\x1a\n" + bytes(300)) is RejectReason.NOT_AN_IMAGE
-    assert reason_of(b"Image Index,Finding Labels\n") is RejectReason.NOT_AN_IMAGE
-    assert reason_of(tmp_path / "absent.dcm") is RejectReason.MISSING
-    assert reason_of(tmp_path) is RejectReason.UNREADABLE
-
-
-def test_an_object_without_pixel_data_is_not_an_image() -> None:
-    content = written()
-    place = content.index(b"\xe0\x7f\x10\x00OW")
-    assert reason_of(content[:place]) is RejectReason.NOT_AN_IMAGE
-
-
-def test_several_frames_are_refused() -> None:
-    assert reason_of(written(NumberOfFrames=2)) is RejectReason.MULTI_FRAME
-
-
-def test_sizes_that_contradict_the_pixels_are_implausible() -> None:
-    for rows in (0, 39, 41, 65535):
-        content = patched(written(), 0x0028, 0x0010, b"US", rows)
-        assert reason_of(content) is RejectReason.IMPLAUSIBLE, rows
-
-
-def test_a_bomb_of_pixels_is_refused_before_memory_is_taken() -> None:
-    for syntax in (PLAIN, uid.RLELossless, uid.JPEG2000Lossless, uid.JPEGLosslessSV1):
-        content = patched(written(syntax), 0x0028, 0x0010, b"US", 8000)
-        content = patched(content, 0x0028, 0x0011, b"US", 8000)
-        assert reason_of(content) is RejectReason.IMPLAUSIBLE, syntax.name
-
-
-def test_a_bomb_of_deflate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chexradinet.dataset.dicom_file.MAX_FILE_BYTES", 100_000)
-    content = written(uid.DeflatedExplicitVRLittleEndian)
-    (meta_length,) = struct.unpack("<I", content[140:144])
-    deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
-    bomb = deflater.compress(bytes(1_000_000)) + deflater.flush()
-    assert reason_of(content[: 144 + meta_length] + bomb) is RejectReason.IMPLAUSIBLE
-
-
-def test_contradicting_depths_are_implausible_and_unusual_ones_unreadable() -> None:
-    for stored, high in ((17, 16), (0, 15), (12, 3), (12, 16)):
-        content = patched(written(), 0x0028, 0x0102, b"US", high)
-        content = patched(content, 0x0028, 0x0101, b"US", stored)
-        if stored:
-            assert reason_of(content) is RejectReason.IMPLAUSIBLE, (stored, high)
-    content = patched(written(), 0x0028, 0x0100, b"US", 32)
-    assert reason_of(content) is RejectReason.UNREADABLE
-
-
-def test_an_unknown_transfer_syntax_is_unreadable() -> None:
-    content = written().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0")
-    assert reason_of(content) is RejectReason.UNREADABLE
-
-
-def test_a_damaged_stream_is_unreadable() -> None:
-    heads = {
-        uid.JPEGLSLossless: b"\xff\xda",
-        uid.JPEG2000Lossless: b"\xff\x90",
-        uid.JPEGLosslessSV1: b"\xff\xda",
-    }
-    for syntax, head in heads.items():
-        content = written(syntax)
-        place = content.rindex(head)
-        damaged = content[: place + 2] + b"\x01\x02\x03\x04" + content[place + 6 :]
-        assert reason_of(damaged) is RejectReason.UNREADABLE, syntax.name
 
 
 def test_the_writer_refuses_what_it_cannot_write() -> None:

@@ -20,6 +20,7 @@ from chexradinet.dataset.quality import (
     chest_contrast,
     gate,
 )
+from chexradinet.errors import ConfigError
 from chexradinet.records import RejectReason
 
 
@@ -204,3 +205,12 @@ def test_the_real_dicom_files_are_judged_as_known(shared_data: Path) -> None:
         assert verdict.reason is reason, name
         inverted = gate(radiograph.header, 255 - radiograph.pixels, QualityConfig())
         assert inverted.reason is (reason or RejectReason.INVERTED), name
+
+
+def test_impossible_limits_name_the_setting() -> None:
+    with pytest.raises(ConfigError, match="min_age_years"):
+        QualityConfig(min_age_years=-1)
+    with pytest.raises(ConfigError, match="min_side_px"):
+        QualityConfig(min_side_px=0)
+    with pytest.raises(ConfigError, match="voi_index"):
+        DicomConfig(voi_index=-1)

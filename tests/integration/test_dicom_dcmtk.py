@@ -1,0 +1,154 @@
+"""Display images and compressed streams against DCMTK, which shares no code with the reader."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import uid
+from pydicom.dataset import Dataset
+
+from chexradinet.config import DicomConfig
+from chexradinet.dataset.dicom import read_radiograph
+from chexradinet.dataset.dicom_file import open_dicom
+from chexradinet.dataset.dicom_pixels import pixel_layout, stored_pixels
+from chexradinet.dataset.dicom_write import WRITABLE_SYNTAXES, encode_radiograph
+
+Run = Callable[..., None]
+Scene = Callable[..., NDArray[np.integer]]
+
+
+def rendered(dcmtk: Run, path: Path, *options: str) -> NDArray[np.int64]:
+    """Return the 8-bit image that DCMTK makes of a file."""
+    image = path.with_suffix(".pgm")
+    dcmtk("dcm2pnm", *options, str(path), str(image))
+    return np.asarray(Image.open(image), dtype=np.int64)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "syntax"),
+    [
+        (("dcmcjpeg", "+e1"), uid.JPEGLosslessSV1),
+        (("dcmcjpeg", "+el", "+sv", "6"), uid.JPEGLossless),
+        (("dcmcjpls", "+el"), uid.JPEGLSLossless),
+        (("dcmcrle",), uid.RLELossless),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_streams_of_dcmtk_decode_exactly(
+    encoder: tuple[str, ...],
+    syntax: uid.UID,
+    dtype: type,
+    scene: Scene,
+    dcmtk: Run,
+    tmp_path: Path,
+) -> None:
+    truth = scene(dtype)
+    plain, coded = tmp_path / "plain.dcm", tmp_path / "coded.dcm"
+    plain.write_bytes(encode_radiograph(truth, uid.ExplicitVRLittleEndian))
+    dcmtk(*encoder, str(plain), str(coded))
+    file = open_dicom(coded)
+    assert file.transfer_syntax == syntax
+    assert np.array_equal(stored_pixels(file, pixel_layout(file.dataset)), truth)
+
+
+def table(first: int, length: int, bits: int, entries: list[int]) -> Dataset:
+    item = Dataset()
+    item.LUTDescriptor = [length, first, bits]
+    item["LUTDescriptor"].VR = "SS" if first < 0 else "US"
+    item.LUTData = entries
+    item["LUTData"].VR = "US"
+    return item
+
+
+BENT = [round(1023 * (index / 4095) ** 0.6) for index in range(4096)]
+CASES: dict[str, tuple[type, dict[str, object], tuple[str, ...]]] = {
+    "window": (np.uint16, {"WindowCenter": 1800, "WindowWidth": 2500}, ("+Wi", "1")),
+    "narrow window": (np.uint16, {"WindowCenter": 1800.5, "WindowWidth": 9}, ("+Wi", "1")),
+    "rescale": (
+        np.uint16,
+        {
+            "RescaleSlope": 0.5,
+            "RescaleIntercept": -512,
+            "WindowCenter": 300,
+            "WindowWidth": 900,
+        },
+        ("+Wi", "1"),
+    ),
+    "signed": (np.int16, {"WindowCenter": 20, "WindowWidth": 3000}, ("+Wi", "1")),
+    "inverted": (
+        np.uint16,
+        {
+            "PhotometricInterpretation": "MONOCHROME1",
+            "WindowCenter": 1800,
+            "WindowWidth": 2500,
+        },
+        ("+Wi", "1"),
+    ),
+    "sigmoid": (
+        np.uint16,
+        {"WindowCenter": 1800, "WindowWidth": 2500, "VOILUTFunction": "SIGMOID"},
+        ("+Wi", "1", "+Wfs"),
+    ),
+    "voi lut": (np.uint16, {"VOILUTSequence": [table(0, 4096, 10, BENT)]}, ("+Wl", "1")),
+    "short voi lut": (
+        np.uint16,
+        {"VOILUTSequence": [table(1000, 2000, 10, BENT[1000:3000])]},
+        ("+Wl", "1"),
+    ),
+    "modality lut": (
+        np.uint16,
+        {
+            "ModalityLUTSequence": [table(0, 4096, 16, [4095 - i for i in range(4096)])],
+            "WindowCenter": 1800,
+            "WindowWidth": 2500,
+        },
+        ("+Wi", "1"),
+    ),
+    "no window": (np.uint16, {}, ("+Wm",)),
+    "eight bits": (np.uint8, {}, ()),
+    "high bits": (
+        np.uint16,
+        {"BitsStored": 10, "HighBit": 11, "WindowCenter": 500, "WindowWidth": 700},
+        ("+Wi", "1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_display_image_is_that_of_dcmtk(
+    case: str, scene: Scene, dcmtk: Run, tmp_path: Path
+) -> None:
+    dtype, attributes, options = CASES[case]
+    path = tmp_path / "x.dcm"
+    path.write_bytes(encode_radiograph(scene(dtype), uid.ExplicitVRLittleEndian, attributes))
+    ours = read_radiograph(path, DicomConfig()).pixels.astype(np.int64)
+    assert np.abs(ours - rendered(dcmtk, path, *options)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [s for s in WRITABLE_SYNTAXES if not s.is_encapsulated or s == uid.RLELossless],
+    ids=lambda syntax: syntax.keyword,
+)
+def test_display_image_is_that_of_dcmtk_in_each_native_syntax(
+    syntax: uid.UID, scene: Scene, dcmtk: Run, tmp_path: Path
+) -> None:
+    attributes = {"WindowCenter": 1800, "WindowWidth": 2500}
+    path = tmp_path / "x.dcm"
+    path.write_bytes(encode_radiograph(scene(np.uint16), syntax, attributes))
+    ours = read_radiograph(path, DicomConfig()).pixels.astype(np.int64)
+    assert np.abs(ours - rendered(dcmtk, path, "+Wi", "1")).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["CR-MONO1-10-chest", "dx_dog_thorax_not_human"])
+def test_a_real_file_looks_as_dcmtk_shows_it(
+    name: str, shared_data: Path, dcmtk: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "real.dcm"
+    shutil.copy(shared_data / "radiographs" / "dicom" / f"{name}.dcm", path)
+    ours = read_radiograph(path, DicomConfig()).pixels.astype(np.int64)
+    assert np.abs(ours - rendered(dcmtk, path, "+Wi", "1")).max() <= 1
