@@ -19,6 +19,8 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Executing task '([^']+)'")
 _ENDED = re.compile(r"Task '([^']+)' finished with status (\w+)")
 _STAGE_LOG = re.compile(r"\[KFP Executor [^]]*?(INFO|WARNING)\]: (.*)")
+_CAUSE = re.compile(r"\s*[\w.]*(Error|Interrupted)\b.*: ")
+"""Last line of a traceback: the exception and what it says."""
 _SILENT_SKIP = "Could not resolve"
 """kfp logs this where it skips a condition that it cannot evaluate, and then reports success."""
 
@@ -37,6 +39,7 @@ class _Watcher:
     console: Console
     started: dict[str, float] = field(default_factory=dict)
     recent: list[str] = field(default_factory=list)
+    cause: str = ""
     faults: list[str] = field(default_factory=list)
 
     def read(self, raw: str) -> None:
@@ -44,6 +47,8 @@ class _Watcher:
         if not line.strip():
             return
         self.recent = [*self.recent[-40:], line]
+        if _CAUSE.match(line) and self.started:
+            self.cause = line.strip()
         if _SILENT_SKIP in line:
             self.faults.append(line)
         if found := _STARTED.search(line):
@@ -105,8 +110,9 @@ def run_locally(
             log.write(line)
             watcher.read(line)
     if process.returncode or watcher.faults:
-        tail = "\n".join(watcher.faults or watcher.recent[-15:])
-        raise LocalRunError(f"the run failed; its log is {run_folder / 'run.log'}\n{tail}")
+        told = watcher.cause.removeprefix("chexradinet.errors.")
+        said = "\n".join(watcher.faults) or told or "\n".join(watcher.recent[-15:])
+        raise LocalRunError(f"the run failed; its log is {run_folder / 'run.log'}\n{said}")
     outputs: dict[str, str] = json.loads((run_folder / "outputs.json").read_text(encoding="utf-8"))
     return outputs
 

@@ -30,6 +30,7 @@ def ingest(
         choice,
     )
     from chexradinet.flows.ingest import ingest
+    from chexradinet.flows.ingest_summary import report_ingest
 
     info = ingest(
         source,
@@ -45,7 +46,7 @@ def ingest(
             split_seed=split_seed,
             max_reject_fraction=max_reject_fraction,
         ),
-        report=Path(ingest_report.path),
     )
+    report_ingest(Path(dataset.path), Path(ingest_report.path))
     dataset.metadata["digest"] = info.digest
     dataset.metadata["images"] = info.counts["images"]

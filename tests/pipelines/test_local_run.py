@@ -1,0 +1,175 @@
+"""The compiled YAML runs on this machine, and rounds open and close as they should."""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from chexradinet.dataset.format import open_dataset
+from chexradinet.dataset.phantom import write_phantom
+from chexradinet.model.bundle import read_bundle_info
+from chexradinet.results.metrics import read_metrics
+from pipelines.compile import compile_training
+from pipelines.parameters import load_compiled, parse_settings
+from pipelines.run import LocalRunError, artifacts_of, run_locally
+
+TINY = (
+    "image_side=48",
+    "backbone=resnet18-narrow",
+    "map_stride=16",
+    "epochs=1",
+    "round_epochs=1",
+    "num_shards=2",
+    "accelerator_count=0",
+    "bootstrap_samples=100",
+    "max_reject_fraction=0.1",
+)
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a local run left."""
+
+    folder: Path
+    outputs: Mapping[str, Any]
+
+    def rounds_of(self, name: str) -> list[int]:
+        """Return the rounds of the models that a kind of artifact holds, sorted."""
+        paths = artifacts_of(self.folder, name)
+        return sorted(read_bundle_info(path)[0].round for path in paths)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Return the run's metrics.json."""
+        return read_metrics(artifacts_of(self.folder, "evaluation")[-1] / "metrics.json")
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantom X-rays")
+    write_phantom(folder, 96, 64, seed=1)
+    return folder
+
+
+def _run(compiled: Path, source: Path, folder: Path, *settings: str) -> Run:
+    words = [f"source={source}", f"models_uri={folder / 'models'}", "data_format=csv", *TINY]
+    arguments = parse_settings(load_compiled(compiled), [*words, *settings])
+    outputs = run_locally(compiled, arguments, folder / "run", Console(quiet=True), ONE_THREAD)
+    return Run(folder / "run", outputs)
+
+
+@pytest.mark.slow
+def test_fewer_rounds_than_compiled_leave_the_last_round_closed(
+    compiled_training: Path, phantom: Path, tmp_path: Path
+) -> None:
+    run = _run(compiled_training, phantom, tmp_path, "rounds=1", "compare_arms=false")
+    assert [entry["round"] for entry in run.metrics["rounds"]] == [0, 1]
+    skipped = [path for path in artifacts_of(run.folder, "regions") if _is_skipped(path)]
+    assert len(skipped) == 1
+    assert run.metrics["arms"] == {}
+
+
+@pytest.mark.slow
+def test_more_rounds_than_compiled_run_as_many_as_there_are_and_publish_the_best(
+    compiled_training: Path, phantom: Path, tmp_path: Path
+) -> None:
+    run = _run(compiled_training, phantom, tmp_path, "rounds=9", "min_improvement=-1")
+    metrics = run.metrics
+    assert [entry["round"] for entry in metrics["rounds"]] == [0, 1, 2]
+    assert set(metrics["arms"]) == {"control", "permuted"}
+    selections = [entry["validation"]["selection"] for entry in metrics["rounds"]]
+    assert metrics["best_round"] == selections.index(max(selections))
+    pointer = json.loads((tmp_path / "models" / "champion.json").read_text())
+    assert pointer["digest"] == metrics["bundle_digest"] == next(iter(run.outputs.values()))
+    info, digest = read_bundle_info(tmp_path / "models" / pointer["digest"])
+    assert digest == pointer["digest"]
+    assert info.round == metrics["best_round"]
+    assert info.calibration is not None
+    arms = metrics["arms"]
+    assert arms["control"]["rounds"][0]["guidance"] == "none"
+    assert arms["permuted"]["rounds"][0]["guidance"] == "sharpen+contrastive@permuted"
+
+
+@pytest.mark.slow
+def test_a_round_that_does_not_improve_closes_the_next(
+    compiled_training: Path, phantom: Path, tmp_path: Path
+) -> None:
+    run = _run(
+        compiled_training, phantom, tmp_path, "rounds=2", "min_improvement=10", "compare_arms=false"
+    )
+    assert [entry["round"] for entry in run.metrics["rounds"]] == [0, 1]
+    log = (run.folder / "run.log").read_text()
+    assert "Could not resolve" not in log
+
+
+def test_a_missing_source_fails_the_run_with_its_own_words(
+    compiled_training: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(LocalRunError, match=r"SourceError: .*nowhere"):
+        _run(compiled_training, tmp_path / "nowhere", tmp_path)
+
+
+@pytest.mark.slow
+def test_real_radiographs_go_through_the_whole_pipeline(shared_data: Path, tmp_path: Path) -> None:
+    source, num_files = _nih_source(shared_data / "radiographs", tmp_path / "nih")
+    compiled = compile_training(tmp_path / "compiled", max_rounds=1)
+    run = _run(compiled, source, tmp_path, "rounds=1", "compare_arms=false", "split_seed=3")
+    data = open_dataset(artifacts_of(run.folder, "dataset")[-1])
+    assert len(data) + len(data.rejected) == num_files
+    assert set(data.rejected["reason"]) <= {"duplicate"}
+    assert data.info.counts["splits"]["test"] == 10
+    metrics = run.metrics
+    assert metrics["test"]["localization"]["num_cases"] >= 1
+    assert metrics["test"]["mean_auroc_num_findings"] + len(metrics["test"]["not_defined"]) == len(
+        data.info.findings
+    )
+    report = artifacts_of(run.folder, "evaluation")[-1] / "report.html"
+    assert "not for diagnostic use" in report.read_text(encoding="utf-8").lower()
+
+
+def _is_skipped(regions: Path) -> bool:
+    return (regions / "skipped.json").exists()
+
+
+def _nih_source(radiographs: Path, target: Path) -> tuple[Path, int]:
+    """Make a folder with links to the real NIH images and a table in the generic format."""
+    (target / "images").mkdir(parents=True)
+    with (radiographs / "labels.csv").open(encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["dataset"] == "nih_chestxray14"]
+    fields = ["file", "patient", "findings", "view", "age", "sex", "split", "boxes"]
+    with (target / "labels.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, fields)
+        writer.writeheader()
+        for row in rows:
+            (target / row["filename"]).symlink_to(radiographs / row["filename"])
+            writer.writerow(_generic(row))
+    return target, len(rows)
+
+
+def _generic(row: Mapping[str, str]) -> dict[str, str]:
+    boxes = [
+        {
+            "finding": box["label"],
+            "top": box["y"],
+            "left": box["x"],
+            "bottom": box["y"] + box["h"],
+            "right": box["x"] + box["w"],
+        }
+        for box in json.loads(row["boxes_512px"] or "[]")
+    ]
+    return {
+        "file": row["filename"],
+        "patient": row["patient_id"],
+        "findings": row["finding_labels"],
+        "view": row["view"],
+        "age": row["age"],
+        "sex": row["sex"],
+        "split": "test" if row["official_nih_split"] == "test" else "train",
+        "boxes": json.dumps(boxes) if boxes else "",
+    }
