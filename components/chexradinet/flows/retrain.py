@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from chexradinet.config import GuidanceConfig, GuidanceRecipe, RegionConfig, TrainConfig
+from chexradinet.config import GuidanceConfig, GuidanceRecipe, RegionConfig, TrainConfig, digest_of
 from chexradinet.dataset.format import Dataset, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
+from chexradinet.flows.interruption import safeguard
 from chexradinet.flows.train import round_summary, training_data
 from chexradinet.flows.validation import validate
 from chexradinet.model.bundle import (
@@ -20,7 +21,7 @@ from chexradinet.model.bundle import (
     require_match,
     save_bundle,
 )
-from chexradinet.model.training import Regions, fit
+from chexradinet.model.training import Regions, fit, run_digest
 from chexradinet.records import FeatureStatus, Split
 from chexradinet.regions.format import FeaturesArtifact, read_features
 from chexradinet.regions.normalisation import RadiomicsNormalisation, fit_normalisation
@@ -72,6 +73,7 @@ def retrain(
         ArtifactError: an input cannot be read.
         MismatchError: the bundle or the features belong to another data set.
         TrainingError: the loss left the finite numbers.
+        Interrupted: the process was asked to end; the message says where its state is.
     """
     data = open_dataset(dataset)
     loaded = load_bundle(bundle)
@@ -86,20 +88,23 @@ def retrain(
     if regions is None:
         guidance = _without_contrast(guidance)
     seeded = TrainConfig(**{**asdict(config), "seed": config.seed + _SEED_STRIDE * round_number})
-    history = fit(
-        loaded.network,
-        loaded.heads,
-        training_data(data),
-        seeded,
-        guidance,
-        regions=regions,
-        progress=progress,
-    )
-    validation = validate(loaded.network, data, region_config)
-    info = _describe(loaded, round_number, guidance, validation.metrics, normalisation, seeded)
-    info.metrics["epochs"] = history
-    info.metrics["num_guiding_regions"] = 0 if regions is None else len(regions.image_row)
-    save_bundle(target, info, loaded.network, loaded.heads, model_card(info))
+    parts = (loaded.network, loaded.heads, training_data(data), seeded, guidance)
+    run = digest_of(["retrain", round_number, data.digest, run_digest(*parts, regions)])
+    with safeguard(run) as guard:
+        history = fit(
+            *parts,
+            regions=regions,
+            progress=progress,
+            checkpoint=guard.checkpoint,
+            should_stop=guard.should_stop,
+            should_save=guard.should_save,
+        )
+        guard.trained()
+        validation = validate(loaded.network, data, region_config)
+        info = _describe(loaded, round_number, guidance, validation.metrics, normalisation, seeded)
+        info.metrics["epochs"] = history
+        info.metrics["num_guiding_regions"] = 0 if regions is None else len(regions.image_row)
+        save_bundle(target, info, loaded.network, loaded.heads, model_card(info))
     improved = _improved(info, min_improvement)
     _log.info("round %d (%s): improved=%s", round_number, guidance.arm, improved)
     return RoundOutcome(info=info, improved=improved)

@@ -12,13 +12,15 @@ from chexradinet.config import (
     NetworkConfig,
     RegionConfig,
     TrainConfig,
+    digest_of,
 )
 from chexradinet.dataset.format import Dataset, open_dataset
+from chexradinet.flows.interruption import safeguard
 from chexradinet.flows.validation import validate
 from chexradinet.model.bundle import BundleInfo, model_card, save_bundle
 from chexradinet.model.guidance import build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights
-from chexradinet.model.training import TrainingData, fit
+from chexradinet.model.training import TrainingData, fit, run_digest
 from chexradinet.records import Split
 from chexradinet.store.opening import open_object
 
@@ -50,7 +52,7 @@ def train(
     Raises:
         ArtifactError: the data set or the weights cannot be read.
         TrainingError: there is no labelled training image, or the loss left the finite numbers.
-        Interrupted: the process was asked to end; a checkpoint was written.
+        Interrupted: the process was asked to end; the message says where its state is.
     """
     data = open_dataset(dataset)
     classifier = build_network(network, len(data.info.findings), seed=config.seed)
@@ -58,24 +60,34 @@ def train(
         _load_weights(classifier, initial_weights)
     heads = build_heads(classifier.num_channels, seed=config.seed)
     guidance = GuidanceConfig(recipe=GuidanceRecipe.NONE)
-    history = fit(classifier, heads, training_data(data), config, guidance, progress=progress)
-    validation = validate(classifier, data, regions)
-    info = BundleInfo(
-        network=network,
-        findings=data.info.findings,
-        preprocessing=data.info.preprocessing,
-        preprocessing_digest=data.info.preprocessing_digest,
-        round=0,
-        guidance=guidance.arm,
-        training_data_digest=data.digest,
-        metrics={
-            "validation": validation.metrics,
-            "history": [round_summary(0, guidance.arm, validation.metrics)],
-            "epochs": history,
-        },
-        settings={"train": asdict(config)},
-    )
-    save_bundle(target, info, classifier, heads, model_card(info))
+    parts = (classifier, heads, training_data(data), config, guidance)
+    run = digest_of(["train", data.digest, asdict(network), run_digest(*parts)])
+    with safeguard(run) as guard:
+        history = fit(
+            *parts,
+            progress=progress,
+            checkpoint=guard.checkpoint,
+            should_stop=guard.should_stop,
+            should_save=guard.should_save,
+        )
+        guard.trained()
+        validation = validate(classifier, data, regions)
+        info = BundleInfo(
+            network=network,
+            findings=data.info.findings,
+            preprocessing=data.info.preprocessing,
+            preprocessing_digest=data.info.preprocessing_digest,
+            round=0,
+            guidance=guidance.arm,
+            training_data_digest=data.digest,
+            metrics={
+                "validation": validation.metrics,
+                "history": [round_summary(0, guidance.arm, validation.metrics)],
+                "epochs": history,
+            },
+            settings={"train": asdict(config)},
+        )
+        save_bundle(target, info, classifier, heads, model_card(info))
     return info
 
 

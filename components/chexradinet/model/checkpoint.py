@@ -16,7 +16,7 @@ from chexradinet.errors import ArtifactError, MismatchError
 KIND = "training-checkpoint"
 SCHEMA = 1
 _STATE_FILE = "state.safetensors"
-_POSITION_FILE = "position.json"
+POSITION_FILE = "position.json"
 
 
 @dataclass
@@ -67,7 +67,7 @@ def save_checkpoint(target: Path, run: str, trained: Trained, position: Position
             "history": position.history,
             "sums": position.sums,
         }
-        write_document(folder / _POSITION_FILE, KIND, SCHEMA, content)
+        write_document(folder / POSITION_FILE, KIND, SCHEMA, content)
 
 
 def load_checkpoint(source: Path, run: str, trained: Trained) -> Position:
@@ -84,7 +84,7 @@ def load_checkpoint(source: Path, run: str, trained: Trained) -> Position:
     """
     if not source.exists():
         return Position()
-    document = read_document(source / _POSITION_FILE, KIND, SCHEMA)
+    document = read_document(source / POSITION_FILE, KIND, SCHEMA)
     if document["run"] != run:
         raise MismatchError(
             f"{source} is the checkpoint of another run: settings, data or initial weights differ; "

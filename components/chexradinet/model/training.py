@@ -39,6 +39,7 @@ def fit(
     progress: Callable[[int, int, float], None] | None = None,
     checkpoint: Path | None = None,
     should_stop: Callable[[], bool] | None = None,
+    should_save: Callable[[], bool] | None = None,
     device: str = "auto",
 ) -> list[dict[str, float]]:
     """Train in place; the network and the heads end in evaluation mode, on the device.
@@ -56,6 +57,7 @@ def fit(
         checkpoint: Directory for the state after each epoch. Where it exists, training goes on from
             it exactly; it stays when training is done, and belongs to the caller.
         should_stop: Asked before each step.
+        should_save: Asked after each step within an epoch: write the state already now?
         device: `auto`, `cpu` or `cuda`.
 
     Returns:
@@ -71,7 +73,7 @@ def fit(
     _check(data, guidance, heads, regions)
     place = choose_device(device)
     heads = heads if guidance.contrasts else None
-    modules = nn.ModuleDict({"network": network} | ({"heads": heads} if heads else {}))
+    modules = _modules(network, heads)
     run = _fingerprint(modules, data, regions, config, guidance)
     if regions is not None and guidance.permute_radiomics:
         regions = replace(regions, features=permuted(regions.features, config.seed))
@@ -90,10 +92,28 @@ def fit(
             loss = loop.step(position)
             if progress:
                 progress(position.step, steps, loss)
-            if checkpoint and not position.sums:
+            epoch_is_over = not position.sums
+            if checkpoint and (epoch_is_over or (should_save is not None and should_save())):
                 save_checkpoint(checkpoint, run, trained, position)
     modules.eval()
     return position.history
+
+
+def run_digest(
+    network: ChexRadiNet,
+    heads: GuidanceHeads | None,
+    data: TrainingData,
+    config: TrainConfig,
+    guidance: GuidanceConfig,
+    regions: Regions | None = None,
+) -> str:
+    """Return the digest by which `fit` knows a run, from the arguments that `fit` will be given.
+
+    Equal runs have equal digests: settings, initial weights, labels and regions enter, and of the
+    images their number.
+    """
+    modules = _modules(network, heads if guidance.contrasts else None)
+    return _fingerprint(modules, data, regions, config, guidance)
 
 
 @dataclass
@@ -143,6 +163,10 @@ class _Loop:
         return guided_loss(prediction, self.batches.labels(rows), self.guidance, pairs)
 
 
+def _modules(network: ChexRadiNet, heads: GuidanceHeads | None) -> nn.ModuleDict:
+    return nn.ModuleDict({"network": network} | ({"heads": heads} if heads else {}))
+
+
 def _prepared(modules: nn.ModuleDict, config: TrainConfig, steps: int) -> Trained:
     optimizer = torch.optim.AdamW(
         modules.parameters(), config.learning_rate, weight_decay=config.weight_decay
@@ -179,7 +203,6 @@ def _fingerprint(
     config: TrainConfig,
     guidance: GuidanceConfig,
 ) -> str:
-    """Return a digest that is equal for equal runs; of images, only their number enters."""
     digest = hashlib.sha256()
     arrays: list[NDArray[Any]] = [data.labels, data.rows]
     if regions is not None:
