@@ -13,9 +13,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from typing import TYPE_CHECKING
 
-from chexradinet.dataset.dicom_header import RadiographHeader
 from chexradinet.errors import ConfigError
+
+if TYPE_CHECKING:
+    # Codes must be had where no DICOM reader is installed.
+    from chexradinet.dataset.dicom_header import RadiographHeader
 
 KEY_VARIABLE = "CHEXRADINET_DEIDENTIFICATION_KEY"
 """Environment variable that holds the key."""
@@ -101,7 +105,7 @@ def shifted(key: DeidentificationKey, patient_id: str, day: date | None) -> date
         return None
 
 
-def deidentified_ids(header: RadiographHeader, key: DeidentificationKey) -> DeidentifiedIds:
+def deidentified_ids(header: "RadiographHeader", key: DeidentificationKey) -> DeidentifiedIds:
     """Return the codes of a radiograph.
 
     Where the header names no patient or study, the code is made from what is next below: study,

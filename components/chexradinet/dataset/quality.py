@@ -6,15 +6,18 @@ by the reader; the gate judges what was read. A detail quotes a header value onl
 of the standard, because a field may hold a name that belongs elsewhere.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from chexradinet.config import QualityConfig
-from chexradinet.dataset.dicom_header import RadiographHeader
 from chexradinet.records import RejectReason
+
+if TYPE_CHECKING:
+    # Judging an image alone must work where no DICOM reader is installed.
+    from chexradinet.dataset.dicom_header import RadiographHeader
 
 RADIOGRAPH_MODALITIES = ("CR", "DX", "DR", "RG", "RF")
 """Modalities of projection radiographs; `DR` is not in the standard, but in use."""
@@ -56,7 +59,7 @@ class Verdict(NamedTuple):
     """Oddities of an accepted X-ray, such as `view_unknown`."""
 
 
-def gate(header: RadiographHeader, pixels: NDArray[np.uint8], config: QualityConfig) -> Verdict:
+def gate(header: "RadiographHeader", pixels: NDArray[np.uint8], config: QualityConfig) -> Verdict:
     """Judge a radiograph that has been read.
 
     Args:
@@ -87,7 +90,7 @@ def gate(header: RadiographHeader, pixels: NDArray[np.uint8], config: QualityCon
     return Verdict(None, "", verdict.flags + unsure)
 
 
-def gate_header(header: RadiographHeader, config: QualityConfig) -> Verdict:
+def gate_header(header: "RadiographHeader", config: QualityConfig) -> Verdict:
     """Judge a header alone, so that an X-ray of the wrong kind need not be decoded."""
     for reason, detail in (
         _modality_reason(header),
@@ -99,7 +102,7 @@ def gate_header(header: RadiographHeader, config: QualityConfig) -> Verdict:
     return Verdict(None, "", _flags(header))
 
 
-def _modality_reason(header: RadiographHeader) -> tuple[RejectReason | None, str]:
+def _modality_reason(header: "RadiographHeader") -> tuple[RejectReason | None, str]:
     if header.modality in RADIOGRAPH_MODALITIES:
         return None, ""
     of_radiograph = header.sop_class_uid in _RADIOGRAPH_CLASSES
@@ -111,7 +114,7 @@ def _modality_reason(header: RadiographHeader) -> tuple[RejectReason | None, str
     return RejectReason.WRONG_MODALITY, detail
 
 
-def _subject_reason(header: RadiographHeader) -> tuple[RejectReason | None, str]:
+def _subject_reason(header: "RadiographHeader") -> tuple[RejectReason | None, str]:
     if not header.is_human:
         return RejectReason.NOT_CHEST, "the patient is not human"
     if header.shows_chest is False:
@@ -124,13 +127,15 @@ def _subject_reason(header: RadiographHeader) -> tuple[RejectReason | None, str]
     return None, ""
 
 
-def _age_reason(header: RadiographHeader, config: QualityConfig) -> tuple[RejectReason | None, str]:
+def _age_reason(
+    header: "RadiographHeader", config: QualityConfig
+) -> tuple[RejectReason | None, str]:
     if header.age_years is None or header.age_years >= config.min_age_years:
         return None, ""
     return RejectReason.UNDER_AGE, f"younger than {config.min_age_years:g} years"
 
 
-def _flags(header: RadiographHeader) -> tuple[str, ...]:
+def _flags(header: "RadiographHeader") -> tuple[str, ...]:
     captured = header.sop_class_uid.startswith(SECONDARY_CAPTURE)
     flags = {
         "modality_unknown": header.modality in _ANY_MODALITY,

@@ -1,5 +1,7 @@
 """The gate: every reason on a written or real file, and how well inversion is told."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,3 +216,13 @@ def test_impossible_limits_name_the_setting() -> None:
         QualityConfig(min_side_px=0)
     with pytest.raises(ConfigError, match="voi_index"):
         DicomConfig(voi_index=-1)
+
+
+def test_an_image_is_judged_where_no_dicom_reader_is_installed() -> None:
+    program = (
+        "import sys; sys.modules['pydicom'] = None; import numpy; "
+        "from chexradinet.dataset.quality import chest_contrast; "
+        "import chexradinet.dataset.deidentify; "
+        "assert chest_contrast(numpy.eye(64, dtype='uint8')) != 2"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
