@@ -8,31 +8,61 @@ from typing import Any
 from kfp import compiler
 
 from chexradinet.errors import ConfigError
+from chexradinet.steps.worker import WORKER_IMAGE
 from pipelines.lint import lint
-from pipelines.parameters import load_compiled
+from pipelines.native import require_pinned, write_native
+from pipelines.nightly import nightly_pipeline
+from pipelines.parameters import load_documents
 from pipelines.training import DEFAULT_MAX_ROUNDS, training_pipeline
 
 BUILD_FOLDER = Path("build") / "pipelines"
 """Where compiled pipelines are written unless another folder is named."""
 
 
-def compile_training(folder: Path = BUILD_FOLDER, max_rounds: int = DEFAULT_MAX_ROUNDS) -> Path:
-    """Write `training.yaml` for at most `max_rounds` guided rounds; return its path.
+def compile_training(
+    folder: Path = BUILD_FOLDER,
+    max_rounds: int = DEFAULT_MAX_ROUNDS,
+    image: str = WORKER_IMAGE,
+) -> Path:
+    """Write `training.yaml` and, beside it, `training-native.yaml`; return the first's path.
+
+    Args:
+        folder: Made if it is not there.
+        max_rounds: Guided rounds that the pipeline can run at most.
+        image: Reference with a tag or digest; the default of the `worker_image` parameter.
 
     Raises:
-        ConfigError: `max_rounds` is out of range, or the compiled pipeline breaks a lint rule.
+        ConfigError: `max_rounds` is out of range, `image` has neither tag nor digest, or the
+            compiled pipeline breaks a lint rule.
     """
-    return _compiled(training_pipeline(max_rounds), folder / "training.yaml")
+    return _compiled(training_pipeline(max_rounds), folder / "training.yaml", image)
 
 
-def _compiled(pipeline: Callable[..., Any], path: Path) -> Path:
+def compile_nightly(folder: Path = BUILD_FOLDER, image: str = WORKER_IMAGE) -> Path:
+    """Write `nightly.yaml` and, beside it, `nightly-native.yaml`; return the first's path.
+
+    Args:
+        folder: Made if it is not there.
+        image: Reference with a tag or digest; the default of the `worker_image` parameter.
+
+    Raises:
+        ConfigError: `image` has neither tag nor digest, or the pipeline breaks a lint rule.
+    """
+    return _compiled(nightly_pipeline(), folder / "nightly.yaml", image)
+
+
+def _compiled(pipeline: Callable[..., Any], path: Path, image: str = WORKER_IMAGE) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # kfp calls its own lightweight components deprecated features of themselves.
         warnings.simplefilter("ignore", FutureWarning)
-        compiler.Compiler().compile(pipeline, str(path))
-    violations = lint(load_compiled(path))
+        compiler.Compiler().compile(
+            pipeline, str(path), pipeline_parameters={"worker_image": require_pinned(image)}
+        )
+    document, platform = load_documents(path)
+    violations = lint(document, platform)
     if violations:
         path.unlink()
         raise ConfigError("the compiled pipeline would run wrongly:\n" + "\n".join(violations))
+    write_native(path.with_name(f"{path.stem}-native.yaml"), document, platform)
     return path

@@ -29,7 +29,7 @@ from chexradinet.flows.ledger import (
 from chexradinet.flows.nightly_dicom import remove_dicom
 from chexradinet.flows.nightly_files import night_key, put_files, write_scores
 from chexradinet.flows.nightly_merge import Merged, earlier_scores, merge, merged_before
-from chexradinet.flows.nightly_rows import Scorer
+from chexradinet.flows.nightly_model import Scorer, open_scorer
 from chexradinet.flows.nightly_settings import Addresses, ScoreConfig
 from chexradinet.flows.nightly_summary import (
     most_urgent,
@@ -40,7 +40,6 @@ from chexradinet.flows.nightly_summary import (
     waiting_images,
     with_timings,
 )
-from chexradinet.flows.score import open_scorer
 from chexradinet.results.nightly_report import write_night_report, write_worklist_page
 from chexradinet.results.worklist import WaitingImage, worklist, worklist_csv
 
@@ -96,8 +95,7 @@ def collect(addresses: Addresses, number: int) -> Night:
     """
     ledger = open_ledger(addresses.results_uri)
     plan = read_plan(ledger, number)
-    with open_scorer(addresses, plan, ScoreConfig(device="cpu")) as scorer:
-        return collect_plan(ledger, plan, scorer)
+    return collect_plan(ledger, plan, open_scorer(addresses, plan, ScoreConfig(device="cpu")))
 
 
 def collect_plan(ledger: Ledger, plan: Plan, scorer: Scorer) -> Night:
@@ -128,8 +126,8 @@ def _require_order(plan: Plan, numbers: Sequence[int], complete: Sequence[int]) 
     before = [number for number in numbers if number < plan.number and number not in complete]
     if before:
         raise ArtifactError(
-            f"plan {before[0]} comes before plan {plan.number} and is not complete; collect that one "
-            "first"
+            f"plan {before[0]} comes before plan {plan.number} and is not complete; collect "
+            f"plan {before[0]} first"
         )
 
 

@@ -5,32 +5,23 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from chexradinet.errors import ChexRadiNetError
 from chexradinet.flows.collect import Night, collect, collect_plan
-from chexradinet.flows.lease import DEFAULT_TTL_S, holding, is_free, release, this_process
+from chexradinet.flows.lease import holding, release, this_process
 from chexradinet.flows.ledger import open_ledger, read_plan
-from chexradinet.flows.nightly_settings import Addresses, PlanConfig, ScoreConfig
+from chexradinet.flows.nightly_model import open_scorer
+from chexradinet.flows.nightly_settings import Addresses, PlanConfig, Run, ScoreConfig
 from chexradinet.flows.nightly_telemetry import night_telemetry
 from chexradinet.flows.plan import PlanOutcome, parts_of, place_of, plan
-from chexradinet.flows.score import ShardOutcome, open_scorer, score, score_shard
+from chexradinet.flows.score import ShardOutcome, score, score_shard
 from chexradinet.results.telemetry import NightlyTelemetry, push
 
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the shards done and the shards there are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Which run a stage works for."""
-
-    run_id: str
-    """The same in all stages of a run."""
-    lease_ttl_s: float = DEFAULT_TTL_S
-    """Seconds without a sign of life after which another run may take over."""
 
 
 def new_run() -> Run:
@@ -77,30 +68,6 @@ def collect_stage(addresses: Addresses, work: str, run: Run) -> Night:
         night = [collect(addresses, number) for number, _ in parts][-1]
     push(night_telemetry(addresses, night))
     return night
-
-
-def report_outcome(results_uri: str, state: str, run: Run) -> bool:
-    """Say how a run ended, and give back what a failed one held; never fails itself.
-
-    Args:
-        results_uri: Folder of the results.
-        state: As Kubeflow names it: `SUCCEEDED`, or anything else for a failure.
-        run: The run.
-
-    Returns:
-        Whether the run ended well.
-    """
-    succeeded, free = state == "SUCCEEDED", True
-    try:
-        ledger = open_ledger(results_uri)
-        release(ledger, run.run_id)
-        free = is_free(ledger, run.run_id)
-    except ChexRadiNetError as error:
-        _log.warning("the lease was not given back (%s); it runs out", type(error).__name__)
-    # A run that left the work to another one has no success to report.
-    if free or not succeeded:
-        push(NightlyTelemetry(success=succeeded))
-    return succeeded
 
 
 def nightly(
@@ -151,11 +118,11 @@ def _work(
     night, done = None, 0
     for number, shards in outcome.parts:
         found = read_plan(ledger, number)
-        with open_scorer(addresses, found, scoring) as scorer:
-            for shard in range(shards):
-                score_shard(ledger, found, shard, scorer, scoring)
-                done += 1
-                if progress is not None:
-                    progress(done, outcome.num_shards)
-            night = collect_plan(ledger, found, scorer)
+        scorer = open_scorer(addresses, found, scoring)
+        for shard in range(shards):
+            score_shard(ledger, found, shard, scorer, scoring)
+            done += 1
+            if progress is not None:
+                progress(done, outcome.num_shards)
+        night = collect_plan(ledger, found, scorer)
     return night

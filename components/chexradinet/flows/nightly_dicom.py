@@ -6,23 +6,23 @@ the same files again.
 """
 
 import hashlib
-import importlib
 import logging
-from collections.abc import Callable
-from typing import cast
 
+from chexradinet import __version__
 from chexradinet.errors import (
     ConfigError,
+    DicomResultError,
     RejectedImageError,
     StoreConflictError,
     StoreNotFoundError,
 )
 from chexradinet.flows.ledger import Ledger, Plan, PlannedImage
+from chexradinet.flows.nightly_cases import NightCase, NightFinding
+from chexradinet.flows.nightly_model import Scorer
 from chexradinet.flows.nightly_read import planned_content
-from chexradinet.results.scored_case import ScoredCase
-
-WriteResults = Callable[[bytes, ScoredCase], dict[str, bytes]]
-"""From the original file and what scoring says of it to files by name."""
+from chexradinet.records import FeatureStatus
+from chexradinet.regions.feature_names import FEATURE_NAMES
+from chexradinet.results.dicom_cases import ScoredCase, ScoredFinding, ScoringModel
 
 _log = logging.getLogger(__name__)
 
@@ -33,21 +33,26 @@ def dicom_folder(ledger: Ledger, date: str, object_key: str) -> str:
     return ledger.key("dicom", f"date={date}", name, "")
 
 
-def write_dicom(ledger: Ledger, plan: Plan, image: PlannedImage, case: ScoredCase) -> int:
+def write_dicom(
+    ledger: Ledger, plan: Plan, image: PlannedImage, scored: tuple[NightCase, Scorer]
+) -> int:
     """Write the DICOM results of an X-ray that came as DICOM; return how many files.
+
+    An X-ray that changed since it was scored, or that names no instance, has none.
 
     Raises:
         ConfigError: what writes them is not installed.
         StoreError: results cannot be written.
     """
+    case, scorer = scored
     if not case.sop_uid:
         return 0
     try:
-        original = planned_content(plan.inbox_uri, image)
-    except (StoreConflictError, StoreNotFoundError, RejectedImageError):
-        _log.warning("X-ray %s changed after it was scored: no DICOM results", case.image_key[:12])
+        content = planned_content(plan.inbox_uri, image)
+        files = _files(content, plan, case, scorer)
+    except (StoreConflictError, StoreNotFoundError, RejectedImageError, DicomResultError) as error:
+        _log.warning("no DICOM results of X-ray %s: %s", case.image_key[:12], type(error).__name__)
         return 0
-    files = _writer()(original, case)
     folder = dicom_folder(ledger, plan.date, case.object_key)
     for name, data in sorted(files.items()):
         ledger.store.put(folder + name, data)
@@ -60,13 +65,63 @@ def remove_dicom(ledger: Ledger, date: str, object_key: str) -> None:
         ledger.store.delete(info.key)
 
 
-def _writer() -> WriteResults:
-    # By name: scoring must also run where highdicom is not installed.
+def _files(content: bytes, plan: Plan, case: NightCase, scorer: Scorer) -> dict[str, bytes]:
     try:
-        module = importlib.import_module("chexradinet.results.dicom_results")
+        # Here, not above: scoring must also run where these are not installed.
+        from chexradinet.dataset.dicom import read_radiograph
+        from chexradinet.dataset.dicom_file import open_dicom
+        from chexradinet.results.dicom_results import write_dicom_results
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"dicom_results is set, and {error.name} is not installed; install it, or switch "
             "dicom_results off"
         ) from error
-    return cast(WriteResults, module.write_dicom_results)
+    pixels = read_radiograph(content, scorer.settings.dicom).pixels
+    first = _first(case, scorer)
+    written = write_dicom_results(
+        open_dicom(content).dataset,
+        ScoredCase(
+            pixels=pixels,
+            geometry=case.geometry,
+            model_side_px=case.pixels.shape[0],
+            heatmap=first.heatmap,
+            heatmap_finding=first.finding,
+            findings=tuple(_finding(found) for found in case.findings),
+            model=ScoringModel(
+                bundle_digest=case.model_digest,
+                preprocessing_digest=case.preprocessing_digest,
+                round=scorer.bundle.info.round,
+                software_version=__version__,
+            ),
+            content_at=plan.planned_at,
+            quality_notes=case.quality,
+        ),
+    )
+    return {
+        f"{written.structured_report_uid}.dcm": written.structured_report,
+        f"{written.secondary_capture_uid}.dcm": written.secondary_capture,
+    }
+
+
+def _first(case: NightCase, scorer: Scorer) -> NightFinding:
+    """Return the finding whose heatmap is drawn: the most urgent flagged one, else of all."""
+    config = scorer.settings.worklist
+    return min(
+        case.flagged or case.findings,
+        key=lambda found: (-config.urgency_of(found.finding) * found.probability, found.finding),
+    )
+
+
+def _finding(found: NightFinding) -> ScoredFinding:
+    features = found.features
+    measured = features is not None and features.status is FeatureStatus.OK
+    values = features.values.tolist() if measured and features is not None else []
+    return ScoredFinding(
+        name=found.finding,
+        probability=found.probability,
+        threshold=found.threshold,
+        flagged=found.flagged,
+        calibrated=found.calibration != "not_calibrated",
+        region=found.original_box,
+        radiomics=dict(zip(FEATURE_NAMES, values, strict=False)),
+    )

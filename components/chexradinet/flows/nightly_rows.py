@@ -1,18 +1,18 @@
 """From predictions to what is written of an X-ray: case, rows, picture."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from chexradinet.config import RadiomicsConfig
 from chexradinet.flows.ledger import PlannedImage
+from chexradinet.flows.nightly_cases import NightCase, NightFinding
+from chexradinet.flows.nightly_model import Scorer
 from chexradinet.flows.nightly_read import XRay
 from chexradinet.flows.nightly_settings import ResultSettings
 from chexradinet.flows.nightly_tables import RADIOMICS_COLUMNS
-from chexradinet.model.bundle import LoadedBundle
 from chexradinet.model.inference import Predictions
 from chexradinet.records import Box, FeatureStatus, Geometry, Region
 from chexradinet.regions.extract import extract_region
@@ -20,39 +20,13 @@ from chexradinet.regions.radiomics import features_of
 from chexradinet.regions.tables import FeatureRow, rejected_row
 from chexradinet.results.calibration import apply_calibration
 from chexradinet.results.overlay import overlay
-from chexradinet.results.page import png_bytes
-from chexradinet.results.reference import Reference, ood_flags, ood_scores
-from chexradinet.results.scored_case import ScoredCase, ScoredFinding
+from chexradinet.results.reference import ood_flags, ood_scores
 
-PICTURE_SIDE_PX = 288
+PICTURE_SIDE_PX = 224
 """Shortest side of a picture in the report."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scorer:
-    """A model and all that turns its predictions into cases."""
-
-    bundle: LoadedBundle
-    reference: Reference | None
-    """None where the bundle has none: then nothing is said of drift and distribution."""
-    settings: ResultSettings
-
-    @property
-    def findings(self) -> tuple[str, ...]:
-        """Of the model, in its order."""
-        return self.bundle.info.findings
-
-
-def reference_of(bundle: LoadedBundle) -> Reference | None:
-    """Return the reference distributions of a bundle, None where it has none."""
-    arrays = getattr(bundle, "reference_arrays", None)
-    document = bundle.info.reference
-    if document is None or not arrays:
-        return None
-    return Reference(document=dict(document), arrays=dict(arrays))
-
-
-def cases_of(scorer: Scorer, xrays: Sequence[XRay], found: Predictions) -> list[ScoredCase]:
+def cases_of(scorer: Scorer, xrays: Sequence[XRay], found: Predictions) -> list[NightCase]:
     """Return the cases of a batch, in its order."""
     calibration: Mapping[str, Any] = scorer.bundle.info.calibration or {}
     probabilities = apply_calibration(calibration, scorer.findings, found.logits)
@@ -64,7 +38,7 @@ def cases_of(scorer: Scorer, xrays: Sequence[XRay], found: Predictions) -> list[
             distances = [float(value) for value in measured]
             outside = [bool(flag) for flag in ood_flags(scorer.reference, measured)]
     return [
-        ScoredCase(
+        NightCase(
             image_key=xray.image_key,
             object_key=xray.object_key,
             study_uid=xray.study_uid,
@@ -89,28 +63,36 @@ def _findings(
     found: Predictions,
     row: int,
     probabilities: npt.NDArray[np.float64],
-) -> tuple[ScoredFinding, ...]:
+) -> tuple[NightFinding, ...]:
     calibration: Mapping[str, Any] = (scorer.bundle.info.calibration or {})["findings"]
     maps = found.maps
     scored = []
     for column, finding in enumerate(scorer.findings):
         threshold = calibration[finding]["threshold"]
         probability = float(probabilities[column])
+        flagged = threshold is not None and probability >= threshold
         region = extract_region(maps[row, column], xray.pixels.shape[0], scorer.settings.regions)
         scored.append(
-            ScoredFinding(
+            NightFinding(
                 finding=finding,
                 raw_score=float(found.logits[row, column]),
                 probability=probability,
                 calibration=calibration[finding]["status"],
                 threshold=threshold,
-                flagged=threshold is not None and probability >= threshold,
+                flagged=flagged,
                 region=region,
                 original_box=_original_box(region, xray.geometry),
                 heatmap=maps[row, column],
+                features=_features(xray, region, scorer) if flagged else None,
             )
         )
     return tuple(scored)
+
+
+def _features(xray: XRay, region: Region, scorer: Scorer) -> FeatureRow:
+    if region.box is None:
+        return rejected_row(FeatureStatus.NO_REGION)
+    return features_of(xray.pixels, region.box, scorer.settings.radiomics)
 
 
 def _original_box(region: Region, geometry: Geometry) -> Box | None:
@@ -120,7 +102,7 @@ def _original_box(region: Region, geometry: Geometry) -> Box | None:
     return box.clipped(geometry.original_height, geometry.original_width)
 
 
-def score_rows(case: ScoredCase, plan: int, config: RadiomicsConfig) -> list[dict[str, Any]]:
+def score_rows(case: NightCase, plan: int) -> list[dict[str, Any]]:
     """Return the rows of the score table of one X-ray."""
     shared = {
         "image_key": case.image_key,
@@ -146,13 +128,13 @@ def score_rows(case: ScoredCase, plan: int, config: RadiomicsConfig) -> list[dic
             "flagged": found.flagged,
             "region_status": found.region.status.value,
             **_place(found, case.geometry),
-            **_radiomics(case, found, config),
+            **_radiomics(found.features),
         }
         for found in case.findings
     ]
 
 
-def _place(found: ScoredFinding, geometry: Geometry) -> dict[str, float]:
+def _place(found: NightFinding, geometry: Geometry) -> dict[str, float]:
     """Return region and peak in original pixels, and the region in millimetres where known."""
     values: dict[str, float] = {}
     box, region = found.original_box, found.region
@@ -171,22 +153,18 @@ def _place(found: ScoredFinding, geometry: Geometry) -> dict[str, float]:
     return values
 
 
-def _radiomics(case: ScoredCase, found: ScoredFinding, config: RadiomicsConfig) -> dict[str, Any]:
+def _radiomics(features: FeatureRow | None) -> dict[str, Any]:
     """Return the features of a flagged finding's region; a status alone for the others."""
-    if not found.flagged:
+    if features is None:
         return {"radiomics_status": "not_flagged"}
-    row: FeatureRow = rejected_row(FeatureStatus.NO_REGION)
-    if found.region.box is not None:
-        row = features_of(case.pixels, found.region.box, config)
-    values = row.values.tolist() if row.status is FeatureStatus.OK else []
-    return {
-        "radiomics_status": row.status.value,
-        **dict(zip(RADIOMICS_COLUMNS, values, strict=False)),
-    }
+    found: dict[str, Any] = {"radiomics_status": features.status.value}
+    if features.status is FeatureStatus.OK:
+        found |= dict(zip(RADIOMICS_COLUMNS, features.values.tolist(), strict=True))
+    return found
 
 
 def image_row(
-    xray: XRay, case: ScoredCase, planned: PlannedImage, embedding: npt.NDArray[np.float32]
+    xray: XRay, case: NightCase, planned: PlannedImage, embedding: npt.NDArray[np.float32]
 ) -> dict[str, Any]:
     """Return the row of the table of images."""
     return {
@@ -210,18 +188,18 @@ def image_row(
     }
 
 
-def picture(case: ScoredCase, settings: ResultSettings) -> tuple[float, bytes] | None:
-    """Return urgency and PNG of a flagged X-ray's first finding, None where none is flagged."""
-    ranked = sorted(
-        case.flagged,
-        key=lambda found: (
-            -settings.worklist.urgency_of(found.finding) * found.probability,
-            found.finding,
-        ),
-    )
-    if not ranked:
-        return None
-    first = ranked[0]
-    drawn = overlay(case.pixels, first.heatmap, first.region.box, min_side_px=PICTURE_SIDE_PX)
-    urgency = settings.worklist.urgency_of(first.finding) * first.probability
-    return urgency, png_bytes(drawn)
+def urgency(case: NightCase, settings: ResultSettings) -> tuple[float, NightFinding] | None:
+    """Return how urgent a flagged X-ray is, and its most urgent finding; None without a flag."""
+    products = [
+        (settings.worklist.urgency_of(found.finding) * found.probability, found)
+        for found in case.flagged
+    ]
+    return min(products, key=lambda pair: (-pair[0], pair[1].finding), default=None)
+
+
+def picture(case: NightCase, found: NightFinding) -> bytes:
+    """Return a PNG of an X-ray with the heatmap and region of one finding."""
+    drawn = overlay(case.pixels, found.heatmap, found.region.box, min_side_px=PICTURE_SIDE_PX)
+    bgr = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    return bytes(encoded.tobytes())

@@ -122,3 +122,13 @@ class ScoreConfig:
         """Check every number."""
         require(self.num_threads >= 0, "num_threads", self.num_threads, "at least 0")
         require(self.num_decoders >= 1, "num_decoders", self.num_decoders, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Which run a stage works for."""
+
+    run_id: str
+    """The same in all stages of a run."""
+    lease_ttl_s: float = 600.0
+    """Seconds without a sign of life after which another run may take over."""

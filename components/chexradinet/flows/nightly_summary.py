@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from chexradinet.flows.ledger import Plan
 from chexradinet.flows.nightly_merge import Merged, NightImage
-from chexradinet.flows.nightly_rows import Scorer
+from chexradinet.flows.nightly_model import Scorer
 from chexradinet.results.drift import drift
 from chexradinet.results.nightly_report import FlaggedCase, NightReport
 from chexradinet.results.reference import Population

@@ -5,34 +5,32 @@ each X-ray is scored into exactly one object, however often and by however many 
 """
 
 import logging
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from chexradinet.config import require
 from chexradinet.errors import RejectedImageError, StoreConflictError
 from chexradinet.flows.decoding import decode_in_order
 from chexradinet.flows.ledger import Ledger, Plan, PlannedImage, open_ledger, read_plan
+from chexradinet.flows.nightly_cases import NightCase, NightFinding
 from chexradinet.flows.nightly_dicom import write_dicom
+from chexradinet.flows.nightly_model import Scorer, open_scorer
 from chexradinet.flows.nightly_read import REJECTED, Excluded, Reading, XRay, read_xray
 from chexradinet.flows.nightly_rows import (
-    Scorer,
     cases_of,
     image_row,
     picture,
-    reference_of,
     score_rows,
+    urgency,
 )
-from chexradinet.flows.nightly_settings import Addresses, ScoreConfig, settings_of
+from chexradinet.flows.nightly_settings import Addresses, ScoreConfig
 from chexradinet.flows.nightly_tables import (
     IMAGES,
     SCORES,
@@ -42,10 +40,7 @@ from chexradinet.flows.nightly_tables import (
     table_from,
 )
 from chexradinet.flows.nightly_tables import REJECTED as REJECTED_TABLE
-from chexradinet.flows.plan import check_model
-from chexradinet.flows.publish import fetch_bundle
-from chexradinet.model.bundle import load_bundle, require_match
-from chexradinet.model.inference import choose_device, predict
+from chexradinet.model.inference import predict
 
 _log = logging.getLogger(__name__)
 
@@ -71,31 +66,8 @@ class _Collected:
     rejected: list[dict[str, Any]] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
-    pictures: list[tuple[float, str, str, bytes]] = field(default_factory=list)
-
-
-@contextmanager
-def open_scorer(addresses: Addresses, plan: Plan, config: ScoreConfig) -> Iterator[Scorer]:
-    """Yield the model of a plan, verified.
-
-    Raises:
-        ArtifactError: the bundle was changed, or is not calibrated.
-        MismatchError: it is for other findings or another preprocessing than the plan.
-        StoreNotFoundError: it is not published any more.
-    """
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "bundle"
-        fetch_bundle(addresses.models_uri, plan.bundle_digest, path)
-        bundle = load_bundle(path, verify=False, device=str(choose_device(config.device)))
-    require_match(
-        bundle.info, findings=plan.findings, preprocessing_digest=plan.preprocessing_digest
-    )
-    check_model(bundle.info)
-    if not bundle.info.reference:
-        _log.info("the model has no reference: nothing is said of drift and distribution")
-    yield Scorer(bundle=bundle, reference=reference_of(bundle), settings=settings_of(plan.settings))
+    urgent: list[tuple[float, str, NightCase, NightFinding]] = field(default_factory=list)
+    """The most urgent flagged X-rays so far, for the report's pictures."""
 
 
 def score(addresses: Addresses, number: int, shard: int, config: ScoreConfig) -> ShardOutcome:
@@ -117,8 +89,8 @@ def score(addresses: Addresses, number: int, shard: int, config: ScoreConfig) ->
     plan = read_plan(ledger, number)
     if is_scored(ledger, plan, shard):
         return ShardOutcome(status="done_before")
-    with open_scorer(addresses, plan, config) as scorer:
-        return score_shard(ledger, plan, shard, scorer, config)
+    scorer = open_scorer(addresses, plan, config)
+    return score_shard(ledger, plan, shard, scorer, config)
 
 
 def is_scored(ledger: Ledger, plan: Plan, shard: int) -> bool:
@@ -230,16 +202,16 @@ def _score_batch(
     for xray, case, embedding in zip(
         xrays, cases_of(scorer, xrays, found), found.embedding, strict=True
     ):
-        rows += score_rows(case, plan.number, settings.radiomics)
+        rows += score_rows(case, plan.number)
         image = plan.image(case.object_key)
         collected.images.append(image_row(xray, case, image, embedding))
-        drawn = picture(case, settings)
-        if drawn is not None:
-            collected.pictures.append((-drawn[0], case.object_key, case.image_key, drawn[1]))
+        first = urgency(case, settings)
+        if first is not None:
+            collected.urgent.append((-first[0], case.object_key, case, first[1]))
         if settings.dicom_results:
-            write_dicom(ledger, plan, image, case)
+            write_dicom(ledger, plan, image, (case, scorer))
     collected.scores.append(table_from(rows, SCORES))
-    collected.pictures = sorted(collected.pictures)[: settings.report_cases]
+    collected.urgent = sorted(collected.urgent, key=itemgetter(0, 1))[: settings.report_cases]
     ended = time.perf_counter()
     seconds = ((passed - started) / len(xrays), (ended - passed) / len(xrays))
     collected.timings += [_timing(xray, shard, *seconds) for xray in xrays]
@@ -264,5 +236,5 @@ def _result(collected: _Collected, wall_s: float) -> ShardResult:
         timings=table_from(collected.timings, TIMINGS),
         images=table_from(collected.images, IMAGES),
         wall_s=wall_s,
-        pictures={key: png for _, _, key, png in collected.pictures},
+        pictures={case.image_key: picture(case, found) for _, _, case, found in collected.urgent},
     )

@@ -6,10 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from chexradinet.records import Box, Geometry, Region
+from chexradinet.regions.tables import FeatureRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredFinding:
+class NightFinding:
     """What the model says of one finding in one X-ray."""
 
     finding: str
@@ -30,10 +31,12 @@ class ScoredFinding:
     """The region in original pixels, clipped to the image; None where there is no region."""
     heatmap: npt.NDArray[np.float32]
     """Class activation map, shape (h, w)."""
+    features: FeatureRow | None
+    """Radiomics of the region, in model pixels; None where the finding is not flagged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredCase:
+class NightCase:
     """One X-ray of a night."""
 
     image_key: str
@@ -52,7 +55,7 @@ class ScoredCase:
     """Model pixels, shape (S, S)."""
     geometry: Geometry
     """From model pixels to original pixels, with spacing where known."""
-    findings: tuple[ScoredFinding, ...]
+    findings: tuple[NightFinding, ...]
     """In the model's order."""
     ood_score: float | None
     """Distance from the reference; None where the model has none."""
@@ -63,6 +66,6 @@ class ScoredCase:
     preprocessing_digest: str
 
     @property
-    def flagged(self) -> tuple[ScoredFinding, ...]:
+    def flagged(self) -> tuple[NightFinding, ...]:
         """The findings at or above their operating threshold."""
         return tuple(found for found in self.findings if found.flagged)

@@ -1,0 +1,35 @@
+"""Kubeflow component of `flows.score`."""
+
+from chexradinet.steps.worker import worker
+
+
+@worker
+def score(
+    shard: int,
+    work: str,
+    active: bool,
+    inbox_uri: str,
+    models_uri: str,
+    results_uri: str,
+    run_id: str,
+    lease_ttl_s: float,
+    num_decoders: int,
+    accelerator_type: str,
+    accelerators: str,
+) -> None:
+    """Score one shard of the planned X-rays, unless it was done before."""
+    if not active:
+        return
+
+    from chexradinet.flows.device import check_accelerator
+    from chexradinet.flows.nightly import score_stage
+    from chexradinet.flows.nightly_settings import Addresses, Run, ScoreConfig
+
+    check_accelerator(accelerator_type, accelerators)
+    score_stage(
+        Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri),
+        work,
+        int(shard),
+        ScoreConfig(num_decoders=int(num_decoders)),
+        Run(run_id=run_id, lease_ttl_s=lease_ttl_s),
+    )
