@@ -1,0 +1,386 @@
+"""DICOM results in a real archive (Orthanc over TLS), and an archive that fails in known ways."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import socketserver
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from dicomweb_client import DICOMwebClient
+from pydicom.dataset import Dataset
+
+from chexradinet.config import StoreConfig
+from chexradinet.errors import (
+    ConfigError,
+    StoreAccessError,
+    StoreError,
+    StoreFullError,
+    StoreIntegrityError,
+    StoreRefusedError,
+    StoreUnavailableError,
+)
+from chexradinet.flows.dicom_upload import UploadOutcome, upload_instance, upload_results
+from chexradinet.records import Box, Geometry
+from chexradinet.results.dicom_cases import (
+    DicomResults,
+    ScoredCase,
+    ScoredFinding,
+    ScoringModel,
+)
+from chexradinet.results.dicom_results import write_dicom_results
+from chexradinet.store.dicomweb_access import client_for
+
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+NAMES = ("DICOMWEB_TOKEN", "DICOMWEB_USER", "DICOMWEB_PASSWORD", "DICOMWEB_CA_BUNDLE")
+QUICK = StoreConfig(retry_total_s=0.5)
+AT_ONCE = StoreConfig(retry_total_s=0)
+STUDY_UID, SOURCE_UID = "1.2.840.77.1", "1.2.840.77.3"
+
+
+@pytest.fixture(scope="module")
+def results() -> DicomResults:
+    """Return the results of one X-ray."""
+    header = Dataset()
+    header.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    header.SOPInstanceUID = SOURCE_UID
+    header.SeriesInstanceUID = "1.2.840.77.2"
+    header.StudyInstanceUID = STUDY_UID
+    header.PatientID, header.PatientName = "planted-patient", "Müller^Planted"
+    header.StudyDate = "20260101"
+    finding = ScoredFinding(
+        name="Effusion",
+        probability=0.75,
+        threshold=0.5,
+        flagged=True,
+        calibrated=True,
+        region=Box(10, 10, 30, 40),
+    )
+    case = ScoredCase(
+        pixels=np.full((64, 64), 90, dtype=np.uint8),
+        geometry=Geometry(original_height=64, original_width=64, row_scale=1, column_scale=1),
+        model_side_px=64,
+        heatmap=np.eye(4, dtype=np.float32),
+        heatmap_finding="Effusion",
+        findings=(finding,),
+        model=ScoringModel(
+            bundle_digest="ab" * 32,
+            preprocessing_digest="cd" * 32,
+            round=1,
+            software_version="0.1.0",
+        ),
+        content_at=datetime(2026, 1, 2),
+    )
+    return write_dicom_results(header, case)
+
+
+@pytest.fixture(autouse=True)
+def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start every test without credentials."""
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def folder(results: DicomResults, tmp_path: Path) -> Path:
+    """Return a folder of results as scoring leaves it, with a file that is none."""
+    path = tmp_path / "dicom" / "date=2026-01-02"
+    path.mkdir(parents=True)
+    (path / f"{results.structured_report_uid}.dcm").write_bytes(results.structured_report)
+    (path / f"{results.secondary_capture_uid}.dcm").write_bytes(results.secondary_capture)
+    (path / "note.txt").write_text("no DICOM")
+    return path
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory, tool: Callable[[str, str], str]) -> Path:
+    """Return a certificate for this machine with its key in one file."""
+    folder = tmp_path_factory.mktemp("certificate")
+    openssl = tool("openssl", "install Debian's package openssl")
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    subprocess.run(command, check=True, capture_output=True)
+    both = folder / "both.pem"
+    both.write_bytes((folder / "cert.pem").read_bytes() + (folder / "key.pem").read_bytes())
+    return both
+
+
+def passed_on(source: socket.socket, target: socket.socket) -> None:
+    """Copy bytes until one side ends."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def behind_tls(port: int, certificate: Path) -> Iterator[int]:
+    """Speak TLS in front of a port, as a gateway does; yield its own port.
+
+    Orthanc 1.10 of Debian 12 crashes where it is to speak TLS itself.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    class Gateway(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with (
+                contextlib.suppress(OSError),
+                context.wrap_socket(self.request, server_side=True) as client,
+                socket.create_connection(("127.0.0.1", port)) as server,
+            ):
+                back = threading.Thread(target=passed_on, args=(server, client), daemon=True)
+                back.start()
+                passed_on(client, server)
+                back.join()
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Gateway) as gateway:
+        gateway.daemon_threads = True
+        threading.Thread(target=gateway.serve_forever, daemon=True).start()
+        yield int(gateway.server_address[1])
+        gateway.shutdown()
+
+
+@pytest.fixture(scope="module")
+def orthanc(
+    tmp_path_factory: pytest.TempPathFactory,
+    free_port: Callable[[], int],
+    certificate: Path,
+) -> Iterator[SimpleNamespace]:
+    """Return an archive behind TLS that wants a user and a password."""
+    if shutil.which("Orthanc") is None or not PLUGIN.exists():
+        if os.environ.get("CI") == "true":
+            pytest.fail("orthanc and orthanc-dicomweb are not installed; CI must not skip this")
+        pytest.skip("Debian's packages orthanc and orthanc-dicomweb are not installed")
+    folder, port, password = tmp_path_factory.mktemp("orthanc"), free_port(), secrets.token_hex(8)
+    settings = {
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "index"),
+        "HttpPort": port,
+        "DicomServerEnabled": False,
+        "AuthenticationEnabled": True,
+        "RegisteredUsers": {"sender": password},
+        "Plugins": [str(PLUGIN)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(settings))
+    with (folder / "log").open("wb") as log:
+        command = ["Orthanc", str(folder / "orthanc.json")]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        wait_until_listening(port, process)
+        with behind_tls(port, certificate) as secure_port:
+            yield SimpleNamespace(
+                uri=f"dicomweb+https://127.0.0.1:{secure_port}/dicom-web",
+                url=f"https://127.0.0.1:{secure_port}/dicom-web",
+                password=password,
+            )
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait_until_listening(port: int, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until a server takes connections; without credentials it answers nothing else."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    pytest.fail(f"{process.args!r} does not listen on port {port}")
+
+
+@pytest.fixture
+def trusted(
+    orthanc: SimpleNamespace, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> SimpleNamespace:
+    """Return the archive with the environment that lets us in."""
+    monkeypatch.setenv("DICOMWEB_USER", "sender")
+    monkeypatch.setenv("DICOMWEB_PASSWORD", orthanc.password)
+    monkeypatch.setenv("DICOMWEB_CA_BUNDLE", str(certificate))
+    return orthanc
+
+
+def archived(archive: SimpleNamespace) -> list[Dataset]:
+    """Return what an archive has of the study."""
+    client: DICOMwebClient = client_for(archive.url, AT_ONCE)
+    return list(client.retrieve_study(STUDY_UID))
+
+
+def test_results_arrive_over_tls_and_a_second_upload_changes_nothing(
+    trusted: SimpleNamespace, results: DicomResults, folder: Path
+) -> None:
+    first = upload_results(str(folder), trusted.uri, AT_ONCE)
+    assert first.stored == 2
+    again = upload_results(str(folder), trusted.uri, AT_ONCE)
+    assert again.stored + again.already_there == 2
+    found = {str(dataset.SOPInstanceUID): dataset for dataset in archived(trusted)}
+    assert set(found) == {results.structured_report_uid, results.secondary_capture_uid}
+    for uid, sent in (
+        (results.structured_report_uid, results.structured_report),
+        (results.secondary_capture_uid, results.secondary_capture),
+    ):
+        assert found[uid] == pydicom.dcmread(io.BytesIO(sent))
+        assert str(found[uid].PatientName) == "Müller^Planted"
+
+
+def test_wrong_password_is_an_access_error(
+    trusted: SimpleNamespace, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DICOMWEB_PASSWORD", "planted-secret")
+    with pytest.raises(StoreAccessError, match="401") as raised:
+        upload_results(str(folder), trusted.uri, AT_ONCE)
+    assert "planted-secret" not in str(raised.value)
+
+
+def test_unknown_authority_is_refused(
+    trusted: SimpleNamespace, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DICOMWEB_CA_BUNDLE")
+    with pytest.raises(StoreUnavailableError, match="DICOMWEB_CA_BUNDLE"):
+        upload_results(str(folder), trusted.uri, AT_ONCE)
+
+
+def test_file_that_is_no_dicom_is_refused(trusted: SimpleNamespace) -> None:
+    with pytest.raises(StoreError, match="cannot store a DICOM result"):
+        upload_instance(b"no DICOM", trusted.uri, AT_ONCE)
+
+
+def answered(failure: int | None = None) -> bytes:
+    """Return a STOW-RS answer in JSON: stored, or failed with a reason."""
+    item: dict[str, Any] = {"00081155": {"vr": "UI", "Value": ["1.2.3"]}}
+    if failure is None:
+        return json.dumps({"00081199": {"vr": "SQ", "Value": [item]}}).encode()
+    item["00081197"] = {"vr": "US", "Value": [failure]}
+    return json.dumps({"00081198": {"vr": "SQ", "Value": [item]}}).encode()
+
+
+@pytest.fixture
+def archive() -> Iterator[SimpleNamespace]:
+    """Return a server that gives the `answers` in turn, the last one again, and keeps requests."""
+    state = SimpleNamespace(answers=[(200, answered())], asked=[])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            state.asked.append((self.path, self.headers["Content-Type"], body))
+            status, answer = state.answers.pop(0) if len(state.answers) > 1 else state.answers[0]
+            self.send_response(status)
+            self.send_header("Content-Type", "application/dicom+json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        state.uri = f"dicomweb://127.0.0.1:{server.server_port}/x"
+        yield state
+        server.shutdown()
+
+
+def test_empty_folder_sends_nothing(archive: SimpleNamespace, tmp_path: Path) -> None:
+    assert upload_results(str(tmp_path), archive.uri, AT_ONCE) == UploadOutcome()
+    assert archive.asked == []
+
+
+def test_address_that_is_no_archive_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="scheme 'ftp'"):
+        upload_instance(b"x", "ftp://archive/path", AT_ONCE)
+
+
+def test_file_is_sent_as_it_is_in_one_part(archive: SimpleNamespace) -> None:
+    content = bytes(range(256)) * 8
+    assert upload_instance(content, archive.uri, AT_ONCE) == UploadOutcome(stored=1)
+    ((path, kind, body),) = archive.asked
+    assert path == "/x/studies"
+    boundary = re.fullmatch(
+        r'multipart/related; type="application/dicom"; boundary=([0-9a-f]{32})', kind
+    )
+    assert boundary is not None
+    head = f"--{boundary[1]}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+    assert body == head + content + f"\r\n--{boundary[1]}--\r\n".encode()
+
+
+@pytest.mark.parametrize("status", [200, 202, 409])
+def test_instance_that_the_archive_has_is_no_error(archive: SimpleNamespace, status: int) -> None:
+    archive.answers = [(status, answered(0x0111))]
+    assert upload_instance(b"x", archive.uri, AT_ONCE) == UploadOutcome(already_there=1)
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "error"),
+    [
+        (409, answered(0xA700), StoreFullError),
+        (507, b"", StoreFullError),
+        (202, answered(0x0124), StoreAccessError),
+        (401, b"", StoreAccessError),
+        (403, b"", StoreAccessError),
+        (404, b"", StoreError),
+        (409, answered(0xC122), StoreRefusedError),
+        (413, b"", StoreError),
+        (503, b"", StoreUnavailableError),
+        (202, b"", StoreIntegrityError),
+        (409, b"<html>", StoreIntegrityError),
+        (409, b'{"00081198": {"Value": [{}]}}', StoreIntegrityError),
+    ],
+)
+def test_refusals_become_errors_of_the_store_without_patient_data(
+    archive: SimpleNamespace, status: int, answer: bytes, error: type[StoreError]
+) -> None:
+    archive.answers = [(status, answer)]
+    with pytest.raises(error, match="cannot store a DICOM result at 127") as raised:
+        upload_instance(b"planted-patient", archive.uri, AT_ONCE)
+    assert type(raised.value) is error or error is StoreError
+    assert "planted" not in str(raised.value)
+
+
+def test_success_without_a_readable_body_counts_as_stored(archive: SimpleNamespace) -> None:
+    for answer in (b"", b"<xml/>", b"null", b"[]"):
+        archive.answers = [(200, answer)]
+        assert upload_instance(b"x", archive.uri, AT_ONCE) == UploadOutcome(stored=1)
+
+
+def test_overloaded_archive_is_asked_again(archive: SimpleNamespace) -> None:
+    archive.answers = [(503, b""), (500, b""), (200, answered())]
+    patient = StoreConfig(retry_total_s=30)
+    assert upload_instance(b"x", archive.uri, patient) == UploadOutcome(stored=1)
+    assert [body for _, _, body in archive.asked].count(archive.asked[0][2]) == 1
+    assert len(archive.asked) == 3
+
+
+def test_absent_archive_is_unavailable(free_port: Callable[[], int]) -> None:
+    with pytest.raises(StoreUnavailableError, match="no answer"):
+        upload_instance(b"x", f"dicomweb://127.0.0.1:{free_port()}/x", QUICK)
+
+
+def test_one_refused_result_does_not_hold_up_the_others(
+    archive: SimpleNamespace, folder: Path
+) -> None:
+    archive.answers = [(409, answered(0xC122)), (200, answered())]
+    with pytest.raises(StoreError, match=r"^1 of 2 DICOM results were refused.*C122H"):
+        upload_results(str(folder), archive.uri, AT_ONCE)
+    assert len(archive.asked) == 2
