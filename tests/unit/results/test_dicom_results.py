@@ -303,7 +303,7 @@ def test_validator_sees_a_planted_violation(
     assert any(f"<{words}>" in error for error in found), found
 
 
-@pytest.mark.parametrize("name", POOR_HEADERS)
+@pytest.mark.parametrize("name", ["good", "Latin-1 name", "only the image's own UID"])
 def test_rerun_gives_equal_bytes(name: str) -> None:
     first = write_dicom_results(poor(name), scored_case())
     again = write_dicom_results(poor(name), scored_case())
