@@ -8,8 +8,10 @@ import typer
 from rich.console import Console
 
 from chexradinet.errors import ChexRadiNetError
-from pipelines.compile import BUILD_FOLDER, compile_training
+from chexradinet.steps.worker import WORKER_IMAGE
+from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_training
 from pipelines.parameters import load_compiled, parse_settings
+from pipelines.remote import Image, schedule_command, submit_command
 from pipelines.run import run_locally
 from pipelines.training import DEFAULT_MAX_ROUNDS
 
@@ -25,15 +27,18 @@ Settings = Annotated[
 
 @app.command("compile")
 def compile_command(
-    folder: Folder = BUILD_FOLDER, max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS
+    folder: Folder = BUILD_FOLDER,
+    max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
+    image: Image = WORKER_IMAGE,
 ) -> None:
-    """Write the pipelines as Kubeflow runs them."""
-    console.print(f"wrote {compile_training(folder, max_rounds)}", highlight=False)
+    """Write the pipelines as Kubeflow runs them, and as manifests for `kubectl apply`."""
+    for path in (compile_training(folder, max_rounds, image), compile_nightly(folder, image)):
+        console.print(f"wrote {path} and {path.stem}-native.yaml", highlight=False)
 
 
 @app.command("run")
 def run_command(
-    name: Annotated[str, typer.Argument(help="training")],
+    name: Annotated[str, typer.Argument(help="training or nightly")],
     settings: Settings = None,
     folder: Folder = BUILD_FOLDER,
     max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
@@ -42,9 +47,10 @@ def run_command(
     ] = None,
 ) -> None:
     """Compile a pipeline and run the compiled YAML on this machine."""
-    if name != "training":
-        raise typer.BadParameter(f"{name!r} is no pipeline; known is training")
-    compiled = compile_training(folder, max_rounds)
+    if name not in ("training", "nightly"):
+        raise typer.BadParameter(f"{name!r} is no pipeline; known are training and nightly")
+    training = name == "training"
+    compiled = compile_training(folder, max_rounds) if training else compile_nightly(folder)
     arguments = parse_settings(load_compiled(compiled), settings or [])
     target = run_folder or Path(".kfp") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     console.print(f"running {compiled} in {target}", highlight=False)
@@ -61,6 +67,10 @@ def demo_command(
     from pipelines.demo import run_demo
 
     run_demo(folder, seed, console)
+
+
+app.command("submit")(submit_command)
+app.command("schedule")(schedule_command)
 
 
 def main() -> None:

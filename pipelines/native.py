@@ -35,8 +35,9 @@ def require_pinned(image: str) -> str:
     Raises:
         ConfigError: it has neither a tag nor a digest, or is no reference at all.
     """
-    path = image.rpartition("/")[2]
-    if image and not re.search(r"\s", image) and (_DIGEST.search(image) or _TAG.search(path)):
+    name = image.rpartition("/")[2]  # a port of the registry is no tag
+    tagged = "@" not in name and _TAG.search(name)
+    if not re.search(r"\s", image) and (_DIGEST.search(image) or tagged):
         return image
     raise ConfigError(
         f"image {image!r} has no tag and no digest, so nobody could say later what ran; give it "

@@ -1,0 +1,144 @@
+"""The commands that talk to a Kubeflow Pipelines server: submit and schedule."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from chexradinet.errors import ConfigError
+from chexradinet.steps.worker import WORKER_IMAGE
+from pipelines.api import Api, connect, endpoint_from
+from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_training
+from pipelines.follow import follow
+from pipelines.resources import NIGHTLY, TRAINING
+from pipelines.schedule import Schedule, remove_schedule, require_cron, set_schedule
+from pipelines.submit import (
+    DEFAULT_EXPERIMENT,
+    ensure_experiment,
+    find_experiment,
+    prepare,
+    start,
+)
+from pipelines.training import DEFAULT_MAX_ROUNDS
+from pipelines.upload import find_pipeline, publish
+
+NAMES = {"training": TRAINING, "nightly": NIGHTLY}
+"""Pipelines by the word on the command line."""
+
+console = Console()
+
+Name = Annotated[str, typer.Argument(help="training or nightly")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A parameter, as name=value; repeatable.")
+]
+Host = Annotated[
+    str, typer.Option(help="Address of the API server; KFP_HOST otherwise. The token: KFP_TOKEN.")
+]
+Namespace = Annotated[
+    str, typer.Option(help="Profile, in a multi-user installation; KFP_NAMESPACE otherwise.")
+]
+Experiment = Annotated[str, typer.Option(help="Experiment to list the runs under.")]
+Account = Annotated[str, typer.Option("--service-account", help="Of the run's pods.")]
+File = Annotated[
+    Path | None, typer.Option("--file", help="A compiled pipeline; else it is compiled now.")
+]
+Image = Annotated[str, typer.Option(help="Image that steps are compiled for, with tag or digest.")]
+MaxRounds = Annotated[int, typer.Option(help="Guided rounds that the pipeline can run at most.")]
+CheckCluster = Annotated[
+    bool, typer.Option(help="Ask kubectl whether the cluster has the accelerators.")
+]
+
+
+def submit_command(
+    name: Name,
+    settings: Settings = None,
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Experiment = DEFAULT_EXPERIMENT,
+    service_account: Account = "",
+    file: File = None,
+    image: Image = WORKER_IMAGE,
+    max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
+    version_name: Annotated[str, typer.Option(help="Name of a new version.")] = "",
+    wait: Annotated[bool, typer.Option(help="Follow the run until it ends.")] = True,
+    check_cluster: CheckCluster = True,
+) -> None:
+    """Upload a pipeline where it is new, start a run, and follow it to its end."""
+    path = _compiled(name, file, image, max_rounds)
+    endpoint = endpoint_from(os.environ, host, namespace)
+    submission = prepare(path, NAMES[name], settings or [], console, check_cluster)
+    api = connect(endpoint)
+    found = find_experiment(api, experiment)
+    pipeline_id = find_pipeline(api, submission.pipeline)
+    version = publish(api, submission, pipeline_id, version_name, console)
+    run_id = start(api, submission, version, ensure_experiment(api, found), service_account)
+    link = endpoint.run_link(run_id)
+    console.print(f"started: {link}", highlight=False, markup=False, soft_wrap=True)
+    if wait:
+        _follow(api, run_id, link)
+
+
+def _follow(api: Api, run_id: str, link: str) -> None:
+    try:
+        follow(api, run_id, console)
+    except KeyboardInterrupt:
+        console.print(f"no longer followed; the run goes on: {link}", highlight=False)
+        raise SystemExit(130) from None
+    console.print("succeeded", highlight=False)
+
+
+def schedule_command(
+    name: Name,
+    settings: Settings = None,
+    cron: Annotated[str, typer.Option(help="Six fields, seconds first.")] = "0 0 2 * * *",
+    remove: Annotated[bool, typer.Option("--remove", help="Remove it instead.")] = False,
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Experiment = DEFAULT_EXPERIMENT,
+    service_account: Account = "",
+    file: File = None,
+    image: Image = WORKER_IMAGE,
+    max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
+    check_cluster: CheckCluster = True,
+) -> None:
+    """Make Kubeflow run the newest published version at set times, once at a time."""
+    _require_name(name)
+    endpoint = endpoint_from(os.environ, host, namespace)
+    if remove:
+        remove_schedule(connect(endpoint), NAMES[name], console)
+        return
+    require_cron(cron)
+    path = _compiled(name, file, image, max_rounds)
+    submission = prepare(path, NAMES[name], settings or [], console, check_cluster)
+    api = connect(endpoint)
+    found = find_experiment(api, experiment)
+    pipeline_id = find_pipeline(api, submission.pipeline)
+    if not pipeline_id:
+        raise ConfigError(
+            f"no pipeline is called {submission.pipeline!r} on {endpoint.host}; publish it with "
+            f"`python -m pipelines submit {name}`"
+        )
+    schedule = Schedule(
+        cron=require_cron(cron),
+        experiment=ensure_experiment(api, found),
+        pipeline_id=pipeline_id,
+        account=service_account,
+    )
+    set_schedule(api, submission, schedule, console)
+
+
+def _require_name(name: str) -> None:
+    if name not in NAMES:
+        raise ConfigError(f"{name!r} is no pipeline; known are {', '.join(NAMES)}")
+
+
+def _compiled(name: str, file: Path | None, image: str, max_rounds: int) -> Path:
+    """Return the file that was given, or compile the pipeline now."""
+    _require_name(name)
+    if file is not None:
+        return file
+    if name == "nightly":
+        return compile_nightly(BUILD_FOLDER, image)
+    return compile_training(BUILD_FOLDER, max_rounds, image)

@@ -1,0 +1,150 @@
+"""Where the tasks run: every container has limits, labels, a user, and what it is promised."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp import dsl
+
+from chexradinet import __version__
+from chexradinet.errors import ConfigError
+from pipelines.documents import executor_label, executors, platform_executors, tasks
+from pipelines.parameters import load_documents
+from pipelines.resources import STAGES, Placement, on_processor
+
+Container = tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]
+"""Stage, task, container and Kubernetes settings."""
+
+STORE_STAGES = {"ingest", "train", "publish", "plan", "score", "collect", "report-outcome"}
+ACCELERATOR_STAGES = {"train", "heatmap", "retrain", "evaluate", "score"}
+
+
+@pytest.fixture(scope="module")
+def containers(compiled_training: Path, compiled_nightly: Path) -> list[Container]:
+    """Return every task of both pipelines that runs a container."""
+    found = []
+    for path in (compiled_training, compiled_nightly):
+        document, platform = load_documents(path)
+        settings = platform_executors(platform)
+        for _, _, task in tasks(document):
+            label = executor_label(document, task)
+            if label:
+                container = executors(document)[label]["container"]
+                stage = container["args"][-1].replace("_", "-")
+                found.append((stage, task, container, settings[label]))
+    return found
+
+
+def test_every_stage_is_there_and_has_its_limits(containers: list[Container]) -> None:
+    assert {stage for stage, *_ in containers} == set(STAGES)
+
+
+def test_every_task_ends_in_time_and_is_tried_again_as_its_stage_says(
+    containers: list[Container],
+) -> None:
+    for stage, task, _, settings in containers:
+        assert settings["activeDeadlineSeconds"] == str(STAGES[stage].timeout_s)
+        assert task["retryPolicy"]["maxRetryCount"] == STAGES[stage].retries
+        assert STAGES[stage].retries == (1 if stage == "gate" else 2)
+
+
+def test_every_task_has_labels_for_its_cost(containers: list[Container]) -> None:
+    for stage, _, _, settings in containers:
+        assert settings["podMetadata"]["labels"] == {
+            "app.kubernetes.io/part-of": "chexradinet",
+            "app.kubernetes.io/name": STAGES[stage].pipeline,
+            "app.kubernetes.io/component": stage,
+            "app.kubernetes.io/version": __version__,
+        }
+
+
+def test_every_task_runs_as_the_image_s_user(containers: list[Container]) -> None:
+    for _, _, _, settings in containers:
+        assert settings["securityContext"] == {
+            "runAsUser": "65532",
+            "runAsGroup": "65532",
+            "runAsNonRoot": True,
+        }
+
+
+def test_image_and_memory_are_set_for_every_task(containers: list[Container]) -> None:
+    for _, _, container, _ in containers:
+        resources = container["resources"]
+        assert resources["resourceMemoryLimit"] == resources["resourceMemoryRequest"]
+        assert container["image"] == "{{$.inputs.parameters['pipelinechannel--worker_image']}}"
+
+
+@pytest.mark.parametrize(
+    ("stage", "parameter"),
+    [
+        ("ingest", "ingest_memory"),
+        ("train", "training_memory"),
+        ("retrain", "training_memory"),
+        ("evaluate", "training_memory"),
+        ("heatmap", "heatmap_memory"),
+        ("radiomics", "radiomics_memory"),
+        ("score", "scoring_memory"),
+    ],
+)
+def test_memory_of_the_large_stages_is_a_parameter_of_the_run(
+    containers: list[Container], stage: str, parameter: str
+) -> None:
+    limits = {
+        container["resources"]["resourceMemoryLimit"]
+        for name, _, container, _ in containers
+        if name == stage
+    }
+    assert limits == {f"{{{{$.inputs.parameters['pipelinechannel--{parameter}']}}}}"}
+
+
+def test_accelerators_and_their_nodes_are_parameters_of_exactly_the_stages_that_use_them(
+    containers: list[Container],
+) -> None:
+    for stage, _, container, settings in containers:
+        wants = stage in ACCELERATOR_STAGES
+        assert ("accelerator" in container["resources"]) == wants
+        assert ("nodeSelector" in settings) == wants
+        assert ("tolerations" in settings) == wants
+        if wants:
+            accelerator = container["resources"]["accelerator"]
+            assert "accelerator_type" in accelerator["resourceType"]
+            assert "accelerators" in accelerator["resourceCount"]
+
+
+def _environment(settings: dict[str, Any], kind: str) -> set[str]:
+    pairs = [pair for one in settings.get(kind, []) for pair in one["keyToEnv"]]
+    return {pair["envVar"] for pair in pairs}
+
+
+def test_credentials_go_only_to_the_stages_that_open_the_store(
+    containers: list[Container],
+) -> None:
+    for stage, _, _, settings in containers:
+        secrets = _environment(settings, "secretAsEnv")
+        addresses = _environment(settings, "configMapAsEnv")
+        given = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= secrets
+        assert given == ("AWS_ENDPOINT_URL" in addresses) == (stage in STORE_STAGES)
+
+
+def test_every_task_knows_where_to_push_its_telemetry(containers: list[Container]) -> None:
+    for _, _, _, settings in containers:
+        assert "PUSHGATEWAY_URL" in _environment(settings, "configMapAsEnv")
+
+
+def test_no_task_has_a_secret_s_value_or_a_volume(containers: list[Container]) -> None:
+    for _, _, container, settings in containers:
+        assert "env" not in container
+        assert not {"emptyDirMounts", "pvcMount", "secretAsVolume"} & set(settings)
+
+
+def test_a_stage_without_limits_is_not_compiled() -> None:
+    @dsl.component(  # type: ignore[untyped-decorator]
+        base_image="worker-python:1", install_kfp_package=False
+    )
+    def unheard_of() -> None: ...
+
+    with pytest.raises(ConfigError, match="stage 'unheard-of' has no limits; add it to STAGES"):
+
+        @dsl.pipeline(name="one")  # type: ignore[untyped-decorator]
+        def one(image: str = "worker-python:1") -> None:
+            on_processor(unheard_of(), Placement(image, "", {}, []), "1Gi")

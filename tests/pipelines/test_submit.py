@@ -1,0 +1,375 @@
+"""Submitting: what is checked before, what is created, how refusals read."""
+
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import kfp_server_api as kfp_api
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from chexradinet.errors import ChexRadiNetError
+from pipelines import remote
+from pipelines.__main__ import app
+from pipelines.api import connect, endpoint_from
+from pipelines.follow import follow
+from pipelines.resources import TRAINING
+from pipelines.submit import prepare
+
+if TYPE_CHECKING:
+    from tests.pipelines.conftest import FakeKubeflow
+else:
+    FakeKubeflow = Any
+
+GIVEN = ["source=s3://in", "models_uri=s3://models"]
+NO_GPU = "accelerator_count=0"
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep this machine's own Kubeflow, kubectl and waiting out of the tests."""
+    for name in ("KFP_HOST", "KFP_TOKEN", "KFP_NAMESPACE", "KFP_UI_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(remote, "console", Console(width=1000))
+    monkeypatch.setattr("pipelines.follow.time.sleep", lambda _: None)
+
+
+@pytest.fixture
+def command(kubeflow: FakeKubeflow, compiled_training: Path) -> list[str]:
+    """Return a submission that can go through."""
+    words = [f"--set={word}" for word in [*GIVEN, NO_GPU]]
+    return ["submit", "training", *words, "--host", kubeflow.host, "--file", str(compiled_training)]
+
+
+def _run(command: list[str]) -> Result:
+    return CliRunner().invoke(app, command)
+
+
+def _refused(command: list[str], error: str) -> None:
+    result = _run(command)
+    assert isinstance(result.exception, ChexRadiNetError), result.output
+    assert re.search(error, str(result.exception)), str(result.exception)
+
+
+def _kubectl(folder: Path, script: str) -> None:
+    shim = folder / "bin" / "kubectl"
+    shim.parent.mkdir(exist_ok=True)
+    shim.write_text(f"#!/bin/sh\n{script}\n")
+    shim.chmod(0o755)
+
+
+def test_a_first_submission_creates_pipeline_version_experiment_and_run(
+    kubeflow: FakeKubeflow, command: list[str]
+) -> None:
+    result = _run(command)
+    assert result.exit_code == 0, result.output
+    assert kubeflow.writes == [
+        "POST pipelines",
+        "POST pipelines/upload_version",
+        "POST experiments",
+        "POST runs",
+    ]
+    (run,) = kubeflow.runs
+    assert run.pipeline_version_reference.pipeline_id == "pipeline-0"
+    assert run.pipeline_version_reference.pipeline_version_id == "version-0"
+    assert run.experiment_id == "experiment-0"
+    assert run.runtime_config.parameters == {
+        "source": "s3://in",
+        "models_uri": "s3://models",
+        "accelerator_count": 0,
+    }
+    assert f"{kubeflow.host}/#/runs/details/run-0" in result.output
+    assert "succeeded" in result.output
+
+
+def test_what_is_uploaded_is_the_compiled_file(
+    kubeflow: FakeKubeflow, command: list[str], compiled_training: Path
+) -> None:
+    _run([*command, "--no-wait"])
+    assert compiled_training.read_bytes() in kubeflow.uploaded[0]
+
+
+def test_the_same_content_is_not_uploaded_twice(kubeflow: FakeKubeflow, command: list[str]) -> None:
+    _run([*command, "--no-wait"])
+    kubeflow.requests.clear()
+    result = _run([*command, "--no-wait"])
+    assert kubeflow.writes == ["POST runs"]
+    assert kubeflow.runs[1].pipeline_version_reference.pipeline_version_id == "version-0"
+    assert "unchanged" in result.output
+
+
+def test_comments_and_order_in_the_file_make_no_new_version(
+    kubeflow: FakeKubeflow, command: list[str], compiled_training: Path, tmp_path: Path
+) -> None:
+    _run([*command, "--no-wait"])
+    changed = tmp_path / "training.yaml"
+    changed.write_text("# another comment\n" + compiled_training.read_text())
+    _run([*command[:-1], str(changed), "--no-wait"])
+    assert len(kubeflow.versions) == 1
+
+
+def test_changed_content_makes_a_new_version_and_going_back_another(
+    kubeflow: FakeKubeflow, command: list[str], compiled_training: Path, tmp_path: Path
+) -> None:
+    changed = tmp_path / "training.yaml"
+    text = compiled_training.read_text()
+    changed.write_text(text.replace("defaultValue: resnet50", "defaultValue: resnet34"))
+    for path in (compiled_training, changed, compiled_training):
+        assert _run([*command[:-1], str(path), "--no-wait"]).exit_code == 0
+    names = [one.name for one in kubeflow.versions]
+    assert len(set(names)) == 3
+    assert names[2] == f"{names[0]}-2"
+    assert all(re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name) for name in names)
+    assert kubeflow.runs[2].pipeline_version_reference.pipeline_version_id == "version-2"
+
+
+def test_a_version_name_that_is_taken_by_other_content_is_refused(
+    kubeflow: FakeKubeflow, command: list[str], compiled_training: Path, tmp_path: Path
+) -> None:
+    _run([*command, "--no-wait", "--version-name", "release"])
+    assert kubeflow.versions[0].name == "release"
+    changed = tmp_path / "training.yaml"
+    changed.write_text(compiled_training.read_text().replace("resnet50", "resnet34"))
+    kubeflow.requests.clear()
+    _refused([*command[:-1], str(changed), "--version-name", "release"], "exists with other cont")
+    assert kubeflow.writes == []
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--set=rounds"], r"--set 'rounds' is malformed; it must read name=value"),
+        (["--set=round=2"], r"unknown parameter 'round'; did you mean 'rounds'"),
+        (["--set=rounds=two"], r"rounds is 'two'; it must be a whole number"),
+        (["--set=worker_image=registry:5000/worker"], r"has no tag and no digest"),
+        (["--set=worker_image="], r"image '' has no tag"),
+        (["--set=training_memory=16 GB"], r"training_memory is '16 GB'; it must be a Kubernetes"),
+        (["--set=accelerator_count=-1"], r"accelerator_count is -1; it must be at least 0"),
+    ],
+)
+def test_a_bad_setting_is_refused_before_the_server_is_asked(
+    kubeflow: FakeKubeflow, command: list[str], words: list[str], error: str
+) -> None:
+    _refused([*command, *words], error)
+    assert kubeflow.requests == []
+
+
+def test_a_file_of_another_version_is_refused_before_the_server_is_asked(
+    kubeflow: FakeKubeflow, command: list[str], compiled_training: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "training.yaml"
+    old.write_text(re.sub(r"Version \d[^\s]*\.", "Version 0.0.1.", compiled_training.read_text()))
+    _refused([*command[:-1], str(old)], r"compiled by version 0\.0\.1")
+    assert kubeflow.requests == []
+
+
+def test_a_file_of_another_pipeline_is_refused(command: list[str], compiled_nightly: Path) -> None:
+    _refused([*command[:-1], str(compiled_nightly)], "must be of chexradinet-training")
+
+
+def test_an_unknown_pipeline_name_and_a_missing_host_are_refused(command: list[str]) -> None:
+    _refused(["submit", "weekly"], "'weekly' is no pipeline; known are training, nightly")
+    without_host = [word for word in command if not word.startswith(("--host", "http"))]
+    _refused(without_host, "no Kubeflow host is given; add --host or set KFP_HOST")
+    _refused([*command, "--host", "ml-pipeline:8888"], "must begin with http")
+
+
+def test_a_wrong_host_is_named(command: list[str]) -> None:
+    _refused([*command, "--host", "http://127.0.0.1:1"], r"127\.0\.0\.1:1 cannot be reached")
+
+
+def test_a_login_page_is_not_taken_for_the_api(kubeflow: FakeKubeflow, command: list[str]) -> None:
+    kubeflow.content_type = "text/html"
+    _refused(command, "answers text/html, not JSON: it is a login page")
+    assert kubeflow.writes == []
+
+
+def test_an_expired_token_is_refused_and_never_shown(
+    kubeflow: FakeKubeflow, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubeflow.bearer = "fresh"
+    monkeypatch.setenv("KFP_TOKEN", "stale-secret")
+    _refused(command, "HTTP 401, .*the token is missing or expired: set KFP_TOKEN")
+    assert "stale-secret" not in _run(command).output
+    assert "stale-secret" not in repr(endpoint_from({"KFP_TOKEN": "stale-secret"}, kubeflow.host))
+    monkeypatch.setenv("KFP_TOKEN", "fresh")
+    assert _run(command).exit_code == 0
+
+
+def test_a_projected_token_is_read_again_when_it_was_renewed(
+    kubeflow: FakeKubeflow, tmp_path: Path
+) -> None:
+    path = tmp_path / "token"
+    path.write_text("first\n")
+    environment = {"KF_PIPELINES_SA_TOKEN_PATH": str(path)}
+    kubeflow.bearer = "first"
+    api = connect(endpoint_from(environment, kubeflow.host))
+    kubeflow.bearer = "second"
+    path.write_text("second\n")
+    api.pipelines.pipeline_service_list_pipeline_versions("any", sort_by="created_at desc")
+
+
+def test_an_unknown_experiment_is_refused_before_anything_is_created(
+    kubeflow: FakeKubeflow, command: list[str]
+) -> None:
+    _refused([*command, "--experiment", "mine"], "no experiment is called 'mine'")
+    assert kubeflow.writes == []
+    kubeflow.experiments.append(kfp_api.V2beta1Experiment(experiment_id="e", display_name="mine"))
+    assert _run([*command, "--experiment", "mine"]).exit_code == 0
+    assert kubeflow.runs[0].experiment_id == "e"
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "error"),
+    [
+        (403, "exceeded quota: chexradinet", "a quota is used up"),
+        (429, "too many requests", "a quota is used up"),
+        (403, "user is not authorized", "the account may not do this: check --namespace"),
+        (400, "invalid input", "did not accept the request"),
+        (500, "database is gone", "the API server failed"),
+    ],
+)
+def test_a_refused_run_says_why(
+    kubeflow: FakeKubeflow, command: list[str], status: int, message: str, error: str
+) -> None:
+    kubeflow.refuse["POST runs"] = (status, message)
+    _refused(command, f"starting the run: HTTP {status}, {message}.*{error}")
+
+
+def test_a_cluster_without_accelerators_is_known_before_the_server_is_asked(
+    kubeflow: FakeKubeflow, command: list[str], tmp_path: Path
+) -> None:
+    _kubectl(tmp_path, """echo '{"items": [{"status": {"allocatable": {"cpu": "4"}}}]}'""")
+    asks = [*command, "--set=accelerator_count=1"]
+    _refused(asks, r"1 x nvidia.com/gpu a step is asked for, but of 1 nodes the best offers 0")
+    assert kubeflow.requests == []
+    assert _run([*asks, "--no-check-cluster"]).exit_code == 0
+
+
+def test_accelerators_count_only_on_nodes_that_the_selector_takes(
+    command: list[str], tmp_path: Path
+) -> None:
+    nodes = (
+        '{"items": [{"metadata": {"labels": {"pool": "b"}},'
+        ' "status": {"allocatable": {"nvidia.com/gpu": "2"}}}]}'
+    )
+    _kubectl(tmp_path, f"echo '{nodes}'")
+    asks = [*command, "--set=accelerator_count=2"]
+    assert _run([*asks, '--set=node_selector={"pool": "b"}']).exit_code == 0
+    _refused([*asks, '--set=node_selector={"pool": "a"}'], "offers 0")
+    _refused([*asks, "--set=accelerator_count=3"], "offers 2")
+
+
+@pytest.mark.parametrize(
+    ("script", "note"),
+    [
+        (None, "kubectl is not installed"),
+        ("echo 'connection refused' >&2; exit 1", "kubectl says 'connection refused'"),
+        ("echo hello", "kubectl printed no JSON"),
+    ],
+)
+def test_a_cluster_that_cannot_be_asked_is_noted_and_does_not_stop_the_run(
+    command: list[str], tmp_path: Path, script: str | None, note: str
+) -> None:
+    if script is not None:
+        _kubectl(tmp_path, script)
+    result = _run([*command, "--set=accelerator_count=1"])
+    assert result.exit_code == 0
+    assert f"cannot tell whether the cluster has 1 x nvidia.com/gpu: {note}" in result.output
+
+
+def _task(name: str, state: str, seconds: int = 0) -> kfp_api.V2beta1PipelineTaskDetail:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    return kfp_api.V2beta1PipelineTaskDetail(
+        task_id=name,
+        display_name=name,
+        state=state,
+        start_time=start,
+        end_time=start + timedelta(seconds=seconds),
+        error=kfp_api.GoogleRpcStatus(message="out of memory") if state == "FAILED" else None,
+    )
+
+
+def test_the_end_of_each_task_is_shown_once_and_drivers_are_not(
+    kubeflow: FakeKubeflow, command: list[str]
+) -> None:
+    kubeflow.tasks = [_task("ingest", "SUCCEEDED", 75), _task("ingest-driver", "SUCCEEDED")]
+    result = _run(command)
+    assert re.findall(r"done +ingest +75 s", result.output) == [
+        line.strip() for line in result.output.splitlines() if "ingest" in line
+    ]
+
+
+def test_a_failed_run_ends_with_an_error_that_names_the_task(
+    kubeflow: FakeKubeflow, command: list[str]
+) -> None:
+    kubeflow.states = ["RUNNING", "FAILED"]
+    kubeflow.tasks = [_task("train", "FAILED")]
+    _refused(command, r"ended as FAILED \(train: out of memory\); http.*/runs/details/run-0")
+
+
+def test_a_cancelled_run_is_no_success(kubeflow: FakeKubeflow, command: list[str]) -> None:
+    kubeflow.states = ["CANCELED"]
+    _refused(command, "ended as CANCELED")
+
+
+def test_following_outlives_a_server_that_is_away_for_a_while(
+    kubeflow: FakeKubeflow, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run([*command, "--no-wait"])
+    api = connect(endpoint_from({}, kubeflow.host))
+    kubeflow.refuse["GET runs/run-0"] = (503, "starting")
+    looks: list[float] = []
+
+    def wait(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 5:
+            del kubeflow.refuse["GET runs/run-0"]
+
+    monkeypatch.setattr("pipelines.follow.time.sleep", wait)
+    follow(api, "run-0", Console(quiet=True))
+    assert len(looks) > 5
+
+
+def test_following_gives_up_when_the_server_stays_away(
+    kubeflow: FakeKubeflow, command: list[str]
+) -> None:
+    kubeflow.refuse["GET runs/run-0"] = (503, "starting")
+    _refused(command, "the API server failed")
+    assert kubeflow.requests.count("GET runs/run-0") == 10
+
+
+def test_ctrl_c_leaves_the_run_going_and_says_where_it_is(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(remote, "follow", interrupted)
+    result = _run(command)
+    assert result.exit_code == 130
+    assert "the run goes on: http" in result.output
+
+
+def test_the_commands_exit_with_1_and_one_line_where_they_fail() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", "submit", "weekly"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("error: 'weekly' is no pipeline")
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_prepare_keeps_only_what_was_set(compiled_training: Path) -> None:
+    ready = prepare(compiled_training, TRAINING, [*GIVEN, NO_GPU], Console(quiet=True))
+    assert dict(ready.settings) == {
+        "source": "s3://in",
+        "models_uri": "s3://models",
+        "accelerator_count": 0,
+    }
+    assert ready.value("rounds") == 2
