@@ -37,7 +37,7 @@ class _Watcher:
     """Turns the runner's output into one line a stage."""
 
     console: Console
-    started: dict[str, float] = field(default_factory=dict)
+    started: dict[str, list[float]] = field(default_factory=dict)
     recent: list[str] = field(default_factory=list)
     cause: str = ""
     faults: list[str] = field(default_factory=list)
@@ -52,14 +52,17 @@ class _Watcher:
         if _SILENT_SKIP in line:
             self.faults.append(line)
         if found := _STARTED.search(line):
-            self.started[found[1]] = time.monotonic()
+            self.started.setdefault(found[1], []).append(time.monotonic())
         elif found := _ENDED.search(line):
             self._ended(found[1], found[2])
         elif found := _STAGE_LOG.search(line):
             self._said(found[1], found[2])
 
     def _ended(self, task: str, status: str) -> None:
-        seconds = time.monotonic() - self.started.pop(task, time.monotonic())
+        now = time.monotonic()
+        # Shards of one loop share a name; the first to start is taken for the first to end.
+        begun = self.started.get(task) or [now]
+        seconds = now - begun.pop(0)
         if status != "SUCCESS" or not task.startswith(_QUIET_STEPS):
             mark = "done  " if status == "SUCCESS" else "FAILED"
             self.console.print(f"  {mark} {task:<18} {seconds:6.1f} s", highlight=False)
