@@ -167,7 +167,6 @@ def guided_round(
             batch_size=batch_size,
             learning_rate=learning_rate,
             seed=seed,
-            region_threshold=region_threshold,
             min_improvement=min_improvement,
             accelerator_type=accelerator_type,
             accelerators=opened.outputs[count],
@@ -180,7 +179,7 @@ def guided_round(
     guided = arm(model, guidance, False, "active", "accelerators")
     plain = arm(control, "none", False, "arms_active", "arm_accelerators")
     shuffled = arm(permuted, guidance, True, "arms_active", "arm_accelerators")
-    return RoundOutputs(  # type: ignore[return-value]
+    return RoundOutputs(
         go_on=guided.outputs["Output"],
         model=guided.outputs["model"],
         control=plain.outputs["model"],

@@ -111,7 +111,7 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             rounds: Guided rounds to run at most; the pipeline was compiled for a largest number.
             round_epochs: Passes over the training images in each guided round.
             round_learning_rate: Peak learning rate of the guided rounds.
-            min_improvement: Rise of the selection value without which no further round starts.
+            min_improvement: Rise of the validation mean AUROC without which no further round starts.
             guidance: sharpen+contrastive, sharpen, contrastive or none.
             sharpen_weight: Weight of the entropy of the labelled findings' maps.
             contrastive_weight: Weight of the image-radiomics contrast.
@@ -173,7 +173,6 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             batch_size=batch_size,
             learning_rate=learning_rate,
             seed=seed,
-            region_threshold=region_threshold,
             accelerator_type=accelerator_type,
             accelerators=accelerators,
             dataset=dataset,
@@ -238,7 +237,7 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
         )
         with_store(on_processor(published, placement, "8Gi"))
         published.set_caching_options(enable_caching=False)
-        return published.outputs["Output"]
+        return published.outputs["Output"]  # type: ignore[no-any-return]
 
     described = dsl.pipeline(
         name=PIPELINE_NAME,

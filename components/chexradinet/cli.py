@@ -116,7 +116,6 @@ def train(
     learning_rate: LearningRate = 2e-3,
     seed: Seed = 0,
     num_threads: Threads = 0,
-    region_threshold: Threshold = 0.6,
 ) -> None:
     """Train round 0 on image labels alone."""
     from chexradinet.flows.train import train as run
@@ -129,9 +128,8 @@ def train(
         num_threads=num_threads,
     )
     network = NetworkConfig(backbone=backbone, map_stride=map_stride)
-    regions = RegionConfig(threshold=region_threshold)
     with _bar("train", "steps") as progress:
-        info = run(dataset, out, network, config, regions, initial_weights, progress)
+        info = run(dataset, out, network, config, initial_weights, progress)
     _say_validation(info.metrics["validation"])
 
 
@@ -177,7 +175,6 @@ def retrain(
     learning_rate: LearningRate = 1e-3,
     seed: Seed = 0,
     num_threads: Threads = 0,
-    region_threshold: Threshold = 0.6,
 ) -> None:
     """Train one guided round."""
     from chexradinet.flows.retrain import retrain as run
@@ -204,7 +201,6 @@ def retrain(
             round_number=round_number,
             guidance=recipe,
             config=config,
-            region_config=RegionConfig(threshold=region_threshold),
             progress=progress,
         )
     _say_validation(outcome.info.metrics["validation"])

@@ -83,7 +83,7 @@ def test_more_rounds_than_compiled_run_as_many_as_there_are_and_publish_the_best
     metrics = run.metrics
     assert [entry["round"] for entry in metrics["rounds"]] == [0, 1, 2]
     assert set(metrics["arms"]) == {"control", "permuted"}
-    selections = [entry["validation"]["selection"] for entry in metrics["rounds"]]
+    selections = [entry["validation"]["mean_auroc"] for entry in metrics["rounds"]]
     assert metrics["best_round"] == selections.index(max(selections))
     pointer = json.loads((tmp_path / "models" / "champion.json").read_text())
     assert pointer["digest"] == metrics["bundle_digest"] == next(iter(run.outputs.values()))

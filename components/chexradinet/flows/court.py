@@ -26,7 +26,7 @@ from chexradinet.results.comparison import localization_intervals
 from chexradinet.results.metrics import protocol_text
 from chexradinet.results.reliability import calibration_metrics, performance_at_threshold
 
-SELECTION_RULE = "round chosen by validation AUROC plus a tenth of region faithfulness"
+SELECTION_RULE = "round chosen by mean AUROC on the validation split"
 
 _MAX_ROC_POINTS = 100
 

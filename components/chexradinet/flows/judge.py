@@ -40,7 +40,7 @@ class Judged:
             guidance=self.info.guidance,
             classification={
                 **self.classification,
-                "validation": _validation_summary(self.info),
+                "validation": {"mean_auroc": self.info.metrics["validation"]["mean_auroc"]},
             },
             localization=self.localization.metrics,
         )
@@ -109,8 +109,3 @@ def maps_of(
         side = data.info.preprocessing.image_side // network.config.map_stride
         return np.zeros((0, side, side), dtype=np.float32)
     return maps[position, columns]
-
-
-def _validation_summary(info: BundleInfo) -> dict[str, Any]:
-    metrics = info.metrics["validation"]
-    return {name: metrics[name] for name in ("mean_auroc", "faithfulness", "selection")}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chexradinet.config import GuidanceConfig, GuidanceRecipe, RegionConfig, TrainConfig, digest_of
+from chexradinet.config import GuidanceConfig, GuidanceRecipe, TrainConfig, digest_of
 from chexradinet.dataset.format import Dataset, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
 from chexradinet.flows.interruption import safeguard
@@ -39,7 +39,7 @@ class RoundOutcome:
     info: BundleInfo
     """Description of the bundle that was written."""
     improved: bool
-    """Whether the selection value beat every earlier round's by more than the margin."""
+    """Whether the validation mean AUROC beat every earlier round's by more than the margin."""
 
 
 def retrain(
@@ -51,7 +51,6 @@ def retrain(
     round_number: int,
     guidance: GuidanceConfig,
     config: TrainConfig,
-    region_config: RegionConfig,
     min_improvement: float = 0.0,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> RoundOutcome:
@@ -65,8 +64,7 @@ def retrain(
         round_number: From 1.
         guidance: What is added to the classification loss.
         config: How to train; equal seeds give every arm the same images in the same order.
-        region_config: How validation turns a map into a region.
-        min_improvement: By how much the selection value must rise to count as better.
+        min_improvement: By how much the validation mean AUROC must rise to count as better.
         progress: Called with the step, the number of steps and the loss.
 
     Raises:
@@ -100,8 +98,8 @@ def retrain(
             should_save=guard.should_save,
         )
         guard.trained()
-        validation = validate(loaded.network, data, region_config)
-        info = _describe(loaded, round_number, guidance, validation.metrics, normalisation, seeded)
+        validation = validate(loaded.network, data)
+        info = _describe(loaded, round_number, guidance, validation, normalisation, seeded)
         info.metrics["epochs"] = history
         info.metrics["num_guiding_regions"] = 0 if regions is None else len(regions.image_row)
         save_bundle(target, info, loaded.network, loaded.heads, model_card(info))
@@ -165,7 +163,7 @@ def _describe(
 
 def _improved(info: BundleInfo, min_improvement: float) -> bool:
     """Compare the last round of the history with the best before it; undefined never improves."""
-    values = [entry["selection"] for entry in info.metrics["history"]]
+    values = [entry["mean_auroc"] for entry in info.metrics["history"]]
     earlier = [value for value in values[:-1] if value is not None]
     if values[-1] is None:
         return False

@@ -10,7 +10,6 @@ from chexradinet.config import (
     GuidanceConfig,
     GuidanceRecipe,
     NetworkConfig,
-    RegionConfig,
     TrainConfig,
     digest_of,
 )
@@ -33,7 +32,6 @@ def train(
     target: Path,
     network: NetworkConfig,
     config: TrainConfig,
-    regions: RegionConfig,
     initial_weights: str = "",
     progress: Progress | None = None,
 ) -> BundleInfo:
@@ -44,7 +42,6 @@ def train(
         target: Bundle directory to make.
         network: Shape of the classifier.
         config: How to train it.
-        regions: How validation turns a map into a region.
         initial_weights: Path or URI of a torchvision state dict of the same depth; empty starts
             at random.
         progress: Called after each step.
@@ -71,7 +68,7 @@ def train(
             should_save=guard.should_save,
         )
         guard.trained()
-        validation = validate(classifier, data, regions)
+        validation = validate(classifier, data)
         info = BundleInfo(
             network=network,
             findings=data.info.findings,
@@ -81,8 +78,8 @@ def train(
             guidance=guidance.arm,
             training_data_digest=data.digest,
             metrics={
-                "validation": validation.metrics,
-                "history": [round_summary(0, guidance.arm, validation.metrics)],
+                "validation": validation,
+                "history": [round_summary(0, guidance.arm, validation)],
                 "epochs": history,
             },
             settings={"train": asdict(config)},
@@ -106,13 +103,11 @@ def training_data(data: Dataset) -> TrainingData:
 
 def headline(info: BundleInfo) -> dict[str, float]:
     """Return the defined figures that the Kubeflow page of a round shows; all finite."""
-    metrics = info.metrics["validation"]
-    names = ("mean_auroc", "faithfulness", "selection")
-    shown = {f"validation_{name}": metrics[name] for name in names if metrics[name] is not None}
+    mean_auroc = info.metrics["validation"]["mean_auroc"]
+    shown = {} if mean_auroc is None else {"validation_mean_auroc": float(mean_auroc)}
     return {"round": float(info.round), **shown}
 
 
 def round_summary(round_number: int, arm: str, metrics: dict[str, Any]) -> dict[str, Any]:
     """Return what a bundle's history says of one round."""
-    judged = {name: metrics[name] for name in ("mean_auroc", "faithfulness", "selection")}
-    return {"round": round_number, "guidance": arm, **judged}
+    return {"round": round_number, "guidance": arm, "mean_auroc": metrics["mean_auroc"]}

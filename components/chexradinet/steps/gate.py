@@ -30,7 +30,7 @@ def gate(
     """
     active = bool(go_on) and round_number <= rounds
     arms_active = active and bool(compare_arms)
-    return (  # type: ignore[return-value]
+    return (
         active,
         list(range(int(num_shards))) if active else [0],
         str(int(accelerator_count) if active else 0),

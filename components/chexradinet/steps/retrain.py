@@ -17,7 +17,6 @@ def retrain(
     batch_size: int,
     learning_rate: float,
     seed: int,
-    region_threshold: float,
     min_improvement: float,
     accelerator_type: str,
     accelerators: str,
@@ -36,7 +35,6 @@ def retrain(
     from chexradinet.config import (
         GuidanceConfig,
         GuidanceRecipe,
-        RegionConfig,
         TrainConfig,
         choice,
     )
@@ -64,7 +62,6 @@ def retrain(
         config=TrainConfig(
             epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed
         ),
-        region_config=RegionConfig(threshold=region_threshold),
         min_improvement=min_improvement,
     )
     for name, value in headline(outcome.info).items():

@@ -14,7 +14,6 @@ def train(
     batch_size: int,
     learning_rate: float,
     seed: int,
-    region_threshold: float,
     accelerator_type: str,
     accelerators: str,
     dataset: dsl.Input[dsl.Dataset],
@@ -24,7 +23,7 @@ def train(
     """Train round 0 on image labels alone."""
     from pathlib import Path
 
-    from chexradinet.config import Backbone, NetworkConfig, RegionConfig, TrainConfig, choice
+    from chexradinet.config import Backbone, NetworkConfig, TrainConfig, choice
     from chexradinet.flows.device import check_accelerator
     from chexradinet.flows.train import headline, train
 
@@ -34,7 +33,6 @@ def train(
         Path(model.path),
         NetworkConfig(backbone=choice(Backbone, "backbone", backbone), map_stride=map_stride),
         TrainConfig(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed),
-        RegionConfig(threshold=region_threshold),
         initial_weights=initial_weights,
     )
     for name, value in headline(info).items():

@@ -11,7 +11,6 @@ from chexradinet.config import (
     IngestConfig,
     NetworkConfig,
     PreprocessingConfig,
-    RegionConfig,
     TrainConfig,
 )
 from chexradinet.dataset.phantom import write_phantom
@@ -45,5 +44,5 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> Path:
     """Return a bundle of round 0, trained for one epoch on the tiny data set."""
     target = tmp_path_factory.mktemp("model") / "round-0"
-    train(tiny_dataset, target, TINY_NETWORK, TINY_TRAINING, RegionConfig())
+    train(tiny_dataset, target, TINY_NETWORK, TINY_TRAINING)
     return target

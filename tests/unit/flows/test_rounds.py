@@ -53,13 +53,16 @@ def features(tmp_path_factory: pytest.TempPathFactory, regions: Path, tiny_datas
 
 
 def _retrain(
-    model: Path, dataset: Path, features: Path, target: Path, **changes: Any  # noqa: ANN401
+    model: Path,
+    dataset: Path,
+    features: Path,
+    target: Path,
+    **changes: Any,  # noqa: ANN401
 ) -> RoundOutcome:
     settings: dict[str, Any] = {
         "round_number": 1,
         "guidance": GuidanceConfig(),
         "config": TRAINING,
-        "region_config": RegionConfig(),
     }
     return retrain(model, dataset, features, target, **{**settings, **changes})
 
@@ -68,7 +71,7 @@ def test_training_twice_gives_the_same_model(
     tiny_model: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     again = TrainConfig(epochs=1, batch_size=16, learning_rate=2e-3, seed=5, num_threads=1)
-    train(tiny_dataset, tmp_path / "again", NETWORK, again, RegionConfig())
+    train(tiny_dataset, tmp_path / "again", NETWORK, again)
     assert read_bundle_info(tmp_path / "again")[1] == read_bundle_info(tiny_model)[1]
 
 
@@ -92,7 +95,6 @@ def test_initial_weights_of_another_depth_are_refused(tiny_dataset: Path, tmp_pa
             tmp_path / "model",
             NetworkConfig(backbone=Backbone.RESNET18),
             TRAINING,
-            RegionConfig(),
             str(wrong),
         )
     assert not (tmp_path / "model").exists()
@@ -162,7 +164,7 @@ def test_a_guided_round_goes_on_from_the_round_before(
     assert info.radiomics_normalisation is not None
     assert [entry["round"] for entry in info.metrics["history"]] == [0, 1]
     assert {"entropy", "contrastive"} <= set(info.metrics["epochs"][0])
-    selections = [entry["selection"] for entry in info.metrics["history"]]
+    selections = [entry["mean_auroc"] for entry in info.metrics["history"]]
     assert outcome.improved == (selections[1] > selections[0])
 
 
