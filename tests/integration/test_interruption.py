@@ -1,0 +1,155 @@
+"""A training process that is evicted: SIGTERM in the middle of an epoch, and the retry after it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from chexradinet.config import IngestConfig, PreprocessingConfig, SourceFormat
+from chexradinet.dataset.phantom import write_phantom
+from chexradinet.flows.ingest import ingest
+
+GRACE_PERIOD_S = 30
+"""What Kubernetes gives a pod between SIGTERM and SIGKILL unless told otherwise."""
+
+TRAIN = """
+import sys
+from pathlib import Path
+from chexradinet.config import Backbone, NetworkConfig, TrainConfig
+from chexradinet.flows.train import train
+train(
+    Path(sys.argv[1]),
+    Path(sys.argv[2]),
+    NetworkConfig(backbone=Backbone("resnet18-narrow"), map_stride=8),
+    TrainConfig(epochs=3, batch_size=2, num_threads=1),
+    progress=lambda done, total, loss: print(done, total, flush=True),
+)
+"""
+
+RETRAIN = """
+import sys
+from pathlib import Path
+from chexradinet.config import GuidanceConfig, GuidanceRecipe, TrainConfig
+from chexradinet.flows.retrain import retrain
+retrain(
+    Path(sys.argv[3]),
+    Path(sys.argv[1]),
+    Path("not read where the recipe does not contrast"),
+    Path(sys.argv[2]),
+    round_number=1,
+    guidance=GuidanceConfig(recipe=GuidanceRecipe.SHARPEN),
+    config=TrainConfig(epochs=3, batch_size=2, num_threads=1),
+    progress=lambda done, total, loss: print(done, total, flush=True),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small data set."""
+    folder = tmp_path_factory.mktemp("data")
+    write_phantom(folder / "source", 70, 64, seed=0)
+    config = IngestConfig(format=SourceFormat.CSV, preprocessing=PreprocessingConfig(image_side=64))
+    ingest(str(folder / "source"), folder / "dataset", config)
+    return folder / "dataset"
+
+
+@pytest.fixture(scope="module")
+def round_0(dataset: Path) -> Path:
+    """Return the bundle of an uninterrupted round 0."""
+    target = dataset.parent / "round-0"
+    with _started(TRAIN, dataset, target) as process:
+        _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return target
+
+
+def _started(program: str, *arguments: Path, state: Path | None = None) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["CHEXRADINET_CHECKPOINT_URI"] = "" if state is None else str(state)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def _evicted_at(step: int, process: subprocess.Popen[str], number: int) -> tuple[float, str]:
+    """Send a signal once a step is done; return the seconds until the end, and what was said."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line.split()[0]) == step:
+            break
+    process.send_signal(number)
+    started = time.monotonic()
+    _, error = process.communicate(timeout=2 * GRACE_PERIOD_S)
+    return time.monotonic() - started, error
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_evicted_training_goes_on_and_ends_with_the_same_weights(
+    dataset: Path, round_0: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    state, target = tmp_path / "state", tmp_path / "model"
+    with _started(TRAIN, dataset, target, state=state) as process:
+        seconds, error = _evicted_at(5, process, number)
+    assert process.returncode != 0
+    assert seconds < GRACE_PERIOD_S
+    assert not target.exists()
+    (kept,) = state.glob("*/step-*")
+    assert f"Interrupted: {number.name} ended the training; {kept.name} is kept in" in error
+    kept_step = int(kept.name.removeprefix("step-"))
+
+    with _started(TRAIN, dataset, target, state=state) as process:
+        output, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    first, total = map(int, output.split("\n")[0].split())
+    assert 5 <= kept_step < total // 3, "it was not stopped within the first epoch"
+    assert first == kept_step + 1
+    weights = [bundle / "weights.safetensors" for bundle in (target, round_0)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert not list(state.rglob("*.*")), "the state of a finished training is left behind"
+
+
+def test_killed_without_notice_loses_an_epoch_at_most(
+    dataset: Path, round_0: Path, tmp_path: Path
+) -> None:
+    state, target = tmp_path / "state", tmp_path / "model"
+    with _started(TRAIN, dataset, target, state=state) as process:
+        assert process.stdout is not None
+        first, total = map(int, process.stdout.readline().split())
+        step = first
+        while step <= total // 3 + 2:
+            step = int(process.stdout.readline().split()[0])
+        process.kill()
+    with _started(TRAIN, dataset, target, state=state) as process:
+        output, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert int(output.split()[0]) == total // 3 + 1
+    weights = [bundle / "weights.safetensors" for bundle in (target, round_0)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_evicted_guided_round_goes_on_and_ends_with_the_same_weights(
+    dataset: Path, round_0: Path, tmp_path: Path
+) -> None:
+    whole, target = tmp_path / "whole", tmp_path / "model"
+    with _started(RETRAIN, dataset, whole, round_0) as process:
+        _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    with _started(RETRAIN, dataset, target, round_0, state=tmp_path / "state") as process:
+        seconds, _ = _evicted_at(5, process, signal.SIGTERM)
+    assert process.returncode != 0
+    assert seconds < GRACE_PERIOD_S
+    with _started(RETRAIN, dataset, target, round_0, state=tmp_path / "state") as process:
+        output, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert int(output.split()[0]) > 5
+    weights = [bundle / "weights.safetensors" for bundle in (target, whole)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
