@@ -114,7 +114,7 @@ def schedule_command(
     submission = prepare(path, NAMES[name], settings or [], console, check_cluster)
     api = connect(endpoint)
     found = find_experiment(api, experiment)
-    pipeline_id = find_pipeline(api, submission.pipeline)
+    pipeline_id = find_pipeline(api, submission.pipeline, shared=True)
     if not pipeline_id:
         raise ConfigError(
             f"no pipeline is called {submission.pipeline!r} on {endpoint.host}; publish it with "

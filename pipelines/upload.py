@@ -15,20 +15,28 @@ from pipelines.submit import Submission
 _PAGE_SIZE = 100
 
 
-def find_pipeline(api: Api, name: str) -> str:
+def find_pipeline(api: Api, name: str, shared: bool = False) -> str:
     """Return the id of the published pipeline of this name; empty where there is none.
+
+    Args:
+        api: Of the server.
+        name: Of the pipeline.
+        shared: Whether one that all profiles share will do where the namespace has none.
 
     Raises:
         KubeflowError: the server refuses or cannot be reached.
     """
-    try:
-        with explained(api.endpoint, f"looking for the pipeline {name!r}"):
-            found = api.pipelines.pipeline_service_get_pipeline_by_name(
-                name, namespace=api.endpoint.namespace, _request_timeout=TIMEOUT_S
-            )
-    except KubeflowNotFoundError:
-        return ""
-    return str(found.pipeline_id)
+    namespace = api.endpoint.namespace
+    for place in (namespace, "") if shared and namespace else (namespace,):
+        try:
+            with explained(api.endpoint, f"looking for the pipeline {name!r}"):
+                found = api.pipelines.pipeline_service_get_pipeline_by_name(
+                    name, namespace=place, _request_timeout=TIMEOUT_S
+                )
+        except KubeflowNotFoundError:
+            continue
+        return str(found.pipeline_id)
+    return ""
 
 
 def versions(api: Api, pipeline_id: str) -> Iterator[Any]:

@@ -95,7 +95,13 @@ class FakeKubeflow:
     def _pipelines(self, method: str, rest: list[str], query: dict[str, str], body: bytes) -> Any:  # noqa: ANN401
         match [method, *rest]:
             case ["GET", "names", name]:
-                return next((one for one in self.pipelines if one.name == name), (404, "not found"))
+                place = query.get("namespace", "")
+                found = (
+                    one
+                    for one in self.pipelines
+                    if one.name == name and (one.namespace or "") == place
+                )
+                return next(found, (404, "not found"))
             case ["GET", pipeline_id, "versions"]:
                 return self._page_of_versions(pipeline_id, query)
             case ["POST", "upload_version"]:

@@ -148,6 +148,17 @@ def test_an_unpublished_pipeline_is_not_scheduled(
     assert kubeflow.writes == []
 
 
+def test_a_pipeline_that_all_profiles_share_is_scheduled_where_the_profile_has_none(
+    kubeflow: FakeKubeflow, command: list[str]
+) -> None:
+    _run([*command, "--namespace", "team-a"])
+    assert kubeflow.recurring[0].pipeline_version_reference.pipeline_id == "pipeline-0"
+    own = kfp_api.V2beta1Pipeline(pipeline_id="own", name="chexradinet-nightly", namespace="team-a")
+    kubeflow.pipelines.append(own)
+    _run([*command, "--namespace", "team-a"])
+    assert kubeflow.recurring[0].pipeline_version_reference.pipeline_id == "own"
+
+
 def test_it_is_said_when_another_version_than_this_one_will_run(
     kubeflow: FakeKubeflow, command: list[str]
 ) -> None:
