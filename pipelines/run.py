@@ -19,8 +19,8 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Executing task '([^']+)'")
 _ENDED = re.compile(r"Task '([^']+)' finished with status (\w+)")
 _STAGE_LOG = re.compile(r"\[KFP Executor [^]]*?(INFO|WARNING)\]: (.*)")
-_CAUSE = re.compile(r"\s*[\w.]*(Error|Interrupted)\b.*: ")
-"""Last line of a traceback: the exception and what it says."""
+_CAUSE = re.compile(r" {4}[\w.]*(Error|Interrupted): ")
+"""Last line of a stage's traceback; the runner indents what stages print by four."""
 _SILENT_SKIP = "Could not resolve"
 """kfp logs this where it skips a condition that it cannot evaluate, and then reports success."""
 

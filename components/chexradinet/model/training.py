@@ -171,8 +171,10 @@ def _prepared(modules: nn.ModuleDict, config: TrainConfig, steps: int) -> Traine
     optimizer = torch.optim.AdamW(
         modules.parameters(), config.learning_rate, weight_decay=config.weight_decay
     )
+    # The schedule divides by the length of its warm-up less one step, so that may not be 0.
+    warm_up = max(WARM_UP_FRACTION, 1.5 / steps) if steps > 1 else WARM_UP_FRACTION
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=steps, pct_start=WARM_UP_FRACTION
+        optimizer, config.learning_rate, total_steps=steps, pct_start=warm_up
     )
     return Trained(modules, optimizer, scheduler)
 

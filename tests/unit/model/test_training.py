@@ -77,6 +77,13 @@ def test_one_class_labels_and_one_image_train_without_failing() -> None:
     assert np.isfinite(history[0]["loss"])
 
 
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_any_number_of_steps_can_be_scheduled(steps: int) -> None:
+    network, heads = _parts()
+    config = TrainConfig(epochs=steps, batch_size=2, num_threads=1)
+    assert len(fit(network, heads, _squares(2), config, NONE)) == steps
+
+
 def test_no_region_at_all_leaves_the_other_terms() -> None:
     network, heads = _parts()
     history = fit(network, heads, _squares(), SETTINGS, GUIDED, regions=_regions(0))
