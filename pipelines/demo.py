@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from chexradinet.dataset.phantom import write_phantom
+from chexradinet.dataset.phantom_dicom import write_phantom_inbox
 from chexradinet.results.metrics import headline_rows, read_metrics
-from pipelines.compile import compile_training
+from pipelines.compile import compile_nightly, compile_training
 from pipelines.parameters import Value, load_compiled, parse_settings
 from pipelines.run import artifacts_of, run_locally
 
@@ -30,9 +31,14 @@ SETTINGS = (
 )
 """A network that trains in a minute on two cores; `min_improvement=-1` always runs both rounds."""
 
+INBOX_IMAGES = 40
+_FIRST_INBOX_SEED = 1_000_000
+NIGHTLY_SETTINGS = ("settle_s=0", "shard_size=20", "dicom_results=true")
+"""`settle_s=0`, because the inbox was written a moment ago."""
 
-def run_demo(folder: Path, seed: int, console: Console) -> Path:
-    """Generate X-rays, compile the training pipeline, run it; return the evaluation's folder.
+
+def run_demo(folder: Path, seed: int, console: Console) -> None:
+    """Train on generated X-rays with the compiled pipeline, then score an inbox with its champion.
 
     Args:
         folder: Where everything goes; a second run reuses the X-rays.
@@ -43,6 +49,17 @@ def run_demo(folder: Path, seed: int, console: Console) -> Path:
         LocalRunError: a stage failed.
     """
     started = time.monotonic()
+    run = time.strftime("%Y%m%d-%H%M%S")
+    evaluation = _train(folder, seed, run, console)
+    _score(folder, seed, run, console)
+    _show(evaluation, console)
+    console.print(f"report   {evaluation / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"models   {folder / 'models'}", highlight=False, soft_wrap=True)
+    console.print(f"nightly  {_latest_night(folder)}", highlight=False, soft_wrap=True)
+    console.print(f"{time.monotonic() - started:.0f} s in all", highlight=False)
+
+
+def _train(folder: Path, seed: int, run: str, console: Console) -> Path:
     source = folder / f"phantom-{seed}"
     if not (source / "labels.csv").exists():
         console.print(f"generating {NUM_IMAGES} phantom X-rays in {source}", highlight=False)
@@ -50,15 +67,33 @@ def run_demo(folder: Path, seed: int, console: Console) -> Path:
     compiled = compile_training(folder / "pipelines", ROUNDS)
     given = (f"source={source}", f"models_uri={folder / 'models'}", f"seed={seed}")
     arguments: dict[str, Value] = parse_settings(load_compiled(compiled), (*given, *SETTINGS))
-    run_folder = folder / f"training-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_folder = folder / f"training-{run}"
     console.print(f"running {compiled} with kfp's local runner", highlight=False)
     run_locally(compiled, arguments, run_folder, console)
-    evaluation = artifacts_of(run_folder, "evaluation")[-1]
-    _show(evaluation, console)
-    console.print(f"report  {evaluation / 'report.html'}", highlight=False, soft_wrap=True)
-    console.print(f"models  {folder / 'models'}", highlight=False, soft_wrap=True)
-    console.print(f"{time.monotonic() - started:.0f} s in all", highlight=False)
-    return evaluation
+    return artifacts_of(run_folder, "evaluation")[-1]
+
+
+def _score(folder: Path, seed: int, run: str, console: Console) -> None:
+    nights = len(list((folder / "inbox").glob("*")))
+    inbox = folder / "inbox" / run
+    console.print(f"generating {INBOX_IMAGES} new DICOM X-rays in {inbox}", highlight=False)
+    write_phantom_inbox(
+        inbox, INBOX_IMAGES, PHANTOM_SIDE_PX, _FIRST_INBOX_SEED + 1000 * seed + nights
+    )
+    (inbox / "truncated.dcm").write_bytes((inbox / "000000.dcm").read_bytes()[:20_000])
+    compiled = compile_nightly(folder / "pipelines")
+    given = (
+        f"inbox_uri={folder / 'inbox'}",
+        f"models_uri={folder / 'models'}",
+        f"results_uri={folder / 'results'}",
+    )
+    arguments = parse_settings(load_compiled(compiled), (*given, *NIGHTLY_SETTINGS))
+    console.print(f"running {compiled} with kfp's local runner", highlight=False)
+    run_locally(compiled, arguments, folder / f"nightly-{run}", console)
+
+
+def _latest_night(folder: Path) -> Path:
+    return max((folder / "results" / "scores").iterdir()) / "report.html"
 
 
 def _show(evaluation: Path, console: Console) -> None:
