@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,8 @@ def _put_worklist(
     ledger: Ledger, plan: Plan, scorer: Scorer, waiting: Sequence[WaitingImage], folder: Path
 ) -> None:
     config = scorer.settings.worklist
-    entries = worklist(waiting, plan.planned_at, config)
+    until = datetime.fromisoformat(plan.date).replace(tzinfo=UTC) + timedelta(days=1)
+    entries = worklist(waiting, until, config)
     _put_of_night(ledger, plan, "worklist.csv", worklist_csv(entries).encode())
     page = folder / "worklist.html"
     write_worklist_page(page, plan.date, entries, config)

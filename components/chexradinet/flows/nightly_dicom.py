@@ -49,7 +49,7 @@ def write_dicom(
         return 0
     try:
         content = planned_content(plan.inbox_uri, image)
-        files = _files(content, plan, case, scorer)
+        files = _files(content, image, case, scorer)
     except (StoreConflictError, StoreNotFoundError, RejectedImageError, DicomResultError) as error:
         _log.warning("no DICOM results of X-ray %s: %s", case.image_key[:12], type(error).__name__)
         return 0
@@ -65,7 +65,9 @@ def remove_dicom(ledger: Ledger, date: str, object_key: str) -> None:
         ledger.store.delete(info.key)
 
 
-def _files(content: bytes, plan: Plan, case: NightCase, scorer: Scorer) -> dict[str, bytes]:
+def _files(
+    content: bytes, image: PlannedImage, case: NightCase, scorer: Scorer
+) -> dict[str, bytes]:
     try:
         # Here, not above: scoring must also run where these are not installed.
         from chexradinet.dataset.dicom import read_radiograph
@@ -93,7 +95,7 @@ def _files(content: bytes, plan: Plan, case: NightCase, scorer: Scorer) -> dict[
                 round=scorer.bundle.info.round,
                 software_version=__version__,
             ),
-            content_at=plan.planned_at,
+            content_at=image.arrived,
             quality_notes=case.quality,
         ),
     )

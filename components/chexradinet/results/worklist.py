@@ -2,7 +2,7 @@
 
 A study's priority is the highest product, over its X-rays and findings, of the finding's urgency
 and its calibrated probability. A study that has waited so long that it would pass the cap before
-the next list is made goes before all others, the longest waiting first: in a published simulation,
+the next list is read goes before all others, the longest waiting first: in a published simulation,
 ordering by an algorithm alone cut the mean wait for a pneumothorax from 80 to 36 minutes and raised
 the longest from 890 to 1,293 (Baltruschat et al. 2021, European Radiology 31, PMC8128725).
 
@@ -45,14 +45,14 @@ DEFAULT_URGENCY: Mapping[str, float] = {
 
 COLUMNS = (
     "position", "study_uid", "reason", "priority", "top_finding", "top_probability",
-    "flagged_findings", "num_images", "arrived", "waited_h", "due", "notes",
+    "flagged_findings", "num_images", "arrived", "due", "notes",
 )  # fmt: skip
 """Columns of `worklist.csv`."""
 
 RULE = (
-    "Studies that would wait more than {max_wait_h:g} h before the next list, in {interval_h:g} h, "
-    "come first, the longest waiting at the top; then by the highest urgency of a finding times "
-    "its calibrated probability. Nightly scoring is not emergency triage."
+    "Studies that would wait more than {max_wait_h:g} h within {interval_h:g} h after the day of "
+    "the list come first, the longest waiting at the top; then by the highest urgency of a finding "
+    "times its calibrated probability. Nightly scoring is not emergency triage."
 )
 
 
@@ -63,7 +63,7 @@ class WorklistConfig:
     max_wait_h: float = 72.0
     """No study is kept waiting beyond this age by its priority, in hours since it arrived."""
     interval_h: float = 24.0
-    """Hours until the next list."""
+    """Hours after the day of the list until the next one is read."""
     urgency: Mapping[str, float] = field(default_factory=dict)
     """Urgencies that differ from `DEFAULT_URGENCY`."""
 
@@ -111,31 +111,31 @@ class Entry:
     num_images: int
     arrived: datetime
     """Of its first X-ray."""
-    waited_h: float
     due: datetime
     """When it reaches the cap."""
     notes: tuple[str, ...]
 
 
 def worklist(
-    images: Iterable[WaitingImage], now: datetime, config: WorklistConfig
+    images: Iterable[WaitingImage], until: datetime, config: WorklistConfig
 ) -> tuple[Entry, ...]:
     """Return the studies in the order to read them; equal input gives equal order.
 
     Args:
         images: Scored X-rays, any number a study, in any order.
-        now: When the list is made.
+        until: End of the day of the list. Not the time it was made, which would make the list of
+            a killed run another one when it is finished later.
         config: Cap, interval and urgencies.
     """
     studies: dict[str, list[WaitingImage]] = {}
     for image in images:
         studies.setdefault(image.study_uid, []).append(image)
-    entries = [_entry(study, found, now, config) for study, found in studies.items()]
+    entries = [_entry(study, found, until, config) for study, found in studies.items()]
     return tuple(sorted(entries, key=_order))
 
 
 def _entry(
-    study_uid: str, images: Sequence[WaitingImage], now: datetime, config: WorklistConfig
+    study_uid: str, images: Sequence[WaitingImage], until: datetime, config: WorklistConfig
 ) -> Entry:
     products = [
         (config.urgency_of(finding) * probability, probability, finding)
@@ -147,14 +147,13 @@ def _entry(
     due = arrived + timedelta(hours=config.max_wait_h)
     return Entry(
         study_uid=study_uid,
-        reason="due" if due <= now + timedelta(hours=config.interval_h) else "priority",
+        reason="due" if due <= until + timedelta(hours=config.interval_h) else "priority",
         priority=priority,
         top_finding=finding,
         top_probability=probability,
         flagged=tuple(sorted({name for image in images for name in image.flagged})),
         num_images=len(images),
         arrived=arrived,
-        waited_h=(now - arrived).total_seconds() / 3600,
         due=due,
         notes=tuple(sorted({note for image in images for note in image.notes})),
     )
@@ -182,10 +181,10 @@ def worklist_section(entries: Sequence[Entry], config: WorklistConfig) -> str:
     rule = RULE.format(max_wait_h=config.max_wait_h, interval_h=config.interval_h)
     rows = [
         [str(position), entry.study_uid, entry.reason, _finding(entry), ", ".join(entry.flagged),
-         str(entry.num_images), f"{entry.waited_h:.1f}", ", ".join(entry.notes)]
+         str(entry.num_images), f"{entry.arrived:%Y-%m-%d %H:%M}", ", ".join(entry.notes)]
         for position, entry in enumerate(entries, start=1)
     ]  # fmt: skip
-    headers = ["", "study", "reason", "first finding", "flagged", "X-rays", "waited h", "notes"]
+    headers = ["", "study", "reason", "first finding", "flagged", "X-rays", "arrived, UTC", "notes"]
     due = {index for index, entry in enumerate(entries) if entry.reason == "due"}
     listed = table("Order to read in", rule, headers, rows, marked=due, text_columns=5)
     return section("Worklist", listed or paragraph("No study was scored."))
@@ -205,7 +204,6 @@ def _cells(entry: Entry) -> list[str]:
         ";".join(entry.flagged),
         str(entry.num_images),
         entry.arrived.isoformat(timespec="seconds"),
-        f"{entry.waited_h:.2f}",
         entry.due.isoformat(timespec="seconds"),
         ";".join(entry.notes),
     ]
