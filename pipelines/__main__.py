@@ -11,7 +11,7 @@ from chexradinet.errors import ChexRadiNetError
 from chexradinet.steps.worker import WORKER_IMAGE
 from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_training
 from pipelines.parameters import load_compiled, parse_settings
-from pipelines.remote import Image, schedule_command, submit_command
+from pipelines.remote import Image, publish_command, schedule_command, submit_command
 from pipelines.run import run_locally
 from pipelines.training import DEFAULT_MAX_ROUNDS
 
@@ -69,6 +69,7 @@ def demo_command(
     run_demo(folder, seed, console)
 
 
+app.command("publish")(publish_command)
 app.command("submit")(submit_command)
 app.command("schedule")(schedule_command)
 

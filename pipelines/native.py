@@ -51,7 +51,11 @@ def content_digest(document: Document, platform: Document) -> str:
 
 
 def version_name(document: Document, platform: Document) -> str:
-    """Return a version's name: release, image, content; a DNS label of at most 63 characters."""
+    """Return a version's name: release, image, content; a DNS label of at most 63 characters.
+
+    The image stands there by the start of its digest; one that has only a tag, by the start of the
+    SHA-256 of its reference.
+    """
     image = hashlib.sha256(_image(document).encode()).hexdigest()
     if digest := _DIGEST.search(_image(document)):
         image = digest[0].rpartition(":")[2]

@@ -1,4 +1,4 @@
-"""The commands that talk to a Kubeflow Pipelines server: submit and schedule."""
+"""The commands that talk to a Kubeflow Pipelines server: publish, submit and schedule."""
 
 import os
 from pathlib import Path
@@ -12,12 +12,14 @@ from chexradinet.steps.worker import WORKER_IMAGE
 from pipelines.api import Api, connect, endpoint_from
 from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_training
 from pipelines.follow import follow
+from pipelines.native import require_pinned
 from pipelines.resources import NIGHTLY, TRAINING
 from pipelines.schedule import Schedule, remove_schedule, require_cron, set_schedule
 from pipelines.submit import (
     DEFAULT_EXPERIMENT,
     ensure_experiment,
     find_experiment,
+    load,
     prepare,
     start,
 )
@@ -46,9 +48,28 @@ File = Annotated[
 ]
 Image = Annotated[str, typer.Option(help="Image that steps are compiled for, with tag or digest.")]
 MaxRounds = Annotated[int, typer.Option(help="Guided rounds that the pipeline can run at most.")]
+VersionName = Annotated[str, typer.Option(help="Name of a new version.")]
 CheckCluster = Annotated[
     bool, typer.Option(help="Ask kubectl whether the cluster has the accelerators.")
 ]
+
+
+def publish_command(
+    name: Name,
+    host: Host = "",
+    namespace: Namespace = "",
+    file: File = None,
+    image: Image = WORKER_IMAGE,
+    max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
+    version_name: VersionName = "",
+) -> None:
+    """Upload a pipeline where it is new, and start nothing."""
+    path = _compiled(name, file, image, max_rounds)
+    endpoint = endpoint_from(os.environ, host, namespace)
+    loaded = load(path, NAMES[name])
+    require_pinned(str(loaded.value("worker_image") or ""))
+    api = connect(endpoint)
+    publish(api, loaded, find_pipeline(api, loaded.pipeline), version_name, console)
 
 
 def submit_command(
@@ -61,7 +82,7 @@ def submit_command(
     file: File = None,
     image: Image = WORKER_IMAGE,
     max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
-    version_name: Annotated[str, typer.Option(help="Name of a new version.")] = "",
+    version_name: VersionName = "",
     wait: Annotated[bool, typer.Option(help="Follow the run until it ends.")] = True,
     check_cluster: CheckCluster = True,
 ) -> None:
@@ -118,7 +139,7 @@ def schedule_command(
     if not pipeline_id:
         raise ConfigError(
             f"no pipeline is called {submission.pipeline!r} on {endpoint.host}; publish it with "
-            f"`python -m pipelines submit {name}`"
+            f"`python -m pipelines publish {name}`"
         )
     schedule = Schedule(
         cron=require_cron(cron),

@@ -145,7 +145,7 @@ def _note_other_content(
     if newest is None or submission.mark not in (newest.description or ""):
         console.print(
             "note: the newest published version is not what this checkout compiles, and that "
-            "version is what will run; publish this one with `python -m pipelines submit`",
+            "version is what will run; upload this one with `python -m pipelines publish`",
             highlight=False,
         )
 

@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,23 @@ class Submission:
         return self.settings.get(name, definitions(self.document).get(name, {}).get("defaultValue"))
 
 
+def load(path: Path, pipeline: str) -> Submission:
+    """Read a compiled pipeline, without settings.
+
+    Args:
+        path: What `python -m pipelines compile` wrote.
+        pipeline: Name that the pipeline in it must have.
+
+    Raises:
+        ConfigError: the file is missing, holds another pipeline, or one of another version of this
+            project.
+    """
+    document, platform = load_documents(path)
+    require_version(document, path)
+    require(document["pipelineInfo"]["name"] == pipeline, "pipeline", str(path), f"of {pipeline}")
+    return Submission(path=path, document=document, platform=platform, settings={})
+
+
 def prepare(
     path: Path, pipeline: str, words: Sequence[str], console: Console, check_cluster: bool = True
 ) -> Submission:
@@ -78,13 +95,10 @@ def prepare(
             setting is malformed, unknown or of a wrong type, the image has neither tag nor digest,
             or the cluster has no such accelerator.
     """
-    document, platform = load_documents(path)
-    require_version(document, path)
-    require(document["pipelineInfo"]["name"] == pipeline, "pipeline", str(path), f"of {pipeline}")
-    settings = parse_settings(document, words)
-    submission = Submission(path=path, document=document, platform=platform, settings=settings)
+    loaded = load(path, pipeline)
+    submission = replace(loaded, settings=parse_settings(loaded.document, words))
     require_pinned(str(submission.value("worker_image") or ""))
-    for name in definitions(document):
+    for name in definitions(submission.document):
         if name.endswith("_memory"):
             given = str(submission.value(name))
             needed = "a Kubernetes quantity such as 16Gi"

@@ -111,7 +111,7 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             rounds: Guided rounds to run at most; the pipeline was compiled for a largest number.
             round_epochs: Passes over the training images in each guided round.
             round_learning_rate: Peak learning rate of the guided rounds.
-            min_improvement: Rise of the validation mean AUROC without which no further round starts.
+            min_improvement: Rise of the validation mean AUROC without which no round follows.
             guidance: sharpen+contrastive, sharpen, contrastive or none.
             sharpen_weight: Weight of the entropy of the labelled findings' maps.
             contrastive_weight: Weight of the image-radiomics contrast.

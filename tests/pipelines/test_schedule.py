@@ -34,7 +34,7 @@ def command(kubeflow: FakeKubeflow, compiled_nightly: Path) -> list[str]:
     """Return a command that schedules the published nightly pipeline."""
     words = [f"--set={word}" for word in WORDS]
     place = ["--host", kubeflow.host, "--file", str(compiled_nightly)]
-    published = CliRunner().invoke(app, ["submit", "nightly", *words, *place, "--no-wait"])
+    published = CliRunner().invoke(app, ["publish", "nightly", *place])
     assert published.exit_code == 0, published.output
     kubeflow.requests.clear()
     return ["schedule", "nightly", *words, *place]

@@ -94,6 +94,15 @@ def test_what_is_uploaded_is_the_compiled_file(
     assert compiled_training.read_bytes() in kubeflow.uploaded[0]
 
 
+def test_publishing_uploads_and_starts_nothing(kubeflow: FakeKubeflow, command: list[str]) -> None:
+    publishing = ["publish", "training", *command[-4:]]
+    assert _run(publishing).exit_code == 0
+    assert kubeflow.writes == ["POST pipelines", "POST pipelines/upload_version"]
+    assert "unchanged" in _run(publishing).output
+    assert _run([*command, "--no-wait"]).exit_code == 0
+    assert len(kubeflow.versions) == 1
+
+
 def test_the_same_content_is_not_uploaded_twice(kubeflow: FakeKubeflow, command: list[str]) -> None:
     _run([*command, "--no-wait"])
     kubeflow.requests.clear()
