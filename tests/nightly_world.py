@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,8 @@ class World:
 
     root: Path
     results_uri: str
+    base_uri: str = ""
+    """Folder or bucket that inbox and models are read from; empty for `root`."""
 
     @property
     def inbox(self) -> Path:
@@ -81,8 +83,8 @@ class World:
     def addresses(self) -> Addresses:
         """As the flows take them."""
         return Addresses(
-            inbox_uri=str(self.inbox),
-            models_uri=str(self.root / "models"),
+            inbox_uri=f"{self.base_uri or self.root}/inbox",
+            models_uri=f"{self.base_uri or self.root}/models",
             results_uri=self.results_uri,
         )
 
@@ -156,9 +158,6 @@ class World:
         names = sorted(name for name in self.results() if f"/{prefix}" in name and "csv" in name)
         text = self.results()[names[-1]].decode()
         return [line.split(",") for line in text.splitlines()[1:]]
-
-
-MakeWorld = Callable[[], World]
 
 
 def make_world(root: Path, num_png: int = 0, num_dicom: int = 0) -> World:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from chexradinet.cli_nightly import register
 from chexradinet.config import (
     Backbone,
     EvaluationConfig,
@@ -259,6 +260,9 @@ def _say_validation(metrics: dict[str, float | None]) -> None:
     mean = metrics["mean_auroc"]
     shown = "not defined" if mean is None else f"{mean:.3f}"
     console.print(f"validation: mean AUROC {shown}", highlight=False)
+
+
+register(app)
 
 
 def main() -> None:

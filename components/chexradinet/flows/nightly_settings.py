@@ -78,6 +78,21 @@ def settings_of(record: Mapping[str, Any]) -> ResultSettings:
         ) from error
 
 
+def night_settings(min_age_years: float, max_wait_h: float, dicom_results: bool) -> ResultSettings:
+    """Return the settings that a shell offers, the others at their defaults.
+
+    Args:
+        min_age_years: Youngest patient to score; 0 takes every age.
+        max_wait_h: Hours that no study is kept waiting beyond by its priority.
+        dicom_results: Whether to write DICOM results.
+    """
+    return ResultSettings(
+        quality=QualityConfig(min_age_years=min_age_years),
+        worklist=WorklistConfig(max_wait_h=max_wait_h),
+        dicom_results=dicom_results,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     """How a night is planned."""

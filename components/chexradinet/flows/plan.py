@@ -63,7 +63,8 @@ class PlanOutcome:
             "planned": f"plan {self.work}: {self.num_images} X-rays",
             "continued": f"an unfinished plan goes on ({self.work}): {self.num_images} X-rays",
             "nothing_new": "nothing new in the inbox: nothing to score",
-            "another_run_active": "another run is at work: nothing to do",
+            "another_run_active": "another run is at work: nothing to do (one that was stopped "
+            "between two stages gives way when its lease runs out)",
         }[self.status]
         left = f"{self.num_young} still settling, {self.num_left} over the plan's size"
         return f"{said} ({left})" if self.num_young or self.num_left else said

@@ -216,7 +216,8 @@ def test_of_two_runs_that_plan_at_once_one_plan_comes_out(
     from chexradinet.flows import plan as module
 
     world.add_png(0)
-    real, raced = create_plan, []
+    real = create_plan
+    raced: list[bool] = []
 
     def other_is_faster(ledger: object, made: Plan) -> bool:
         if not raced:

@@ -21,6 +21,7 @@ from chexradinet.flows.score import score
 from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import predict
 from chexradinet.results.calibration import sigmoid
+from chexradinet.store import open_store
 from tests.nightly_world import FINDINGS, World, make_world
 
 SCORING = ScoreConfig(device="cpu", num_threads=1)
@@ -156,10 +157,9 @@ def test_a_file_that_grows_while_it_is_read_is_postponed(
 ) -> None:
     path = world.add_png(0)
     planned(world)
-    real = nightly_read.open_store
 
     def growing(uri: str) -> object:
-        store, prefix = real(uri)
+        store, prefix = open_store(uri)
         if uri == str(world.inbox):
             with path.open("ab") as stream:
                 stream.write(b"more")
