@@ -49,16 +49,21 @@ def writing_directory(target: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for path in temporary.rglob("*"):
-            _sync(path)
-        if target.is_dir():
-            shutil.rmtree(target)
-        elif target.exists():
-            target.unlink()
-        temporary.replace(target)
-        _sync(target.parent)
+        put_in_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(complete: Path, target: Path) -> None:
+    """Rename a complete directory to `target` on its file system, in place of an older one."""
+    for path in complete.rglob("*"):
+        _sync(path)
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    elif target.exists():
+        target.unlink()
+    complete.replace(target)
+    _sync(target.parent)
 
 
 @contextmanager

@@ -63,6 +63,20 @@ class GeometryMode(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DicomConfig:
+    """How stored values of a DICOM file become grey levels. Recorded with the data set."""
+
+    voi_index: int = 0
+    """Which of several windows or VOI LUTs to apply, from 0; the last where there are fewer."""
+    prefer_voi_lut: bool = True
+    """Whether a VOI LUT goes before a window where a file has both."""
+
+    def __post_init__(self) -> None:
+        """Check the index."""
+        require(self.voi_index >= 0, "voi_index", self.voi_index, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreprocessingConfig:
     """How an original image becomes model pixels. Training and scoring must agree on all of it."""
 
@@ -70,15 +84,34 @@ class PreprocessingConfig:
     """Height and width of the model's input, in pixels."""
     geometry: GeometryMode = GeometryMode.SQUASH
     """How the shape is made square."""
+    dicom: DicomConfig = field(default_factory=DicomConfig)
+    """How DICOM files are shown; of no effect on others."""
 
     def __post_init__(self) -> None:
-        """Check the side and accept the mode by name."""
+        """Check the side, accept the mode by name and the DICOM settings as read from JSON."""
         require(32 <= self.image_side <= 2048, "image_side", self.image_side, "in [32, 2048] px")
         object.__setattr__(self, "geometry", choice(GeometryMode, "geometry", self.geometry))
+        if isinstance(self.dicom, dict):
+            object.__setattr__(self, "dicom", DicomConfig(**self.dicom))
+
+    def as_dict(self) -> dict[str, object]:
+        """Return JSON-ready values; `PreprocessingConfig(**values)` reads them back.
+
+        `dicom` is left out where it is the default, so that data sets and bundles made before it
+        was part of the preprocessing, and all of PNG and JPEG files, keep their digest.
+        """
+        values = asdict(self)
+        if self.dicom == DicomConfig():
+            del values["dicom"]
+        return values
 
     def digest(self) -> str:
-        """Return the digest that a data set and a bundle must share to be used together."""
-        return digest_of({"version": PREPROCESSING_VERSION, **asdict(self)})
+        """Return the digest that a data set and a bundle must share to be used together.
+
+        It covers what changes model pixels: side, geometry, and which window of a DICOM file is
+        applied.
+        """
+        return digest_of({"version": PREPROCESSING_VERSION, **self.as_dict()})
 
 
 class SourceFormat(StrEnum):
@@ -130,20 +163,6 @@ def parse_uncertain(text: str) -> tuple[UncertainLabel, dict[str, UncertainLabel
 
 
 @dataclass(frozen=True, kw_only=True)
-class DicomConfig:
-    """How stored values of a DICOM file become grey levels. Recorded with the data set."""
-
-    voi_index: int = 0
-    """Which of several windows or VOI LUTs to apply, from 0; the last where there are fewer."""
-    prefer_voi_lut: bool = True
-    """Whether a VOI LUT goes before a window where a file has both."""
-
-    def __post_init__(self) -> None:
-        """Check the index."""
-        require(self.voi_index >= 0, "voi_index", self.voi_index, "at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
 class QualityConfig:
     """What an X-ray must be to enter a data set or to be scored."""
 
@@ -168,8 +187,6 @@ class IngestConfig:
     """Convention of the source."""
     preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
     """How an original becomes model pixels."""
-    dicom: DicomConfig = field(default_factory=DicomConfig)
-    """How DICOM files are shown; of no effect on others."""
     quality: QualityConfig = field(default_factory=QualityConfig)
     """What a DICOM file must be; others have no header to judge."""
     findings: tuple[str, ...] = ()
@@ -188,6 +205,8 @@ class IngestConfig:
     """Images in a file of pixels."""
     num_workers: int = 0
     """Processes that decode; 0 takes one a processor core, 1 decodes in this process."""
+    store: "StoreConfig" = field(default_factory=lambda: StoreConfig())
+    """How object storage or an archive is talked to."""
 
     def __post_init__(self) -> None:
         """Check every number, and accept format and findings by any known name."""
@@ -200,6 +219,13 @@ class IngestConfig:
         parse_uncertain(self.uncertain)
         object.__setattr__(self, "format", choice(SourceFormat, "format", self.format))
         object.__setattr__(self, "findings", canonical_findings(self.findings))
+
+    def digest(self) -> str:
+        """Return the digest of all that decides the bytes of a data set made from one source."""
+        values = asdict(self)
+        for name in ("max_reject_fraction", "num_workers", "store"):
+            del values[name]
+        return digest_of({"version": PREPROCESSING_VERSION, **values})
 
 
 class Backbone(StrEnum):

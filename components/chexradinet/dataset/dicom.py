@@ -7,6 +7,7 @@ pixels are not square, `to_model` makes the image upright in shape before `pad` 
 scales each axis on its own anyway.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,12 +50,17 @@ def read_header(source: Path | bytes) -> RadiographHeader:
         return read_radiograph_header(file, pixel_layout(file.dataset))
 
 
-def read_radiograph(source: Path | bytes, config: DicomConfig) -> Radiograph:
+def read_radiograph(
+    source: Path | bytes,
+    config: DicomConfig,
+    judge: Callable[[RadiographHeader], None] | None = None,
+) -> Radiograph:
     """Read a DICOM radiograph as 8-bit grey levels, bright where dense.
 
     Args:
         source: Path of a file, or its content. Preamble and file meta may be absent.
         config: Which VOI LUT or window to apply where there are several.
+        judge: Called with the header before pixels are decoded; what it raises is raised.
 
     Returns:
         Pixels of shape (H, W) and the header; `header.window` tells which map was applied.
@@ -66,6 +72,8 @@ def read_radiograph(source: Path | bytes, config: DicomConfig) -> Radiograph:
         file = open_dicom(source)
         layout = pixel_layout(file.dataset)
         header = read_radiograph_header(file, layout)
+        if judge is not None:
+            judge(header)
         pixels, window = _display(file, layout, config)
     return Radiograph(pixels=pixels, header=replace(header, window=window))
 

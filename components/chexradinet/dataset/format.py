@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from chexradinet.artifacts import read_document, read_table, sha256_of
-from chexradinet.config import PreprocessingConfig, digest_of
+from chexradinet.config import PreprocessingConfig, QualityConfig
 from chexradinet.dataset.schema import (
     DOCUMENT,
     ID_COLUMNS,
@@ -31,6 +31,7 @@ from chexradinet.dataset.schema import (
     DatasetInfo,
     ImageRecord,
     Rejection,
+    document_digest,
 )
 from chexradinet.dataset.shards import Pixels, gather, open_shards
 from chexradinet.dataset.writing import DatasetWriter, writing_dataset
@@ -129,7 +130,7 @@ class Dataset:
 def _read_info(path: Path) -> DatasetInfo:
     document = read_document(path / DOCUMENT, KIND, SCHEMA)
     digest = document.pop("digest", None)
-    if digest != digest_of(document):
+    if digest != document_digest(document):
         raise ArtifactError(
             f"{path / DOCUMENT} does not match its own digest; it was changed or cut short, "
             "make the data set again"
@@ -153,6 +154,8 @@ def _info_of(document: Mapping[str, Any]) -> DatasetInfo:
         counts=document["counts"],
         shard_sizes=tuple(document["shard_sizes"]),
         files=document["files"],
+        quality=QualityConfig(**document["quality"]) if "quality" in document else None,
+        deidentified=document.get("deidentified", False),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from chexradinet.config import PreprocessingConfig, digest_of
+from chexradinet.config import PreprocessingConfig, QualityConfig, digest_of
 from chexradinet.records import Geometry, LabelledBox, RejectReason, Split, View
 
 SCHEMA = 1
@@ -73,7 +73,8 @@ class DatasetInfo:
     """Canonical names, in the order of the label columns."""
     preprocessing: PreprocessingConfig
     source: str
-    """Where the images came from, as the user gave it."""
+    """Where the images came from, as the user gave it; a code where identifiers are replaced. Not
+    part of the identity: the same files elsewhere give the same digest."""
     split_seed: int
     """Seed of the splits that no table gave."""
     counts: Mapping[str, Any] = field(default_factory=dict)
@@ -83,6 +84,10 @@ class DatasetInfo:
     """Images in each shard."""
     files: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of every other file of the directory, by name."""
+    quality: QualityConfig | None = None
+    """Limits that DICOM files were judged by; None where the source had none."""
+    deidentified: bool = False
+    """Whether codes stand for the source's identifiers."""
 
     @property
     def preprocessing_digest(self) -> str:
@@ -91,14 +96,14 @@ class DatasetInfo:
 
     @property
     def digest(self) -> str:
-        """Identity of the data set: it changes with any byte of any file."""
-        return digest_of({"schema": SCHEMA, "kind": KIND, **self.as_document()})
+        """Identity of the data set: it changes with any byte of any other file."""
+        return document_digest({"schema": SCHEMA, "kind": KIND, **self.as_document()})
 
     def as_document(self) -> dict[str, Any]:
         """Return JSON-ready values, without the digest."""
-        return {
+        document = {
             "findings": list(self.findings),
-            "preprocessing": asdict(self.preprocessing),
+            "preprocessing": self.preprocessing.as_dict(),
             "preprocessing_digest": self.preprocessing_digest,
             "source": self.source,
             "split_seed": self.split_seed,
@@ -106,6 +111,16 @@ class DatasetInfo:
             "shard_sizes": list(self.shard_sizes),
             "files": dict(self.files),
         }
+        if self.quality is not None:
+            document["quality"] = asdict(self.quality)
+        if self.deidentified:
+            document["deidentified"] = True
+        return document
+
+
+def document_digest(document: Mapping[str, Any]) -> str:
+    """Return the digest of `dataset.json`: of all it says but where the files came from."""
+    return digest_of({name: value for name, value in document.items() if name != "source"})
 
 
 def count(

@@ -24,14 +24,19 @@ def shard_name(number: int) -> str:
 
 
 class ShardWriter:
-    """Append images to numbered shards; holds one image in memory at a time."""
+    """Append images to numbered shards; holds one image in memory at a time.
 
-    def __init__(self, directory: Path, image_side: int, shard_size: int) -> None:
+    With `num_full` it goes on after that many full shards that are already in the directory.
+    """
+
+    def __init__(
+        self, directory: Path, image_side: int, shard_size: int, num_full: int = 0
+    ) -> None:
         self._directory = directory
         self._side = image_side
         self._shard_size = shard_size
         self._stream: IO[bytes] | None = None
-        self.sizes: list[int] = []
+        self.sizes: list[int] = [shard_size] * num_full
 
     def append(self, pixels: Pixels) -> None:
         """Write one image of shape (H, W).
@@ -44,13 +49,19 @@ class ShardWriter:
                 f"image is {pixels.dtype} of shape {pixels.shape}; this data set holds uint8 of "
                 f"shape {(self._side, self._side)}: call fit_to_model first"
             )
-        if self._stream is None or self.sizes[-1] == self._shard_size:
-            self.close()
+        if self._stream is None:
             self._stream = (self._directory / shard_name(len(self.sizes))).open("wb")
             self.sizes.append(0)
             self._write_header()
         self._stream.write(np.ascontiguousarray(pixels).data)
         self.sizes[-1] += 1
+        if self.sizes[-1] == self._shard_size:
+            self.close()
+
+    @property
+    def num_full(self) -> int:
+        """Shards that are full and closed."""
+        return len(self.sizes) - int(self._stream is not None)
 
     def close(self) -> None:
         """Put the number of images into the open shard's header and close it."""

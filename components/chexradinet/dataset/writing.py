@@ -1,7 +1,7 @@
 """Write a data set directory with bounded memory, so that it appears whole or not at all."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from chexradinet.dataset.schema import (
 )
 from chexradinet.dataset.shards import Pixels, ShardWriter, shard_name
 from chexradinet.errors import LabelTableError
+from chexradinet.records import Split
 
 
 def _label(record: ImageRecord, finding: str) -> float:
@@ -39,21 +40,29 @@ def _label(record: ImageRecord, finding: str) -> float:
 class DatasetWriter:
     """Takes images and rejections one by one; `writing_dataset` makes and completes it."""
 
-    def __init__(self, directory: Path, info: DatasetInfo, shard_size: int) -> None:
-        self._directory = directory
+    def __init__(
+        self, directory: Path, info: DatasetInfo, shard_size: int, num_full_shards: int = 0
+    ) -> None:
+        """Write to a directory, after so many full shards that it already holds."""
+        require(shard_size >= 1, "shard_size", shard_size, "at least 1")
+        self.directory = directory
+        """Where files are written, among them those for `attach`."""
         self.info = info
         """What is known so far; complete once the `with` block has ended."""
-        self._shards = ShardWriter(directory, info.preprocessing.image_side, shard_size)
+        side = info.preprocessing.image_side
+        self._shards = ShardWriter(directory, side, shard_size, num_full_shards)
+        self._attached: list[str] = []
+        self._splits: Sequence[Split] | None = None
         self._rows: list[tuple[Any, ...]] = []
         self._rejections: list[Rejection] = []
         self._seen: set[str] = set()
 
-    def add(self, record: ImageRecord, pixels: Pixels) -> None:
+    def add(self, record: ImageRecord, pixels: Pixels | None) -> None:
         """Append one image.
 
         Args:
             record: What is known of it; labels and boxes of other findings are left out.
-            pixels: Model pixels, shape (H, W), uint8.
+            pixels: Model pixels, shape (H, W), uint8; None where a full shard already holds them.
 
         Raises:
             ConfigError: the pixels are not those of this data set's preprocessing.
@@ -64,7 +73,8 @@ class DatasetWriter:
                 f"image {record.image_id!r} appears twice; remove one of its rows"
             )
         labels = tuple(_label(record, finding) for finding in self.info.findings)
-        self._shards.append(pixels)
+        if pixels is not None:
+            self._shards.append(pixels)
         self._seen.add(record.image_id)
         boxes = [
             {"finding": item.finding, **asdict(item.box)}
@@ -84,6 +94,19 @@ class DatasetWriter:
         """Images and rejections so far."""
         return len(self._rows) + len(self._rejections)
 
+    @property
+    def num_full_shards(self) -> int:
+        """Shards that are full and closed."""
+        return self._shards.num_full
+
+    def attach(self, name: str) -> None:
+        """Make a file that was written into `directory` a part of the data set."""
+        self._attached.append(name)
+
+    def assign_splits(self, splits: Sequence[Split]) -> None:
+        """Replace the split of every image, in the order they were added."""
+        self._splits = splits
+
     def finish(self) -> DatasetInfo:
         """Write tables and document; `writing_dataset` calls it."""
         self._shards.close()
@@ -93,10 +116,11 @@ class DatasetWriter:
             columns=["source_uri", "reason", "detail"],
             dtype="object",
         )
-        write_table(self._directory / MANIFEST, manifest, "dataset-manifest", SCHEMA)
-        write_table(self._directory / REJECTED, rejected, "dataset-rejected", SCHEMA)
+        write_table(self.directory / MANIFEST, manifest, "dataset-manifest", SCHEMA)
+        write_table(self.directory / REJECTED, rejected, "dataset-rejected", SCHEMA)
         shards = [shard_name(number) for number in range(len(self._shards.sizes))]
-        files = {name: sha256_of(self._directory / name) for name in (MANIFEST, REJECTED, *shards)}
+        names = (MANIFEST, REJECTED, *self._attached, *shards)
+        files = {name: sha256_of(self.directory / name) for name in names}
         self.info = replace(
             self.info,
             counts=count(manifest, self.info.findings, self._rejections),
@@ -104,7 +128,7 @@ class DatasetWriter:
             files=files,
         )
         content = {**self.info.as_document(), "digest": self.info.digest}
-        write_document(self._directory / DOCUMENT, KIND, SCHEMA, content)
+        write_document(self.directory / DOCUMENT, KIND, SCHEMA, content)
         return self.info
 
     def abandon(self) -> None:
@@ -115,6 +139,8 @@ class DatasetWriter:
         columns = [*ID_COLUMNS, *self.info.findings, "boxes", "geometry"]
         frame = pd.DataFrame(self._rows, columns=columns, dtype="object")
         kinds = dict.fromkeys(self.info.findings, "float32") | {"age": "float64"}
+        if self._splits is not None:
+            frame["split"] = list(self._splits)
         for name in ("view", "split"):
             frame[name] = [str(value) for value in frame[name]]
         return frame.astype(kinds)
@@ -135,7 +161,6 @@ def writing_dataset(
     Raises:
         ConfigError: `shard_size` is below 1.
     """
-    require(shard_size >= 1, "shard_size", shard_size, "at least 1")
     with writing_directory(target) as directory:
         writer = DatasetWriter(directory, info, shard_size)
         try:

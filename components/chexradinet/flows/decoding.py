@@ -5,8 +5,6 @@ its process costs itself, not the run. The pool spawns: a forked copy of a proce
 can hang.
 """
 
-import hashlib
-import io
 import itertools
 import logging
 import multiprocessing
@@ -18,20 +16,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import partial
 from multiprocessing import connection
 from typing import Generic, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from chexradinet.config import IngestConfig
-from chexradinet.dataset.geometry import fit_to_model
-from chexradinet.dataset.images import pixel_digest, read_image
 from chexradinet.errors import RejectedImageError
-from chexradinet.flows.sources import DICOM_SUFFIXES, Source
-from chexradinet.records import Geometry, RejectReason, View
+from chexradinet.records import RejectReason
 
 FEW_FILES = 64
 """So many are decoded in this process, to see how long a file takes."""
@@ -43,78 +32,8 @@ _BATCHES_AHEAD = 3
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decoded:
-    """One X-ray, ready for the data set."""
-
-    pixels: NDArray[np.uint8]
-    """Model pixels, shape (S, S)."""
-    geometry: Geometry
-    digest: str
-    """SHA-256 of the original pixels."""
-    identity: str = ""
-    """SHA-256 of the SOP Instance UID, where there is one."""
-    view: View = View.UNKNOWN
-    """From the header, like age and sex: what a table leaves open."""
-    age: float | None = None
-    sex: str = ""
-
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-Outcome = Decoded | RejectedImageError
-"""An X-ray, or why it is none; returned rather than raised, as it crosses processes."""
-Decode = Callable[[str], Outcome]
-"""From a file of the source to its outcome; picklable."""
-
-
-def decoder(source: Source, config: IngestConfig) -> Decode:
-    """Return what decodes one file of a source."""
-    return partial(_decode, source, config)
-
-
-def _decode(source: Source, config: IngestConfig, file: str) -> Outcome:
-    try:
-        content = source.read(file)
-        if file.casefold().endswith(DICOM_SUFFIXES):
-            return _decode_dicom(content, config)
-        return _decode_picture(content, config)
-    except RejectedImageError as error:
-        return error.with_traceback(None)
-
-
-def _decode_picture(content: bytes, config: IngestConfig) -> Decoded:
-    original = read_image(io.BytesIO(content))
-    pixels, geometry = fit_to_model(original, config.preprocessing)
-    return Decoded(
-        pixels=pixels.astype(np.uint8, copy=False),
-        geometry=geometry,
-        digest=pixel_digest(original),
-    )
-
-
-def _decode_dicom(content: bytes, config: IngestConfig) -> Decoded:
-    # Here, so that folders of PNG and JPEG are read where pydicom is absent.
-    from chexradinet.dataset.dicom import read_radiograph, to_model
-    from chexradinet.dataset.quality import gate
-
-    radiograph = read_radiograph(content, config.dicom)
-    header = radiograph.header
-    verdict = gate(header, radiograph.pixels, config.quality)
-    if verdict.reason is not None:
-        raise RejectedImageError(verdict.reason, verdict.detail)
-    pixels, geometry = to_model(radiograph, config.preprocessing)
-    uid = header.sop_instance_uid
-    return Decoded(
-        pixels=pixels,
-        geometry=geometry,
-        digest=pixel_digest(radiograph.pixels),
-        identity=hashlib.sha256(uid.encode()).hexdigest() if uid else "",
-        view=header.view,
-        age=header.age_years,
-        sex=header.sex,
-    )
 
 
 def decode_in_order(

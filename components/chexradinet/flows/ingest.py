@@ -1,194 +1,231 @@
 """Ingest: a source of X-rays and its label table become a data set, each file decoded once.
 
-Every file that comes in goes out: as an image of the data set, or as a rejection with a reason.
+Every file that comes in goes out: as an image of the data set, or as a rejection with a reason. A
+run that was killed goes on after its last full shard (`resuming`), and equal input gives equal
+bytes, wherever it lies: of `dataset.json` only `source` tells the place, and the data set's digest
+leaves that out.
 """
 
 import logging
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from chexradinet.config import IngestConfig, SourceFormat
-from chexradinet.dataset.chexpert import read_chexpert_table
-from chexradinet.dataset.format import DatasetInfo, DatasetWriter, Rejection, writing_dataset
-from chexradinet.dataset.generic import read_generic_table
-from chexradinet.dataset.mimic import read_mimic_table
-from chexradinet.dataset.nih import read_nih_table
-from chexradinet.dataset.rsna import read_rsna_table
+from chexradinet.dataset.deidentify import DeidentificationKey
+from chexradinet.dataset.format import DatasetInfo, DatasetWriter, Rejection
+from chexradinet.dataset.header_table import HEADERS, HeaderRow, write_headers
 from chexradinet.dataset.splits import assign_splits
 from chexradinet.dataset.tables import LabelTable, TableRow
-from chexradinet.errors import (
-    ArtifactError,
-    RejectedImageError,
-    SourceError,
-    TooManyRejectsError,
+from chexradinet.errors import ArtifactError, SourceError, TooManyRejectsError
+from chexradinet.flows.decoding import decode_in_order
+from chexradinet.flows.doubtful import attach_doubtful
+from chexradinet.flows.ingest_plan import Plan, plan_ingest, read_table
+from chexradinet.flows.naming import discreet, name_of, optional_key
+from chexradinet.flows.placing import Placement
+from chexradinet.flows.reading import decoder
+from chexradinet.flows.resuming import Checkpoint, work_digest, working_on
+from chexradinet.flows.settling import Image, settle
+from chexradinet.flows.sources import (
+    DICOM_SUFFIXES,
+    Source,
+    is_archive,
+    is_xray_name,
+    open_source,
 )
-from chexradinet.flows.decoding import Decoded, Outcome, decode_in_order, decoder
-from chexradinet.flows.matching import find_file, index_files
-from chexradinet.flows.placing import image_record
-from chexradinet.flows.sources import open_source
-from chexradinet.records import RejectReason
+from chexradinet.records import RejectReason, Split
 
 Progress = Callable[[int, int], None]
 """Called with the number of files done and of all files to decode."""
 
-TABLES: Mapping[SourceFormat, Callable[[Path, IngestConfig], LabelTable]] = {
-    SourceFormat.NIH: read_nih_table,
-    SourceFormat.CHEXPERT: read_chexpert_table,
-    SourceFormat.MIMIC: read_mimic_table,
-    SourceFormat.RSNA: read_rsna_table,
-    SourceFormat.CSV: read_generic_table,
-    SourceFormat.DICOM: read_generic_table,
-}
-"""What reads the tables of each convention."""
-
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is to be decoded, and what is rejected without."""
-
-    rows: tuple[TableRow, ...]
-    """Rows to decode, each with a split, in the order of the table."""
-    files: tuple[str, ...]
-    """The file of each row."""
-    rejections: tuple[Rejection, ...]
-    num_inputs: int
-    """Rows of the table, and files that no row names: each must come out once."""
-
-
 def ingest(
-    source: str, target: Path, config: IngestConfig, progress: Progress | None = None
+    source: str,
+    target: Path,
+    config: IngestConfig,
+    progress: Progress | None = None,
+    labels: str = "",
 ) -> DatasetInfo:
     """Read a source and write its data set.
 
     Args:
-        source: Folder with images, at any depth, and label tables at its top.
+        source: Folder with images at any depth and label tables at its top: a path, `file://`,
+            `s3://`, `minio://`; or `dicomweb://` with study dates.
         target: Directory of the data set; it appears when complete, and replaces an older one.
         config: Convention, preprocessing, splits and limits.
         progress: Told after each file.
+        labels: Folder of the label tables where they do not lie in the source.
 
     Returns:
         What `dataset.json` holds.
 
     Raises:
+        ConfigError: identifiers must be replaced, and the environment holds no key.
         SourceError: the source is missing, empty, or no folder that can be read.
+        StoreError: a store cannot be read any more; what was finished is kept for the next run.
         LabelTableError: a table is damaged or contradicts itself.
         TooManyRejectsError: more was rejected than allowed, or everything.
     """
-    opened = open_source(source)
-    files = list(opened.files())
-    if not files:
-        raise SourceError(f"{source} holds no image (PNG, JPEG or DICOM); check the folder")
-    table = TABLES[config.format](opened.tables, config)
-    for note, times in table.notes.items():
-        _logger.warning("%s: %d values set to unknown: %s", table.name, times, note)
-    plan = plan_ingest(table, files, config)
-    info = DatasetInfo(
-        findings=table.findings,
-        preprocessing=config.preprocessing,
-        source=source,
-        split_seed=config.split_seed,
-    )
-    decode = decoder(opened, config)
-    with writing_dataset(target, info, shard_size=config.shard_size) as writer:
-        for rejection in plan.rejections:
-            writer.reject(rejection)
-        outcomes = decode_in_order(plan.files, decode, config.num_workers)
-        reasons = _write(writer, plan, _without_copies(outcomes), table.box_frame, progress)
-        _check_rejections(reasons, plan, config)
-        _check_counts(writer, plan)
-    return writer.info
+    if is_archive(source):
+        config = replace(config, format=SourceFormat.DICOM)
+    key = optional_key(config.format is SourceFormat.DICOM)
+    with discreet(key), open_source(source, config, labels) as opened:
+        task = _prepared(opened, source, config, key)
+        info = DatasetInfo(
+            findings=config.findings if task.table is None else task.table.findings,
+            preprocessing=config.preprocessing,
+            source=source if task.key is None else _coded_place(source, task.key),
+            split_seed=config.split_seed,
+            quality=config.quality if task.has_headers else None,
+            deidentified=task.key is not None,
+        )
+        with working_on(target, task.digest) as checkpoint:
+            writer = DatasetWriter(checkpoint.data, info, config.shard_size, checkpoint.num_shards)
+            try:
+                _fill(writer, task, checkpoint, progress)
+                return writer.finish()
+            finally:
+                writer.abandon()
 
 
-def plan_ingest(table: LabelTable, files: Sequence[str], config: IngestConfig) -> Plan:
-    """Decide for each row and each file what happens to it.
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """One run: what is read, how, and what is planned for it."""
 
-    Args:
-        table: All rows of the source.
-        files: All image files of the source, relative to it.
-        config: How the missing splits are made: only among the rows that have a file.
+    source: Source
+    config: IngestConfig
+    key: DeidentificationKey | None
+    table: LabelTable | None
+    plan: Plan
+    has_headers: bool
+    digest: str
 
-    Raises:
-        LabelTableError: the splits contradict each other.
-    """
-    index = index_files(files)
-    rows, found, rejections = [], [], []
-    named: set[str] = set()
-    for row in table.rows:
-        file = find_file(row.file, index)
-        named.add(file or "")
-        if row.rejected is not None:
-            rejections.append(Rejection(file or row.file, row.rejected, "by the label table"))
-        elif file is None:
-            rejections.append(Rejection(row.file, RejectReason.MISSING, "only the table names it"))
-        else:
-            rows.append(row)
-            found.append(file)
-    unnamed = [file for file in files if file not in named]
-    rejections += [
-        Rejection(file, RejectReason.NOT_LABELLED, "no row of the table names it")
-        for file in unnamed
+    @property
+    def place(self) -> Placement:
+        """What is the same for all X-rays."""
+        return Placement(
+            side=self.config.preprocessing.image_side,
+            box_frame=None if self.table is None else self.table.box_frame,
+            key=self.key,
+        )
+
+
+def _coded_place(source: str, key: DeidentificationKey) -> str:
+    return f"source-{name_of(key, 'source', source)[:12]}"
+
+
+def _prepared(
+    opened: Source, source: str, config: IngestConfig, key: DeidentificationKey | None
+) -> _Task:
+    any_dicom = config.format is SourceFormat.DICOM
+    found = [
+        file for file in opened.files() if is_archive(source) or is_xray_name(file.name, any_dicom)
     ]
-    return Plan(
-        rows=assign_splits(rows, config),
-        files=tuple(found),
-        rejections=tuple(rejections),
-        num_inputs=len(table.rows) + len(unnamed),
+    # One order everywhere: folders, buckets and archives list in different ones.
+    found.sort(key=lambda file: os.fsencode(file.name))
+    if not found:
+        raise SourceError(f"{source} holds no image (PNG, JPEG or DICOM); check the folder")
+    has_headers = any_dicom or any(file.name.casefold().endswith(DICOM_SUFFIXES) for file in found)
+    key = key or optional_key(has_headers)
+    table = read_table(opened.tables, config)
+    for note, times in ({} if table is None else table.notes).items():
+        _logger.warning("label table: %d values set to unknown: %s", times, note)
+    return _Task(
+        source=opened,
+        config=config,
+        key=key,
+        table=table,
+        plan=plan_ingest(table, [file.name for file in found], config, key),
+        has_headers=has_headers,
+        digest=work_digest(found, opened.tables, config, key),
     )
 
 
-def _write(
-    writer: DatasetWriter,
-    plan: Plan,
-    outcomes: Iterable[Outcome],
-    box_frame: tuple[int, int] | None,
-    progress: Progress | None,
-) -> Counter[str]:
-    reasons = Counter(rejection.reason.value for rejection in plan.rejections)
-    every = zip(plan.rows, plan.files, outcomes, strict=True)
-    for number, (row, file, outcome) in enumerate(every, start=1):
-        if isinstance(outcome, Decoded):
-            writer.add(image_record(row, file, outcome, box_frame), outcome.pixels)
+def _fill(
+    writer: DatasetWriter, task: _Task, checkpoint: Checkpoint, progress: Progress | None
+) -> None:
+    """Decode what is not decoded yet, and give everything to the writer."""
+    config, plan = task.config, task.plan
+    decode = decoder(task.source, config, task.key)
+    fresh = decode_in_order(plan.files[len(checkpoint.restored) :], decode, config.num_workers)
+    rejections, images = list(plan.rejections), []
+    for settled in settle(plan, checkpoint.outcomes(fresh), task.place):
+        if isinstance(settled, Rejection):
+            rejections.append(settled)
         else:
-            reasons[outcome.reason] += 1
-            writer.reject(Rejection(file, RejectReason(outcome.reason), outcome.detail))
+            writer.add(settled.record, settled.decoded.pixels)
+            images.append(_Light(settled.record.image_id, _split_row(settled), _header(settled)))
+        checkpoint.shards_are_full(writer.num_full_shards)
         if progress is not None:
-            progress(number, len(plan.files))
-    return reasons
+            done = len(rejections) + len(images) - len(plan.rejections)
+            progress(min(done, len(plan.files)), len(plan.files))
+    for rejection in rejections:
+        name = name_of(task.key, "file", rejection.source_uri)
+        writer.reject(replace(rejection, source_uri=name))
+    _check_rejections(rejections, len(rejections) + len(images), config)
+    _check_counts(plan, rejections, len(images))
+    if config.format is SourceFormat.DICOM:
+        splits = assign_splits([image.row for image in images], config)
+        writer.assign_splits([row.split or Split.TRAIN for row in splits])
+    if task.has_headers:
+        _attach_headers(writer, images)
+        attach_doubtful(writer, rejections, task.source, config, task.key)
 
 
-def _without_copies(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    """Reject an X-ray whose pixels or SOP Instance UID were already seen; the first stays."""
-    seen: set[bytes] = set()
-    for outcome in outcomes:
-        if isinstance(outcome, Decoded):
-            names = {bytes.fromhex(outcome.digest), bytes.fromhex(outcome.identity)} - {b""}
-            if names & seen:
-                detail = "an earlier row has the same pixels or the same SOP Instance UID"
-                yield RejectedImageError(RejectReason.DUPLICATE, detail)
-                continue
-            seen |= names
-        yield outcome
+class _Light(NamedTuple):
+    """What is remembered of an image until all are there."""
+
+    image_id: str
+    row: TableRow
+    header: HeaderRow
 
 
-def _check_rejections(reasons: Counter[str], plan: Plan, config: IngestConfig) -> None:
-    rejected = reasons.total()
-    if rejected <= config.max_reject_fraction * plan.num_inputs and rejected < plan.num_inputs:
+def _split_row(image: Image) -> TableRow:
+    record = image.record
+    split = None if image.row is None else image.row.split
+    return TableRow(
+        file="", image_id=record.image_id, patient_id=record.patient_id, split=split, labels={}
+    )
+
+
+def _header(image: Image) -> HeaderRow:
+    return image.decoded.facts.header or HeaderRow()
+
+
+def _attach_headers(writer: DatasetWriter, images: Sequence[_Light]) -> None:
+    ids, headers = [image.image_id for image in images], [image.header for image in images]
+    write_headers(writer.directory, ids, headers)
+    writer.attach(HEADERS)
+
+
+def _check_rejections(
+    rejections: Sequence[Rejection], num_inputs: int, config: IngestConfig
+) -> None:
+    rejected = len(rejections)
+    if rejected <= config.max_reject_fraction * num_inputs and rejected < num_inputs:
         return
+    reasons = Counter(rejection.reason.value for rejection in rejections)
     counted = ", ".join(f"{reason} {times}" for reason, times in reasons.most_common())
     raise TooManyRejectsError(
-        f"{rejected} of {plan.num_inputs} X-rays were rejected ({counted}); allowed is a part of "
+        f"{rejected} of {num_inputs} X-rays were rejected ({counted}); allowed is a part of "
         f"{config.max_reject_fraction}, and one must remain; check source and format, or raise "
         "max_reject_fraction"
     )
 
 
-def _check_counts(writer: DatasetWriter, plan: Plan) -> None:
-    if writer.num_entries != plan.num_inputs:
+def _check_counts(plan: Plan, rejections: Sequence[Rejection], num_images: int) -> None:
+    """Hold that each input came out once; a row without a file is one only where it is left."""
+    unused = (
+        sum(item.reason is RejectReason.MISSING for item in rejections) if plan.unmatched else 0
+    )
+    came_out = len(rejections) + num_images
+    if not plan.num_inputs <= came_out <= plan.num_inputs + unused:
         raise ArtifactError(
-            f"{plan.num_inputs} X-rays came in, {writer.num_entries} are in the data set and "
-            "its rejections; this is a fault of ingest, please report it"
+            f"{plan.num_inputs} X-rays came in, {came_out} are in the data set and its "
+            "rejections; this is a fault of ingest, please report it"
         )

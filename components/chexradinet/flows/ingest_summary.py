@@ -2,8 +2,16 @@
 
 from pathlib import Path
 
-from chexradinet.dataset.format import open_dataset
-from chexradinet.results.ingest_report import IngestSummary, write_ingest_report
+import numpy as np
+
+from chexradinet.dataset.format import Dataset, open_dataset
+from chexradinet.dataset.header_table import read_doubtful, read_headers
+from chexradinet.results.ingest_report import IngestSummary, Thumbnail, write_ingest_report
+
+SHOWN_FLAGS = ("polarity_unsure", "view_unknown", "burned_in_unknown", "body_part_unknown")
+"""Flags of kept X-rays that a look at the image can settle, the most telling first."""
+MAX_KEPT = 12
+"""Pictures of kept X-rays that are shown."""
 
 
 def report_ingest(dataset: Path, target: Path) -> None:
@@ -32,4 +40,28 @@ def report_ingest(dataset: Path, target: Path) -> None:
         positives=counts["positives"],
         views={str(view): int(count) for view, count in views.items()},
     )
-    write_ingest_report(target, summary)
+    rejected = [
+        Thumbnail(image=picture, image_id=name, reason=f"rejected: {reason}")
+        for name, reason, picture in read_doubtful(dataset)
+    ]
+    write_ingest_report(target, summary, [*rejected[:MAX_KEPT], *_flagged(data)])
+
+
+def _flagged(data: Dataset) -> list[Thumbnail]:
+    headers = read_headers(data.path)
+    if headers is None:
+        return []
+    flags = [set(text.split("|")) for text in headers["flags"]]
+    chosen: dict[int, str] = {}
+    for flag in SHOWN_FLAGS:
+        for row, found in enumerate(flags):
+            if flag in found and len(chosen) < MAX_KEPT:
+                chosen.setdefault(row, flag)
+    return [
+        Thumbnail(
+            image=data.images(np.array([row]))[0],
+            image_id=str(headers["image_id"].iloc[row]),
+            reason=f"kept: {flag}",
+        )
+        for row, flag in chosen.items()
+    ]

@@ -1,38 +1,56 @@
 """From a row of a label table and its decoded file to the record that the data set keeps."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from chexradinet.dataset.deidentify import DeidentificationKey, coarse_age
 from chexradinet.dataset.schema import ImageRecord
 from chexradinet.dataset.tables import TableRow
-from chexradinet.flows.decoding import Decoded
+from chexradinet.flows.naming import name_of
+from chexradinet.flows.reading import Facts
 from chexradinet.records import Box, Geometry, LabelledBox, Split
 
 
-def image_record(
-    row: TableRow, file: str, decoded: Decoded, box_frame: tuple[int, int] | None
-) -> ImageRecord:
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What is the same for all X-rays of a source."""
+
+    side: int
+    """Height and width of model pixels."""
+    box_frame: tuple[int, int] | None
+    """Height and width of the image that boxes are measured in; None: the file."""
+    key: DeidentificationKey | None
+    """Makes codes of the source's names; None keeps them."""
+
+
+def image_record(row: TableRow | None, file: str, facts: Facts, place: Placement) -> ImageRecord:
     """Return the record of one X-ray.
 
+    A table's patient goes before the header's, as its author chose it to tell patients apart; a
+    header's study and image go before the table's, as they are the same in every table.
+
     Args:
-        row: What the tables say, with a split where one is known.
+        row: What the tables say, with a split where one is known; None where they are silent.
         file: Place of the file, relative to the source.
-        decoded: Model pixels and geometry.
-        box_frame: Height and width of the image that boxes are measured in; None: the file.
+        facts: What is known from the file.
+        place: How it is placed and named.
     """
-    geometry = with_extent(decoded.geometry, row.extent_mm)
-    side = len(decoded.pixels)
+    key = place.key
+    row = row or TableRow(file=file, image_id=file, patient_id="", labels={})
+    geometry = with_extent(facts.geometry, row.extent_mm)
+    patient = name_of(key, "patient", row.patient_id) or facts.patient_id
+    age = row.age if key is None else coarse_age(row.age)
     return ImageRecord(
-        image_id=row.image_id,
-        patient_id=row.patient_id,
-        study_id=row.study_id,
-        view=row.view or decoded.view,
-        age=decoded.age if row.age is None else row.age,
-        sex=row.sex or decoded.sex,
+        image_id=facts.image_id or name_of(key, "image", row.image_id),
+        patient_id=patient or name_of(key, "patient", facts.digest),
+        study_id=facts.study_id or name_of(key, "study", row.study_id),
+        view=row.view or facts.view,
+        age=facts.age if age is None else age,
+        sex=row.sex or facts.sex,
         split=row.split or Split.TRAIN,
-        source_uri=file,
-        sha256=decoded.digest,
+        source_uri=name_of(key, "file", file),
+        sha256=facts.digest,
         labels=row.labels,
-        boxes=placed_boxes(row.boxes, box_frame, geometry, side),
+        boxes=placed_boxes(row.boxes, place.box_frame, geometry, place.side),
         geometry=geometry,
     )
 

@@ -1,22 +1,37 @@
 """Where X-rays come from: what can be listed and opened, and the one place that knows how.
 
-`ingest` needs three things of a source: a local folder with its tables, the names of its image
-files, and the bytes of one of them. Another kind of source is another class with these.
+`ingest` needs three things of a source: a local folder with its tables, the names of its files, and
+the bytes of one of them. A folder is one here; buckets and archives are in `remote_sources`.
 """
 
 import os
+import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol
 
+from chexradinet.config import IngestConfig
 from chexradinet.errors import RejectedImageError, SourceError
 from chexradinet.records import RejectReason
+from chexradinet.store import parse_uri
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 """Ends of names of DICOM files."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
 """Files that count as X-rays; others are tables, licences and the like."""
+MAX_FILE_BYTES = 512 * 1024 * 1024
+"""Largest file that is read."""
+
+
+class Listed(NamedTuple):
+    """One file of a source."""
+
+    name: str
+    """Relative to the source, with forward slashes."""
+    stamp: str
+    """Changes with the content, as far as the source tells without reading it."""
 
 
 class Source(Protocol):
@@ -27,8 +42,13 @@ class Source(Protocol):
         """Local folder with the label tables at its top."""
         ...
 
-    def files(self) -> Iterator[str]:
-        """Yield the image files in a fixed order, relative to the source, with forward slashes."""
+    def files(self) -> Iterator[Listed]:
+        """Yield all files of the source that are not hidden, in any order.
+
+        Raises:
+            SourceError: a folder cannot be listed.
+            StoreError: the store cannot be listed.
+        """
         ...
 
     def read(self, file: str) -> bytes:
@@ -36,7 +56,7 @@ class Source(Protocol):
 
         Raises:
             RejectedImageError: this file cannot be read; the others may.
-            SourceError: nothing can be read any more.
+            StoreError: nothing can be read any more; the message names the source, not the file.
         """
         ...
 
@@ -46,23 +66,25 @@ class Folder:
     """A folder of the file system and all below it, symbolic links followed."""
 
     path: Path
+    labels: Path | None = None
 
     @property
     def tables(self) -> Path:
-        """The folder itself."""
-        return self.path
+        """The folder itself, unless another holds the tables."""
+        return self.labels or self.path
 
-    def files(self) -> Iterator[str]:
-        """Yield the image files below the folder; hidden ones and link cycles are left out.
-
-        Raises:
-            SourceError: a folder below cannot be listed.
-        """
+    def files(self) -> Iterator[Listed]:
+        """Yield the files below the folder; hidden ones and link cycles are left out."""
         yield from _walk(self.path, "", frozenset())
 
     def read(self, file: str) -> bytes:
         """Return the bytes of a file below the folder."""
         try:
+            status = (self.path / file).stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise RejectedImageError(RejectReason.UNREADABLE, "it is no regular file")
+            if status.st_size > MAX_FILE_BYTES:
+                raise too_large(status.st_size)
             return (self.path / file).read_bytes()
         except FileNotFoundError as error:
             raise RejectedImageError(RejectReason.MISSING, "there is no such file") from error
@@ -71,21 +93,77 @@ class Folder:
             raise RejectedImageError(RejectReason.UNREADABLE, detail) from error
 
 
-def open_source(source: str) -> Folder:
+def too_large(num_bytes: int) -> RejectedImageError:
+    """Return the rejection of a file that is not read for its size."""
+    detail = f"{num_bytes} bytes; at most {MAX_FILE_BYTES} are read"
+    return RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+
+
+def is_archive(source: str) -> bool:
+    """Tell whether a source is a DICOMweb archive."""
+    return source.partition("://")[0].casefold().startswith("dicomweb") and "://" in source
+
+
+def is_xray_name(name: str, any_dicom: bool) -> bool:
+    """Tell whether a file counts as an X-ray by its name.
+
+    Args:
+        name: Relative to the source.
+        any_dicom: Count also names without a suffix, and with one of digits as in a UID: archives
+            and media name DICOM files so. A medium's index, `DICOMDIR`, never counts.
+    """
+    bare = PurePosixPath(name).name
+    if bare.casefold().endswith(IMAGE_SUFFIXES):
+        return True
+    suffix = PurePosixPath(name).suffix[1:].casefold()
+    return any_dicom and bare != "DICOMDIR" and (suffix in ("", "ima") or suffix.isdecimal())
+
+
+@contextmanager
+def open_source(source: str, config: IngestConfig, labels: str = "") -> Iterator[Source]:
     """Open a source by what the user wrote.
+
+    Args:
+        source: A path, `file://`, `s3://`, `minio://` or `dicomweb://`.
+        config: How a store is talked to.
+        labels: Folder of the label tables, also in a bucket; empty where they lie in the source.
 
     Raises:
         SourceError: it is missing, not a folder, or not allowed to be read.
+        StoreError: the store does not answer, or does not let us in.
+        ConfigError: the URI cannot be read.
     """
-    path = Path(source)
+    if labels:
+        with open_source(labels, config) as beside, _opened(source, config, beside.tables) as found:
+            yield found
+    else:
+        with _opened(source, config, None) as found:
+            yield found
+
+
+@contextmanager
+def _opened(source: str, config: IngestConfig, labels: Path | None) -> Iterator[Source]:
+    # Here, because they say what this module says of a source.
+    from chexradinet.flows.remote_sources import open_archive, open_bucket
+
+    if is_archive(source):
+        with open_archive(source, config.store, labels) as archive:
+            yield archive
+        return
+    location = parse_uri(source)
+    if location.bucket is not None:
+        with open_bucket(source, config.store, labels) as bucket:
+            yield bucket
+        return
+    path = Path(location.key) if "://" in source else Path(source)
     if not path.exists():
         raise SourceError(f"{source} does not exist; give a folder with images and a label table")
     if not path.is_dir():
         raise SourceError(f"{source} is a file; give the folder that holds images and label table")
-    return Folder(path)
+    yield Folder(path, labels)
 
 
-def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[str]:
+def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[Listed]:
     real = os.path.realpath(folder)
     if real in above:
         return  # a link to a folder that this one is in
@@ -94,12 +172,20 @@ def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[str]:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise SourceError(
-            f"{folder} cannot be listed: {error.strerror}; check its rights"
+            f"folder {str(folder)!r} cannot be listed: {error.strerror}; check its rights"
         ) from error
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
             yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", above | {real})
-        elif entry.name.casefold().endswith(IMAGE_SUFFIXES):
-            yield prefix + entry.name
+        else:
+            yield Listed(prefix + entry.name, _stamp(entry))
+
+
+def _stamp(entry: "os.DirEntry[str]") -> str:
+    try:
+        status = entry.stat()
+    except OSError:
+        return ""  # a link that leads nowhere: reading says so
+    return f"{status.st_size}-{status.st_mtime_ns}"

@@ -1,5 +1,6 @@
 from chexradinet.errors import RejectedImageError
-from chexradinet.flows.decoding import Outcome, decode_in_order
+from chexradinet.flows.decoding import decode_in_order
+from chexradinet.flows.reading import Outcome
 
 # Each "file" is an expression and `eval` is the decoder: it can be sent to another process, unlike
 # a function of a test, and it can end the process it runs in.

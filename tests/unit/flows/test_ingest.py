@@ -102,7 +102,7 @@ def test_folder_that_cannot_be_listed_is_refused(
         return scandir(path)
 
     monkeypatch.setattr("chexradinet.flows.sources.os.scandir", refuse)
-    with pytest.raises(SourceError, match="closed cannot be listed: Permission denied"):
+    with pytest.raises(SourceError, match="closed' cannot be listed: Permission denied"):
         folder.ingest()
 
 

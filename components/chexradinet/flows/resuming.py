@@ -1,0 +1,159 @@
+"""What a killed ingest leaves behind, and how the next one goes on from it.
+
+Beside the target lies a hidden folder, named after a digest of all that decides the result: the
+source's listing, its tables, the settings, the key. In it `data/` is the data set under
+construction, and with each full shard `outcomes-NNNNN.json` says what became of every file up to
+its end. The next run with the same digest takes those outcomes for decoded, and decodes the rest.
+So it writes the bytes that an undisturbed run would have written.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from chexradinet.artifacts import put_in_place, read_document, sha256_of, write_document
+from chexradinet.config import IngestConfig
+from chexradinet.dataset.deidentify import DeidentificationKey, coded
+from chexradinet.dataset.shards import shard_name
+from chexradinet.errors import ArtifactError, RejectedImageError, SourceError
+from chexradinet.flows.reading import Decoded, Outcome, facts_of
+from chexradinet.flows.sources import Listed
+
+_KIND, _SCHEMA = "ingest-outcomes", 1
+_TABLE_SUFFIXES = (".csv", ".csv.gz", ".txt", ".txt.gz")
+
+
+def work_digest(
+    files: Sequence[Listed], tables: Path, config: IngestConfig, key: DeidentificationKey | None
+) -> str:
+    """Return the digest of all that decides what an ingest writes."""
+    digest = hashlib.sha256(config.digest().encode())
+    digest.update(coded(key, "work", "").encode() if key is not None else b"")
+    for file in files:
+        digest.update(os.fsencode(f"{file.name}\0{file.stamp}\0"))
+    for table in sorted(tables.iterdir()):
+        if table.name.casefold().endswith(_TABLE_SUFFIXES) and table.is_file():
+            digest.update(os.fsencode(f"{table.name}\0{sha256_of(table)}\0"))
+    return digest.hexdigest()
+
+
+class Checkpoint:
+    """The finished part of an ingest; `working_on` makes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.data = folder / "data"
+        """Where the data set is written."""
+        self.data.mkdir(exist_ok=True)
+        self.restored: list[Outcome] = []
+        """Outcomes of the first files, those whose shards are finished."""
+        self.num_shards = 0
+        """Finished shards."""
+        self._fresh: list[Outcome] = []
+        self._restore()
+
+    def outcomes(self, fresh: Iterable[Outcome]) -> Iterator[Outcome]:
+        """Yield the restored outcomes, then those of the files that were still to be decoded."""
+        yield from self.restored
+        for outcome in fresh:
+            light = Decoded(outcome.facts, None) if isinstance(outcome, Decoded) else outcome
+            self._fresh.append(light)
+            yield outcome
+
+    def shards_are_full(self, num_shards: int) -> None:
+        """Keep what was yielded so far, if a shard was filled since the last call."""
+        if num_shards <= self.num_shards:
+            return
+        content = {
+            "shard": sha256_of(self.data / shard_name(self.num_shards)),
+            "outcomes": [_as_values(outcome) for outcome in self._fresh],
+        }
+        write_document(self._document(self.num_shards), _KIND, _SCHEMA, content)
+        self.num_shards, self._fresh = num_shards, []
+
+    def _document(self, number: int) -> Path:
+        return self._folder / f"outcomes-{number:05d}.json"
+
+    def _restore(self) -> None:
+        kept = set()
+        while self._document(self.num_shards).exists():
+            shard = self.data / shard_name(self.num_shards)
+            content = read_document(self._document(self.num_shards), _KIND, _SCHEMA)
+            if not shard.is_file() or sha256_of(shard) != content["shard"]:
+                break  # the machine went down before the shard was on disk: decode it again
+            self.restored += [_outcome_of(values) for values in content["outcomes"]]
+            self.num_shards += 1
+            kept.add(shard)
+        for path in self.data.iterdir():
+            if path not in kept:
+                path.unlink()
+
+
+@contextmanager
+def working_on(target: Path, digest: str) -> Iterator[Checkpoint]:
+    """Yield a checkpoint whose `data` becomes `target` when the block ends without an error.
+
+    On an error its folder is kept where it holds a finished shard. Folders that ingests of other
+    input left behind for this target are removed in the end.
+
+    Raises:
+        SourceError: another process is writing this data set.
+    """
+    folder = target.with_name(f".{target.name}.resume-{digest[:16]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder) as is_mine:
+        if not is_mine:
+            raise SourceError(f"another process is writing {target}; wait for it, or stop it")
+        checkpoint = Checkpoint(folder)
+        try:
+            yield checkpoint
+            put_in_place(checkpoint.data, target)
+        except BaseException:
+            if not checkpoint.num_shards:
+                shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
+    _remove_stale(target)
+
+
+def _remove_stale(target: Path) -> None:
+    for folder in target.parent.glob(f".{target.name}.resume-*"):
+        with _locked(folder) as is_mine:
+            if is_mine:
+                shutil.rmtree(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock; yields False where another process does. A kill releases it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(handle)
+
+
+def _as_values(outcome: Outcome) -> dict[str, Any]:
+    if isinstance(outcome, Decoded):
+        return outcome.facts.as_dict()
+    return {"reason": outcome.reason, "detail": outcome.detail}
+
+
+def _outcome_of(values: dict[str, Any]) -> Outcome:
+    if "reason" in values:
+        return RejectedImageError(values["reason"], values["detail"])
+    try:
+        return Decoded(facts_of(values), None)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            "the folder that an interrupted ingest left beside the target is of another release; "
+            "remove it and run again"
+        ) from error
