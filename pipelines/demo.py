@@ -33,7 +33,7 @@ SETTINGS = (
 
 INBOX_IMAGES = 40
 _FIRST_INBOX_SEED = 1_000_000
-NIGHTLY_SETTINGS = ("settle_s=0", "shard_size=20", "dicom_results=true")
+NIGHTLY_SETTINGS = ("settle_s=0", "shard_size=25", "dicom_results=true")
 """`settle_s=0`, because the inbox was written a moment ago."""
 
 

@@ -128,5 +128,4 @@ def _lines(process: subprocess.Popen[str]) -> Iterable[str]:
 
 def artifacts_of(run_folder: Path, name: str) -> list[Path]:
     """Return the local paths of an artifact that a run wrote, oldest first."""
-    found = [path for path in run_folder.glob(f"*/*/{name}") if not path.name.startswith(".")]
-    return sorted(found, key=lambda path: path.stat().st_mtime)
+    return sorted(run_folder.rglob(name), key=lambda path: path.stat().st_mtime)
