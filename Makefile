@@ -21,8 +21,25 @@ help: ## Show what can be made
 
 install: .venv/.ready ## Make .venv with the locked dependencies and this project
 
-lock: .venv/.ready ## Resolve pyproject.toml into requirements.lock again
-	$(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
+LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-annotate
+WORKER := images/worker
+
+lock: .venv/.ready ## Resolve pyproject.toml into requirements.lock and the image's locks again
+	$(LOCK) --extra dev pyproject.toml -o requirements.lock
+	$(LOCK) --extra dicomweb -c requirements.lock pyproject.toml -o $(WORKER)/requirements.lock
+	grep -o '^kfp==[^ ]*' requirements.lock | $(LOCK) --no-deps - -o $(WORKER)/kfp.lock
+	$(LOCK) $(WORKER)/build-requirements.in -o $(WORKER)/build-requirements.lock
+
+lock-torch-cpu: .venv/.ready ## Lock CPU wheels of torch: TORCH_INDEX=<package index with CPU wheels>
+	@test -n "$(TORCH_INDEX)" || { echo "make: set TORCH_INDEX to a package index with CPU wheels of torch" >&2; exit 1; }
+	grep -oE '^torch(vision)?==[^ ]*' requirements.lock \
+	  | $(LOCK) --no-deps --default-index "$(TORCH_INDEX)" - -o $(WORKER)/torch-cpu.lock
+
+images: ## Build the worker image with docker, podman or buildah
+	@$(PYTHON) images/build.py $(IMAGE_FLAGS)
+
+test-image: .venv/.ready ## Run every stage inside the worker image, without root, network or rights
+	@$(BIN)/python -m images.run_stages
 
 demo: .venv/.ready ## Run the whole pipeline on generated X-rays, on this machine
 	@$(BIN)/python -m pipelines demo
@@ -39,4 +56,4 @@ check: .venv/.ready ## Check format, lint, types and import contracts
 clean: ## Remove what the demo and the tests left (not .venv)
 	rm -rf .demo .kfp build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install lock demo test format check clean
+.PHONY: help install lock lock-torch-cpu images test-image demo test format check clean

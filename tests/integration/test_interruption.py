@@ -13,6 +13,8 @@ from chexradinet.config import IngestConfig, PreprocessingConfig, SourceFormat
 from chexradinet.dataset.phantom import write_phantom
 from chexradinet.flows.ingest import ingest
 
+pytestmark = pytest.mark.slow
+
 GRACE_PERIOD_S = 30
 """What Kubernetes gives a pod between SIGTERM and SIGKILL unless told otherwise."""
 
