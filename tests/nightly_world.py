@@ -26,9 +26,10 @@ from chexradinet.flows.nightly_settings import (
     ScoreConfig,
 )
 from chexradinet.flows.plan import PlanOutcome
-from chexradinet.model.bundle import BundleInfo, model_card, save_bundle
+from chexradinet.model.bundle import BundleInfo, model_card, replace_info, save_bundle
 from chexradinet.model.resnet import build_network
 from chexradinet.results.calibration import Calibration, FindingCalibration
+from chexradinet.results.reference import Reference
 from chexradinet.store import open_store
 
 FINDINGS = ("Cardiomegaly", "Effusion", "Mass")
@@ -49,7 +50,12 @@ def calibration(findings: tuple[str, ...] = FINDINGS) -> dict[str, Any]:
     ).as_dict()
 
 
-def make_bundle(target: Path, seed: int = 0, **changes: Any) -> str:  # noqa: ANN401
+def make_bundle(
+    target: Path,
+    seed: int = 0,
+    reference: Reference | None = None,
+    **changes: Any,  # noqa: ANN401
+) -> str:
     """Write a bundle of a small untrained network; return its digest."""
     config = NetworkConfig(backbone="resnet18-narrow", map_stride=16)  # type: ignore[arg-type]
     preprocessing = PreprocessingConfig(image_side=SIDE_PX)
@@ -62,7 +68,10 @@ def make_bundle(target: Path, seed: int = 0, **changes: Any) -> str:  # noqa: AN
     )
     info = replace(info, **changes)
     network = build_network(config, len(info.findings), seed=seed)
-    return save_bundle(target, info, network, None, model_card(info))
+    digest = save_bundle(target, info, network, None, model_card(info))
+    if reference is None:
+        return digest
+    return replace_info(target, target, reference.arrays, reference=reference.document)
 
 
 @dataclass(frozen=True)

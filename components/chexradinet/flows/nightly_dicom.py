@@ -78,7 +78,7 @@ def _files(
             f"dicom_results is set, and {error.name} is not installed; install it, or switch "
             "dicom_results off"
         ) from error
-    pixels = read_radiograph(content, scorer.settings.dicom).pixels
+    pixels = read_radiograph(content, scorer.bundle.info.preprocessing.dicom).pixels
     first = _first(case, scorer)
     written = write_dicom_results(
         open_dicom(content).dataset,

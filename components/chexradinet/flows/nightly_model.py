@@ -35,11 +35,10 @@ class Scorer:
 
 def reference_of(bundle: LoadedBundle) -> Reference | None:
     """Return the reference distributions of a bundle, None where it has none."""
-    arrays = getattr(bundle, "reference_arrays", None)
     document = bundle.info.reference
-    if document is None or not arrays:
+    if document is None:
         return None
-    return Reference(document=dict(document), arrays=dict(arrays))
+    return Reference(document=dict(document), arrays=dict(bundle.reference_arrays))
 
 
 def open_scorer(addresses: Addresses, plan: Plan, config: ScoreConfig) -> Scorer:

@@ -187,11 +187,19 @@ def _refuse_inverted(original: NDArray[np.uint8], config: QualityConfig) -> None
 def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:
     # Here, so that PNG and JPEG can be scored where no DICOM reader is installed.
     from chexradinet.dataset.dicom import read_radiograph, to_model
-    from chexradinet.dataset.quality import gate
+    from chexradinet.dataset.dicom_header import RadiographHeader
+    from chexradinet.dataset.quality import gate, gate_header
 
-    radiograph = read_radiograph(content, reading.settings.dicom)
+    quality = reading.settings.quality
+
+    def judge(header: RadiographHeader) -> None:
+        verdict = gate_header(header, quality)
+        if verdict.reason is not None:
+            raise RejectedImageError(verdict.reason, verdict.detail)
+
+    radiograph = read_radiograph(content, reading.preprocessing.dicom, judge)
     header = radiograph.header
-    verdict = gate(header, radiograph.pixels, reading.settings.quality)
+    verdict = gate(header, radiograph.pixels, quality)
     if verdict.reason is not None:
         raise RejectedImageError(verdict.reason, verdict.detail)
     pixels, geometry = to_model(radiograph, reading.preprocessing)

@@ -6,7 +6,6 @@ from datetime import date
 from typing import Any
 
 from chexradinet.config import (
-    DicomConfig,
     QualityConfig,
     RadiomicsConfig,
     RegionConfig,
@@ -32,7 +31,6 @@ class Addresses:
 class ResultSettings:
     """All that results depend on beside model and X-ray: a plan keeps it until it is complete."""
 
-    dicom: DicomConfig = field(default_factory=DicomConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     regions: RegionConfig = field(default_factory=RegionConfig)
     radiomics: RadiomicsConfig = field(default_factory=RadiomicsConfig)
@@ -61,7 +59,6 @@ def settings_of(record: Mapping[str, Any]) -> ResultSettings:
         ConfigError: this release does not know one of them.
     """
     parts = {
-        "dicom": DicomConfig,
         "quality": QualityConfig,
         "regions": RegionConfig,
         "radiomics": RadiomicsConfig,

@@ -8,9 +8,12 @@ import time
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from chexradinet.config import QualityConfig
+from chexradinet.config import PreprocessingConfig, QualityConfig
+from chexradinet.dataset.geometry import fit_to_model
+from chexradinet.dataset.phantom import draw_phantom
 from chexradinet.errors import ArtifactError, ChexRadiNetError
 from chexradinet.flows import nightly as nightly_module
 from chexradinet.flows.collect import collect
@@ -20,8 +23,12 @@ from chexradinet.flows.nightly_settings import PlanConfig, ResultSettings, Run, 
 from chexradinet.flows.plan import plan
 from chexradinet.flows.report_outcome import report_outcome
 from chexradinet.flows.score import score
+from chexradinet.model.bundle import load_bundle
+from chexradinet.model.inference import predict
+from chexradinet.results.calibration import apply_calibration
+from chexradinet.results.reference import Population, build_reference
 from chexradinet.results.telemetry import NightlyTelemetry
-from tests.nightly_world import FINDINGS, World, make_world
+from tests.nightly_world import FINDINGS, SIDE_PX, World, calibration, make_world
 
 NO_GATE = ResultSettings(quality=QualityConfig(check_inversion=False))
 
@@ -296,3 +303,58 @@ def test_telemetry_tells_success_and_failure(world: World, monkeypatch: pytest.M
     assert report_outcome(world.results_uri, "SUCCEEDED", "r")
     assert not report_outcome(world.results_uri, "FAILED", "r")
     assert [found.success for found in pushed[-2:]] == [True, False]
+
+
+def test_a_model_with_a_reference_measures_drift_and_distribution(world: World) -> None:
+    _publish_with_reference(world)
+    for number in range(24):
+        world.add_dicom(number)
+    _, night = world.run(shard_size=24)
+    assert night is not None
+    assert night.ood_fraction is not None
+    assert night.ood_fraction < 0.5
+    assert night.drift is not None
+    assert night.drift["status"] == "ok"
+    assert {"score:Mass", "image:mean", "metadata:view", "embedding"} <= set(
+        night.drift["comparisons"]
+    )
+    rows = table(world, "part-")
+    assert {row["out_of_distribution"] for row in rows} <= {"true", "false"}
+    assert all(float(row["out_of_distribution_score"]) > 0 for row in rows)
+
+
+def test_inverted_x_rays_are_seen_as_drift_and_as_unlike_the_training_data(world: World) -> None:
+    _publish_with_reference(world)
+    for number in range(24):
+        world.add_dicom(number, header={"PhotometricInterpretation": "MONOCHROME1"})
+    _, night = world.run(shard_size=24)
+    assert night is not None
+    assert night.drift is not None
+    assert night.drift["alarm"]
+    assert {"embedding", "ood"} <= set(night.drift["alarms"])
+    assert (night.ood_fraction or 0.0) > 0.5
+
+
+def _publish_with_reference(world: World) -> None:
+    """Publish a model whose reference was made of 200 other X-rays of the same kind."""
+    digest = next((world.root / "models").glob("*/bundle.json")).parent
+    network = load_bundle(digest).network
+    preprocessing = PreprocessingConfig(image_side=SIDE_PX)
+    pixels = np.stack(
+        [
+            fit_to_model(draw_phantom(n, 96, 3, 0.0).pixels, preprocessing)[0]
+            for n in range(100, 300)
+        ]
+    ).astype(np.uint8)
+    found = predict(network, lambda rows: pixels[rows], np.arange(200), device="cpu", maps=False)
+    reference = build_reference(
+        Population(
+            findings=FINDINGS,
+            probabilities=apply_calibration(calibration(), FINDINGS, found.logits),
+            embeddings=found.embedding,
+            patient_ids=list(range(200)),
+            metadata={"view": ["PA"] * 200},
+            image_statistics={"mean": pixels.mean((1, 2)), "std": pixels.std((1, 2))},
+        )
+    )
+    world.publish(reference=reference)
