@@ -41,8 +41,8 @@ images: ## Build the worker image with docker, podman or buildah
 test-image: .venv/.ready ## Run every stage inside the worker image, without root, network or rights
 	@$(BIN)/python -m images.run_stages
 
-demo: .venv/.ready ## Run the whole pipeline on generated X-rays, on this machine
-	@$(BIN)/python -m pipelines demo
+demo: .venv/.ready ## Train on generated X-rays and score an inbox, on this machine (DEMO="--seed 8")
+	@$(BIN)/python -m pipelines demo $(DEMO)
 
 test: .venv/.ready ## Run all tests
 	@$(BIN)/python -m pytest

@@ -1,6 +1,5 @@
 """The compiled YAML runs on this machine, and rounds open and close as they should."""
 
-import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,11 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from chexradinet.dataset.format import open_dataset
 from chexradinet.dataset.phantom import write_phantom
 from chexradinet.model.bundle import read_bundle_info
 from chexradinet.results.metrics import read_metrics
-from pipelines.compile import compile_training
 from pipelines.parameters import load_compiled, parse_settings
 from pipelines.run import LocalRunError, artifacts_of, run_locally
 
@@ -115,61 +112,5 @@ def test_a_missing_source_fails_the_run_with_its_own_words(
         _run(compiled_training, tmp_path / "nowhere", tmp_path)
 
 
-@pytest.mark.slow
-def test_real_radiographs_go_through_the_whole_pipeline(shared_data: Path, tmp_path: Path) -> None:
-    source, num_files = _nih_source(shared_data / "radiographs", tmp_path / "nih")
-    compiled = compile_training(tmp_path / "compiled", max_rounds=1)
-    run = _run(compiled, source, tmp_path, "rounds=1", "compare_arms=false", "split_seed=3")
-    data = open_dataset(artifacts_of(run.folder, "dataset")[-1])
-    assert len(data) + len(data.rejected) == num_files
-    assert set(data.rejected["reason"]) <= {"duplicate"}
-    assert data.info.counts["splits"]["test"] == 10
-    metrics = run.metrics
-    assert metrics["test"]["localization"]["num_cases"] >= 1
-    assert metrics["test"]["mean_auroc_num_findings"] + len(metrics["test"]["not_defined"]) == len(
-        data.info.findings
-    )
-    report = artifacts_of(run.folder, "evaluation")[-1] / "report.html"
-    assert "not for diagnostic use" in report.read_text(encoding="utf-8").lower()
-
-
 def _is_skipped(regions: Path) -> bool:
     return (regions / "skipped.json").exists()
-
-
-def _nih_source(radiographs: Path, target: Path) -> tuple[Path, int]:
-    """Make a folder with links to the real NIH images and a table in the generic format."""
-    (target / "images").mkdir(parents=True)
-    with (radiographs / "labels.csv").open(encoding="utf-8", newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["dataset"] == "nih_chestxray14"]
-    fields = ["file", "patient", "findings", "view", "age", "sex", "split", "boxes"]
-    with (target / "labels.csv").open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, fields)
-        writer.writeheader()
-        for row in rows:
-            (target / row["filename"]).symlink_to(radiographs / row["filename"])
-            writer.writerow(_generic(row))
-    return target, len(rows)
-
-
-def _generic(row: Mapping[str, str]) -> dict[str, str]:
-    boxes = [
-        {
-            "finding": box["label"],
-            "top": box["y"],
-            "left": box["x"],
-            "bottom": box["y"] + box["h"],
-            "right": box["x"] + box["w"],
-        }
-        for box in json.loads(row["boxes_512px"] or "[]")
-    ]
-    return {
-        "file": row["filename"],
-        "patient": row["patient_id"],
-        "findings": row["finding_labels"],
-        "view": row["view"],
-        "age": row["age"],
-        "sex": row["sex"],
-        "split": "test" if row["official_nih_split"] == "test" else "train",
-        "boxes": json.dumps(boxes) if boxes else "",
-    }
