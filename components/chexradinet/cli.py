@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from chexradinet.cli_nightly import register
 from chexradinet.config import (
     Backbone,
+    DicomConfig,
     EvaluationConfig,
     GeometryMode,
     GuidanceConfig,
@@ -20,6 +21,7 @@ from chexradinet.config import (
     IngestConfig,
     NetworkConfig,
     PreprocessingConfig,
+    QualityConfig,
     RadiomicsConfig,
     RegionConfig,
     SourceFormat,
@@ -75,8 +77,10 @@ def phantom(
 
 @app.command()
 def ingest(
-    source: Annotated[str, typer.Argument(help="Folder (or s3:// prefix) of X-rays and labels.")],
-    out: Out,
+    source: Annotated[
+        str, typer.Argument(help="Folder, s3:// prefix, or dicomweb://host/path?study_date=.")
+    ],
+    out: Annotated[str, typer.Option("--out", help="Directory or s3:// prefix to make.")],
     data_format: Annotated[SourceFormat, typer.Option("--format")] = SourceFormat.CSV,
     findings: Annotated[str, typer.Option(help="Comma separated; empty takes all.")] = "",
     side: Annotated[int, typer.Option(help="Side of the model's input, in pixels.")] = 224,
@@ -86,22 +90,33 @@ def ingest(
     test_fraction: Annotated[float, typer.Option(help="Where no split is given.")] = 0.1,
     split_seed: Annotated[int, typer.Option()] = 0,
     max_reject_fraction: Annotated[float, typer.Option(help="More rejects fail the run.")] = 0.5,
+    labels: Annotated[str, typer.Option(help="Folder of the label tables, if elsewhere.")] = "",
+    report: Annotated[str, typer.Option(help="HTML file to write the ingest report to.")] = "",
+    voi_index: Annotated[int, typer.Option(min=0, help="Which DICOM window of several.")] = 0,
+    min_age_years: Annotated[float, typer.Option(help="Youngest patient of a DICOM file.")] = 18,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images a file; also of a resume.")] = 4096,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes; 0 uses all cores.")] = 0,
 ) -> None:
-    """Decode X-rays once into a data set."""
-    from chexradinet.flows.ingest import ingest as run
+    """Decode X-rays once into a data set; a killed run goes on where it was."""
+    from chexradinet.flows.ingest_upload import ingest_to
 
     config = IngestConfig(
         format=data_format,
         findings=tuple(name for name in findings.split(",") if name),
-        preprocessing=PreprocessingConfig(image_side=side, geometry=geometry),
+        preprocessing=PreprocessingConfig(
+            image_side=side, geometry=geometry, dicom=DicomConfig(voi_index=voi_index)
+        ),
+        quality=QualityConfig(min_age_years=min_age_years),
         uncertain=uncertain,
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
         split_seed=split_seed,
         max_reject_fraction=max_reject_fraction,
+        shard_size=shard_size,
+        num_workers=num_workers,
     )
     with _bar("ingest", "files") as progress:
-        info = run(source, out, config, progress=progress)
+        info = ingest_to(source, out, config, progress, labels=labels, report=report)
     console.print(f"{info.counts['images']} images in {out}", highlight=False)
 
 

@@ -17,6 +17,7 @@ from chexradinet.config import IngestConfig, SourceFormat
 from chexradinet.dataset.deidentify import (
     DeidentificationKey,
     coarse_age,
+    coded,
     deidentification_key,
     deidentified_ids,
 )
@@ -80,8 +81,20 @@ class Decoded:
     """Model pixels, shape (S, S); None where a finished shard holds them."""
 
 
-Outcome = Decoded | RejectedImageError
-"""An X-ray, or why it is none; returned rather than raised, as it crosses processes."""
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One file that is no X-ray for the data set; returned, not raised, as it crosses processes."""
+
+    reason: str
+    """A value of `RejectReason`."""
+    detail: str
+    """What was wrong, without patient data."""
+    image_id: str = ""
+    """Code of the SOP Instance UID, where the header was read."""
+
+
+Outcome = Decoded | Refused | RejectedImageError
+"""An X-ray, or why it is none; an error only of a file that killed the process it was read in."""
 Decode = Callable[[str], Outcome]
 """From a file of the source to its outcome; picklable."""
 
@@ -113,8 +126,7 @@ def _decode(
             return _decode_dicom(content, config, key or deidentification_key())
         return _decode_picture(content, config)
     except RejectedImageError as error:
-        # Without its cause, which does not belong into a log and does not pass between processes.
-        return RejectedImageError(error.reason, error.detail)
+        return Refused(error.reason, error.detail)
 
 
 def _decode_picture(content: bytes, config: IngestConfig) -> Decoded:
@@ -124,7 +136,24 @@ def _decode_picture(content: bytes, config: IngestConfig) -> Decoded:
     return Decoded(facts, pixels.astype(np.uint8, copy=False))
 
 
-def _decode_dicom(content: bytes, config: IngestConfig, key: DeidentificationKey) -> Decoded:
+def _decode_dicom(
+    content: bytes, config: IngestConfig, key: DeidentificationKey
+) -> Decoded | Refused:
+    seen: list[RadiographHeader] = []
+    try:
+        return _radiograph(content, config, key, seen.append)
+    except RejectedImageError as error:
+        uids = [header.sop_instance_uid for header in seen if header.sop_instance_uid]
+        image_id = coded(key, "image", uids[0]) if uids else ""
+        return Refused(error.reason, error.detail, image_id)
+
+
+def _radiograph(
+    content: bytes,
+    config: IngestConfig,
+    key: DeidentificationKey,
+    note: "Callable[[RadiographHeader], None]",
+) -> Decoded:
     # Here, so that folders of PNG and JPEG are read where pydicom is absent.
     from chexradinet.dataset.dicom import read_radiograph, to_model
     from chexradinet.dataset.quality import Verdict, gate, gate_header
@@ -133,11 +162,11 @@ def _decode_dicom(content: bytes, config: IngestConfig, key: DeidentificationKey
         if verdict.reason is not None:
             raise RejectedImageError(verdict.reason, verdict.detail)
 
-    radiograph = read_radiograph(
-        content,
-        config.preprocessing.dicom,
-        judge=lambda header: refuse(gate_header(header, config.quality)),
-    )
+    def judge(header: "RadiographHeader") -> None:
+        note(header)
+        refuse(gate_header(header, config.quality))
+
+    radiograph = read_radiograph(content, config.preprocessing.dicom, judge)
     verdict = gate(radiograph.header, radiograph.pixels, config.quality)
     refuse(verdict)
     pixels, geometry = to_model(radiograph, config.preprocessing)

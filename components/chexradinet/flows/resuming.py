@@ -20,8 +20,8 @@ from chexradinet.artifacts import put_in_place, read_document, sha256_of, write_
 from chexradinet.config import IngestConfig
 from chexradinet.dataset.deidentify import DeidentificationKey, coded
 from chexradinet.dataset.shards import shard_name
-from chexradinet.errors import ArtifactError, RejectedImageError, SourceError
-from chexradinet.flows.reading import Decoded, Outcome, facts_of
+from chexradinet.errors import ArtifactError, SourceError
+from chexradinet.flows.reading import Decoded, Outcome, Refused, facts_of
 from chexradinet.flows.sources import Listed
 
 _KIND, _SCHEMA = "ingest-outcomes", 1
@@ -144,13 +144,14 @@ def _locked(folder: Path) -> Iterator[bool]:
 def _as_values(outcome: Outcome) -> dict[str, Any]:
     if isinstance(outcome, Decoded):
         return outcome.facts.as_dict()
-    return {"reason": outcome.reason, "detail": outcome.detail}
+    image_id = outcome.image_id if isinstance(outcome, Refused) else ""
+    return {"reason": outcome.reason, "detail": outcome.detail, "image_id": image_id}
 
 
 def _outcome_of(values: dict[str, Any]) -> Outcome:
-    if "reason" in values:
-        return RejectedImageError(values["reason"], values["detail"])
     try:
+        if "reason" in values:
+            return Refused(**values)
         return Decoded(facts_of(values), None)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(

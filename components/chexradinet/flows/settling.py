@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from chexradinet.dataset.schema import ImageRecord, Rejection
 from chexradinet.dataset.tables import TableRow
-from chexradinet.errors import RejectedImageError
 from chexradinet.flows.ingest_plan import Plan, not_labelled, only_named
 from chexradinet.flows.placing import Placement, image_record
 from chexradinet.flows.reading import Decoded, Facts, Outcome
@@ -31,7 +30,8 @@ def settle(
     seen: set[str] = set()
     waiting = dict(plan.unmatched)
     for file, row, outcome in zip(plan.files, plan.rows, outcomes, strict=True):
-        if isinstance(outcome, RejectedImageError):
+        if not isinstance(outcome, Decoded):
+            waiting.pop(getattr(outcome, "image_id", ""), None)
             yield Rejection(file, RejectReason(outcome.reason), outcome.detail)
             continue
         facts = outcome.facts
