@@ -154,7 +154,7 @@ def distinct_rounds(bundles: Sequence[Path]) -> list[Path]:
 
 
 def best_of(judged: Sequence[Judged]) -> int:
-    """Return the index of the model with the highest validation mean AUROC; of equals, the earliest."""
+    """Return the index of the model that validates best by mean AUROC; of equals, the earliest."""
     values = [model.info.metrics["validation"]["mean_auroc"] for model in judged]
     ranked = [(-np.inf if value is None else value) for value in values]
     return int(np.argmax(ranked))
