@@ -1,5 +1,7 @@
 """An inbox, a published model and results in one folder: where tests of the nightly run start."""
 
+import csv
+import io
 import json
 import os
 import re
@@ -16,8 +18,8 @@ from pydicom import uid
 from chexradinet.config import NetworkConfig, PreprocessingConfig, QualityConfig
 from chexradinet.dataset.dicom_write import encode_radiograph
 from chexradinet.dataset.phantom import draw_phantom
-from chexradinet.flows.collect import Night
 from chexradinet.flows.nightly import nightly
+from chexradinet.flows.nightly_outcome import Night
 from chexradinet.flows.nightly_settings import (
     Addresses,
     PlanConfig,
@@ -167,6 +169,18 @@ class World:
         names = sorted(name for name in self.results() if f"/{prefix}" in name and "csv" in name)
         text = self.results()[names[-1]].decode()
         return [line.split(",") for line in text.splitlines()[1:]]
+
+    def table(self, prefix: str) -> list[dict[str, str]]:
+        """Return the rows of all CSV files of a kind, of all nights."""
+        rows: list[dict[str, str]] = []
+        for name, data in sorted(self.results().items()):
+            if f"/{prefix}" in name and name.endswith(".csv"):
+                rows += csv.DictReader(io.StringIO(data.decode()))
+        return rows
+
+    def scored_keys(self) -> list[str]:
+        """Return the object keys of all scored X-rays, in the order of the files."""
+        return [r["object_key"] for r in self.table("part-") if r["finding"] == FINDINGS[0]]
 
 
 def make_world(root: Path, num_png: int = 0, num_dicom: int = 0) -> World:

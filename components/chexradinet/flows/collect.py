@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,12 @@ from chexradinet.flows.nightly_dicom import remove_dicom
 from chexradinet.flows.nightly_files import night_key, put_files, write_scores
 from chexradinet.flows.nightly_merge import Merged, earlier_scores, merge, merged_before
 from chexradinet.flows.nightly_model import Scorer, open_scorer
+from chexradinet.flows.nightly_outcome import Night, night_of
 from chexradinet.flows.nightly_settings import Addresses, ScoreConfig
 from chexradinet.flows.nightly_summary import (
     most_urgent,
     night_drift,
     night_report,
-    num_flagged,
-    num_outside,
     waiting_images,
     with_timings,
 )
@@ -47,40 +45,6 @@ from chexradinet.results.worklist import WaitingImage, worklist, worklist_csv
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Night:
-    """What a complete plan came to."""
-
-    number: int
-    date: str
-    model_digest: str
-    model_round: int
-    num_planned: int
-    num_scored: int
-    excluded: Mapping[str, Mapping[str, int]]
-    """`rejected`, `duplicate`, `postponed` and `vanished` to reason to objects."""
-    flagged: Mapping[str, int]
-    """Finding to X-rays at or above its threshold."""
-    drift: Mapping[str, Any] | None
-    """As `results.drift` gives it; None where the model has no reference."""
-    ood_fraction: float | None
-    """Part of the scored X-rays, in [0, 1]; None where the model cannot tell."""
-    score_s: float
-    """Seconds that the shards took, added up."""
-    collect_s: float
-    report: bytes
-    """The HTML report."""
-
-    def as_text(self) -> str:
-        """Return the outcome as one sentence."""
-        without = {status: sum(found.values()) for status, found in self.excluded.items()}
-        said = ", ".join(f"{num} {status}" for status, num in sorted(without.items())) or "none"
-        return (
-            f"plan {self.number}: {self.num_scored} of {self.num_planned} X-rays scored, "
-            f"without a score: {said}"
-        )
 
 
 def collect(addresses: Addresses, number: int) -> Night:
@@ -117,7 +81,7 @@ def collect_plan(ledger: Ledger, plan: Plan, scorer: Scorer) -> Night:
         remove_dicom(ledger, plan.date, object_key)
     write_index(ledger, plan.number, merged.index)
     _complete(ledger, plan, merged, digests)
-    night = _night(plan, merged, scorer, drift, (page, time.perf_counter() - started))
+    night = night_of(plan, merged, scorer, drift, (page, time.perf_counter() - started))
     _log.info("%s", night.as_text())
     return night
 
@@ -224,31 +188,3 @@ def _complete(ledger: Ledger, plan: Plan, merged: Merged, digests: Mapping[str, 
         ledger.store.create(key, document_bytes("nightly-completion", document))
     except StoreConflictError:
         _log.info("plan %d was completed meanwhile by another run", plan.number)
-
-
-def _night(
-    plan: Plan,
-    merged: Merged,
-    scorer: Scorer,
-    drift: Mapping[str, Any] | None,
-    made: tuple[bytes, float],
-) -> Night:
-    outside, num_scored = num_outside(merged), len(merged.images)
-    excluded: dict[str, Counter[str]] = {}
-    for row in merged.excluded:
-        excluded.setdefault(str(row["status"]), Counter())[str(row["reason"])] += 1
-    return Night(
-        number=plan.number,
-        date=plan.date,
-        model_digest=plan.bundle_digest,
-        model_round=scorer.bundle.info.round,
-        num_planned=len(plan.images),
-        num_scored=num_scored,
-        excluded=excluded,
-        flagged=num_flagged(merged, scorer.findings),
-        drift=drift,
-        ood_fraction=None if outside is None or not num_scored else outside / num_scored,
-        score_s=merged.score_s,
-        collect_s=made[1],
-        report=made[0],
-    )

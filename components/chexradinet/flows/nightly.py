@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from chexradinet.errors import ChexRadiNetError
-from chexradinet.flows.collect import Night, collect, collect_plan
+from chexradinet.flows.collect import collect, collect_plan
 from chexradinet.flows.lease import holding, release, this_process
 from chexradinet.flows.ledger import open_ledger, read_plan
 from chexradinet.flows.nightly_model import open_scorer
+from chexradinet.flows.nightly_outcome import Night
 from chexradinet.flows.nightly_settings import Addresses, PlanConfig, Run, ScoreConfig
 from chexradinet.flows.nightly_telemetry import night_telemetry
 from chexradinet.flows.plan import PlanOutcome, parts_of, place_of, plan

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from chexradinet.flows.collect import Night
 from chexradinet.flows.lease import store_time
 from chexradinet.flows.ledger import completions, open_ledger, plan_numbers
 from chexradinet.flows.nightly_inbox import inbox_images, taken_images
+from chexradinet.flows.nightly_outcome import Night
 from chexradinet.flows.nightly_settings import Addresses
 from chexradinet.records import RejectReason
 from chexradinet.results.drift import FALSE_ALARMS_PER_NIGHT

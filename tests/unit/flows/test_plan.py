@@ -1,6 +1,5 @@
 """What is planned: what is new, settled and not done, and nothing else."""
 
-import json
 import os
 import time
 from datetime import UTC, datetime, timedelta
@@ -16,7 +15,7 @@ from chexradinet.errors import (
     StoreAccessError,
     StoreNotFoundError,
 )
-from chexradinet.flows.ledger import Plan, PlannedImage, create_plan, open_ledger, read_plan
+from chexradinet.flows.ledger import Plan, create_plan, open_ledger, read_plan
 from chexradinet.flows.nightly_settings import PlanConfig
 from chexradinet.flows.plan import PlanOutcome, parts_of, place_of, plan
 from tests.nightly_world import FINDINGS, World, calibration, make_world
@@ -227,33 +226,3 @@ def test_of_two_runs_that_plan_at_once_one_plan_comes_out(
     monkeypatch.setattr(module, "create_plan", other_is_faster)
     outcome = planned(world)
     assert (outcome.status, outcome.parts, raced) == ("continued", ((1, 1),), [True])
-
-
-def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    arrived = datetime(2026, 2, 1, 3, 4, 5, 678, tzinfo=UTC)
-    image = PlannedImage(key="ä/1.dcm", etag="e", size_bytes=7, arrived=arrived)
-    made = Plan(
-        number=1,
-        date="2026-02-01",
-        planned_at=arrived,
-        inbox_uri="s3://inbox",
-        bundle_digest="b" * 64,
-        preprocessing_digest="p",
-        findings=("Mass",),
-        settings={"batch_size": 4},
-        shard_size=10,
-        images=(image,),
-    )
-    ledger = open_ledger(str(tmp_path))
-    assert create_plan(ledger, made)
-    assert not create_plan(ledger, made)
-    assert read_plan(ledger, 1) == made
-    assert made.image("ä/1.dcm") == image
-
-
-def test_a_plan_of_another_schema_is_refused(tmp_path: Path) -> None:
-    ledger = open_ledger(str(tmp_path))
-    document = json.dumps({"kind": "nightly-plan", "schema": 99}).encode()
-    ledger.store.create(ledger.plan_key(1, "plan.json"), document)
-    with pytest.raises(ArtifactError, match="schema 99"):
-        read_plan(ledger, 1)

@@ -15,7 +15,7 @@ from chexradinet.flows import nightly_read
 from chexradinet.flows.ledger import open_ledger, read_plan
 from chexradinet.flows.nightly_merge import read_shard
 from chexradinet.flows.nightly_settings import PlanConfig, ResultSettings, ScoreConfig
-from chexradinet.flows.nightly_tables import ShardResult, pack, unpack
+from chexradinet.flows.nightly_tables import ShardResult
 from chexradinet.flows.plan import plan
 from chexradinet.flows.score import score
 from chexradinet.model.bundle import load_bundle
@@ -227,24 +227,6 @@ def test_a_plan_for_other_findings_than_the_model_knows_is_refused(world: World)
     ledger.store.put(key, ledger.store.get(key).replace(b'"Mass"', b'"Edema"'))
     with pytest.raises(MismatchError, match="Edema"):
         scored(world)
-
-
-def test_a_shard_is_packed_into_equal_bytes_and_read_back() -> None:
-    from chexradinet.flows.nightly_tables import IMAGES, REJECTED, SCORES, TIMINGS
-
-    result = ShardResult(
-        scores=SCORES.empty_table(),
-        rejected=REJECTED.empty_table(),
-        timings=TIMINGS.empty_table(),
-        images=IMAGES.empty_table(),
-        wall_s=1.5,
-        pictures={"b": b"2", "a": b"1"},
-    )
-    packed = pack(result)
-    assert packed == pack(result)
-    assert unpack(packed, "here") == result
-    with pytest.raises(ArtifactError, match="here is no whole shard"):
-        unpack(packed[:-30], "here")
 
 
 def test_the_score_table_opens_with_plain_parquet_readers(world: World) -> None:
