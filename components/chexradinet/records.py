@@ -87,6 +87,8 @@ class FeatureStatus(StrEnum):
     OK = "ok"
     NO_REGION = "no_region"
     """The heatmap gave no region."""
+    NOT_INSTALLED = "not_installed"
+    """Scored where pyradiomics is absent: flags come without features there."""
     FAILED = "failed"
     """The feature classes refused the region."""
     NOT_FINITE = "not_finite"

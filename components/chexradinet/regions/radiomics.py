@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from chexradinet.config import RadiomicsConfig
 from chexradinet.errors import MismatchError
 from chexradinet.records import Box, FeatureStatus, RegionStatus
-from chexradinet.regions.feature_classes import FeatureSettings, features_of_arrays
 from chexradinet.regions.feature_names import FEATURE_CLASSES, FEATURE_NAMES
 from chexradinet.regions.tables import BOX_COLUMNS, FeatureRow, features_table, rejected_row
 from chexradinet.regions.workers import BATCH_SIZE, measure_in_processes
@@ -23,7 +23,8 @@ BORDER_PX = 1
 MIN_SIDE_PX = 2
 """Shortest side that has texture; `execute()` refuses a line or a point as well."""
 
-_GREY_CLASSES = tuple(name for name in FEATURE_CLASSES if name != "shape2D")
+Classes = tuple[str, ...]
+_GREY_CLASSES: Classes = tuple(name for name in FEATURE_CLASSES if name != "shape2D")
 _REFUSALS = (ValueError, RuntimeError, IndexError, ArithmeticError, MemoryError)
 
 
@@ -36,6 +37,8 @@ def features_of(image: NDArray[np.uint8], box: Box, config: RadiomicsConfig) -> 
             `BORDER_PX` free.
         config: Bin width and nominal spacing.
     """
+    if find_spec("radiomics") is None:
+        return rejected_row(FeatureStatus.NOT_INSTALLED)
     return features_of_crop(crop_of(image, box), config)
 
 
@@ -57,7 +60,7 @@ def features_of_crop(crop: NDArray[np.uint8], config: RadiomicsConfig) -> Featur
         return rejected_row(FeatureStatus.FAILED)
     mask = np.ones((1, *crop.shape), bool)
     try:
-        measured = features_of_arrays(crop[None], mask, _settings(config), _GREY_CLASSES)
+        measured = _measured(crop[None], mask, config, _GREY_CLASSES)
         measured |= _rectangle_shape(*crop.shape, config)
     except _REFUSALS:
         return rejected_row(FeatureStatus.FAILED)
@@ -129,13 +132,19 @@ def _crops(
                 yield crop_of(pixels[next(places)], Box(*sides[index])).copy()
 
 
-def _settings(config: RadiomicsConfig) -> FeatureSettings:
+def _measured(
+    image: NDArray[np.uint8], mask: NDArray[np.bool_], config: RadiomicsConfig, classes: Classes
+) -> dict[str, Any]:
+    # Here, so that scoring loads where pyradiomics is absent.
+    from chexradinet.regions.feature_classes import FeatureSettings, features_of_arrays
+
     spacing_mm = (config.spacing_mm, config.spacing_mm, 1.0)
-    return FeatureSettings(bin_width=config.bin_width, spacing_mm=spacing_mm)
+    settings = FeatureSettings(bin_width=config.bin_width, spacing_mm=spacing_mm)
+    return features_of_arrays(image, mask, settings, classes)
 
 
 @lru_cache(maxsize=4096)
 def _rectangle_shape(height: int, width: int, config: RadiomicsConfig) -> dict[str, Any]:
     """Return the shape features of a full rectangle: they depend on nothing but its sides."""
     mask = np.ones((1, height, width), bool)
-    return features_of_arrays(mask.astype(np.uint8), mask, _settings(config), ("shape2D",))
+    return _measured(mask.astype(np.uint8), mask, config, ("shape2D",))

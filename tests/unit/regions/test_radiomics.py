@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from chexradinet.config import RadiomicsConfig
 from chexradinet.errors import MismatchError
 from chexradinet.records import Box, FeatureStatus, Region, RegionStatus
-from chexradinet.regions import radiomics as measured_module
+from chexradinet.regions import feature_classes as measured_module
 from chexradinet.regions.feature_classes import features_of_arrays
 from chexradinet.regions.feature_names import FEATURE_NAMES, NAMES_BY_CLASS
 from chexradinet.regions.radiomics import crop_of, extract_features, features_of
@@ -256,3 +256,9 @@ def test_rows_that_do_not_fit_the_regions_are_refused() -> None:
     regions, rows = five_regions()
     with pytest.raises(MismatchError, match="5 regions and 4 data set rows"):
         extract_features(lambda wanted: IMAGES[wanted], regions, rows[:4], CONFIG, 1)
+
+
+def test_a_host_without_pyradiomics_says_so_in_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chexradinet.regions.radiomics.find_spec", lambda _name: None)
+    row = features_of(smooth_image(), Box(10, 20, 50, 60), CONFIG)
+    assert row.status == FeatureStatus.NOT_INSTALLED
