@@ -100,7 +100,8 @@ class Archive:
         wanted = InstanceRef(
             uri=f"{address}/{file}", study_uid=study, series_uid=series, sop_uid=image, modality=""
         )
-        return _read(lambda: fetch(wanted, self.config), address)
+        # The client hands out a bytearray where the answer has parts.
+        return _read(lambda: bytes(fetch(wanted, self.config)), address)
 
 
 def _read(whole: Callable[[], bytes], source: str) -> bytes:
