@@ -1,12 +1,11 @@
 """Each X-ray once, whatever kills a run and whoever else is running."""
 
-import importlib
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,15 +24,17 @@ SETTINGS = ResultSettings(
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Return 23 PNG and 1 DICOM X-ray, that one twice, and a file that is none."""
-    # Loaded once: each forked run would load them again.
-    for name in ("regions.feature_classes", "results.dicom_results", "dataset.dicom"):
-        importlib.import_module(f"chexradinet.{name}")
     made = make_world(tmp_path_factory.mktemp("night"), num_png=23, num_dicom=1)
     made.add_dicom(23, name="again.dcm")
     (made.inbox / "notes.txt").write_text("no X-ray", encoding="utf-8")
-    return made
+    # Once before forking, with one thread: what it loads and prepares each child would do again.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    made.with_results("warm").run(results=SETTINGS)
+    yield made
+    torch.set_num_threads(before)
 
 
 def in_child(work: Callable[[], object]) -> int:
