@@ -83,24 +83,56 @@ def _results(info: "BundleInfo") -> str:
     head = ["## Results", ""]
     if not info.metrics:
         return "\n".join([*head, "Not evaluated: nothing is known about how well it works.", ""])
-    rows = [f"| {name} | {_shown(value)} |" for name, value in _flat(info.metrics).items()]
-    return "\n".join(
-        [*head, "With the protocol they were measured by:", "", "| | |", "|---|---|", *rows, ""]
+    test = info.metrics.get("test") or {}
+    validation = info.metrics.get("validation") or {}
+    lines = [
+        f"Validation split: mean AUROC {_shown(validation.get('mean_auroc'))}, "
+        f"over {_shown(validation.get('mean_auroc_num_findings'))} findings.",
+        "",
+    ]
+    if not test:
+        return "\n".join([*head, *lines, "Not evaluated on a test split.", ""])
+    lines += [
+        f"Test split: mean AUROC {_shown(test['mean_auroc'])} "
+        f"(95% {_shown(test['ci95_mean_auroc'])}) over {test['mean_auroc_num_findings']} findings, "
+        f"calibration error {_shown(test['ece'])}.",
+        "",
+        f"Protocol: {test['protocol']}.",
+        "",
+        *_findings_table(info, test),
+        "",
+        *_localization_table(test.get("localization") or {}),
+    ]
+    return "\n".join([*head, *lines, ""])
+
+
+def _findings_table(info: "BundleInfo", test: dict[str, Any]) -> list[str]:
+    calibrated = (info.calibration or {}).get("findings") or {}
+    rows = [
+        f"| {name} | {_shown(test['auroc'].get(name))} | {_shown((info.thresholds or {}).get(name))} "
+        f"| {calibrated.get(name, {}).get('status', 'not_calibrated')} |"
+        for name in info.findings
+    ]
+    return ["| finding | AUROC, test | threshold | calibration |", "|---|---|---|---|", *rows]
+
+
+def _localization_table(found: dict[str, Any]) -> list[str]:
+    measures = ("iou_0.1", "iou_0.3", "iou_0.5", "pointing")
+    rows = [
+        f"| {name} | {_shown(found.get(name))} | {_shown(found.get(f'swapped_{name}'))} "
+        f"| {_shown(found.get(f'random_{name}'))} |"
+        for name in measures
+    ]
+    note = (
+        "Swapped: the map of another patient with the same finding, which knows the usual place and "
+        "nothing else. Random: a smooth random map."
     )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values under dotted names, in their order."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+    return ["| localisation | own map | swapped | random |", "|---|---|---|---|", *rows, "", note]
 
 
 def _shown(value: object) -> str:
     if value is None:
         return "not defined"
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    if isinstance(value, list):
+        return " to ".join(_shown(one) for one in value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")

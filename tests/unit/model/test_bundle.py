@@ -192,3 +192,25 @@ def test_reference_arrays_travel_with_the_weights_and_are_replaced_whole(
     assert set(arrays) == {"mean"}
     np.testing.assert_array_equal(arrays["mean"], [1, 2, 3])
     assert load_bundle(bundle).reference_arrays == {}
+
+
+def test_the_card_shows_results_beside_their_protocol_and_controls(info: BundleInfo) -> None:
+    test = {
+        "protocol": "phantoms, test split",
+        "mean_auroc": 0.9,
+        "mean_auroc_num_findings": 2,
+        "ci95_mean_auroc": [0.85, 0.95],
+        "auroc": {"Mass": 0.91, "Effusion": 0.89, "Nodule": None},
+        "ece": 0.05,
+        "localization": {"iou_0.3": 0.6, "swapped_iou_0.3": 0.3, "random_iou_0.3": 0.01},
+    }
+    card = model_card(replace(info, metrics={"validation": {"mean_auroc": 0.8}, "test": test}))
+    assert "mean AUROC 0.900 (95% 0.850 to 0.950) over 2 findings" in card
+    assert "Protocol: phantoms, test split." in card
+    assert "| Nodule | not defined |" in card
+    assert "| iou_0.3 | 0.600 | 0.300 | 0.010 |" in card
+
+
+def test_the_card_of_a_model_without_a_test_says_so(info: BundleInfo) -> None:
+    assert "Not evaluated on a test split." in model_card(info)
+    assert "Not evaluated: nothing is known" in model_card(replace(info, metrics={}))
