@@ -108,8 +108,9 @@ def _results(info: "BundleInfo") -> str:
 
 def _findings_table(info: "BundleInfo", test: dict[str, Any]) -> list[str]:
     calibrated = (info.calibration or {}).get("findings") or {}
+    thresholds = info.thresholds or {}
     rows = [
-        f"| {name} | {_shown(test['auroc'].get(name))} | {_shown((info.thresholds or {}).get(name))} "
+        f"| {name} | {_shown(test['auroc'].get(name))} | {_shown(thresholds.get(name))} "
         f"| {calibrated.get(name, {}).get('status', 'not_calibrated')} |"
         for name in info.findings
     ]
@@ -124,8 +125,8 @@ def _localization_table(found: dict[str, Any]) -> list[str]:
         for name in measures
     ]
     note = (
-        "Swapped: the map of another patient with the same finding, which knows the usual place and "
-        "nothing else. Random: a smooth random map."
+        "Swapped: the map of another patient with the same finding, which knows the usual place "
+        "and nothing else. Random: a smooth random map."
     )
     return ["| localisation | own map | swapped | random |", "|---|---|---|---|", *rows, "", note]
 

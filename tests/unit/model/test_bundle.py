@@ -177,7 +177,7 @@ def test_other_findings_or_pixels_do_not_match(info: BundleInfo) -> None:
 
 def test_card_says_what_it_is_not_for_and_what_was_measured(info: BundleInfo) -> None:
     card = model_card(info)
-    for said in ("not for diagnosis", "not emergency triage", "data-7", "0.875", "patient-wise"):
+    for said in ("not for diagnosis", "not emergency triage", "data-7", "Validation split"):
         assert said in card
     assert "Not evaluated" in model_card(replace(info, metrics={}))
 
