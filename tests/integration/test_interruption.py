@@ -104,7 +104,7 @@ def test_evicted_training_goes_on_and_ends_with_the_same_weights(
     assert process.returncode != 0
     assert seconds < GRACE_PERIOD_S
     assert not target.exists()
-    (kept,) = state.glob("*/step-*")
+    (kept,) = (path.parent for path in state.glob("*/step-*/position.json"))
     assert f"Interrupted: {number.name} ended the training; {kept.name} is kept in" in error
     kept_step = int(kept.name.removeprefix("step-"))
 
