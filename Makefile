@@ -44,8 +44,8 @@ test-image: .venv/.ready ## Run every stage inside the worker image, without roo
 demo: .venv/.ready ## Train on generated X-rays and score an inbox, on this machine (DEMO="--seed 8")
 	@$(BIN)/python -m pipelines demo $(DEMO)
 
-test: .venv/.ready ## Run all tests
-	@$(BIN)/python -m pytest
+test: .venv/.ready ## Run all tests, on two processes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
 format: .venv/.ready ## Format the code and sort its imports
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -11,6 +11,7 @@ Source: DICOM PS3.16 annex A; IHE Radiology supplement "AI Results".
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ Points = npt.NDArray[np.float64]
 
 def report_content(case: ScoredCase, source: SourceImage) -> Dataset:
     """Return the root container of the report about one X-ray."""
-    groups = [_image_group(case, source)]
+    groups: list[Any] = [_image_group(case, source)]
     groups += [_finding_group(finding, case, source) for finding in case.findings]
     report = sr.MeasurementReport(
         observation_context=_observer(case.model),
@@ -95,7 +96,7 @@ def _image_group(case: ScoredCase, source: SourceImage) -> sr.MeasurementsAndQua
 def _finding_group(
     finding: ScoredFinding, case: ScoredCase, source: SourceImage
 ) -> sr.MeasurementsAndQualitativeEvaluations | sr.PlanarROIMeasurementsAndQualitativeEvaluations:
-    shared = {
+    shared: dict[str, Any] = {
         "tracking_identifier": _tracking(case, source, finding.name),
         "finding_type": coded.finding_code(finding.name),
         "algorithm_id": _algorithm(case.model),

@@ -173,7 +173,8 @@ def _time(text: str) -> str:
         return ""
     parts = [int(part) for part in match.groups()[:3] if part is not None]
     try:
-        time(*parts)
+        hour, minute, second = (*parts, 0, 0)[:3]
+        time(hour, minute, second)
     except ValueError:
         return ""
     return "".join(f"{part:02d}" for part in parts) + (match[4] or "")
