@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from chexradinet.dataset.format import open_dataset
+from chexradinet.dataset.phantom_dicom import write_phantom_inbox
 from chexradinet.model.bundle import verify_bundle
 from chexradinet.results.metrics import read_metrics
 from pipelines.run import artifacts_of
@@ -41,7 +42,11 @@ RUN_ON_NIH = (
     ".venv/bin/python -m pipelines run training"
     " --set source=nih --set data_format=nih --set models_uri=models"
 )
-RUN_HERE = {"make demo", "make test", RUN_ON_A_FOLDER, RUN_ON_NIH}
+RUN_NIGHTLY = (
+    ".venv/bin/python -m pipelines run nightly"
+    " --set inbox_uri=inbox --set models_uri=models --set results_uri=results"
+)
+RUN_HERE = {"make demo", "make test", RUN_ON_A_FOLDER, RUN_ON_NIH, RUN_NIGHTLY}
 """Commands that tests of this file run."""
 RUN_ELSEWHERE = {
     ".venv/bin/python -m pipelines compile": "tests/pipelines/test_compile.py",
@@ -100,7 +105,7 @@ def test_a_folder_of_real_radiographs_goes_through_the_whole_pipeline(
     shared_data: Path, tmp_path: Path
 ) -> None:
     num_files = _generic_source(shared_data / "radiographs", tmp_path / "my-xrays")
-    _run(RUN_ON_A_FOLDER, tmp_path, "max_reject_fraction=0.1")
+    _run(RUN_ON_A_FOLDER, tmp_path, *QUICK, "max_reject_fraction=0.1")
     data = open_dataset(artifacts_of(tmp_path, "dataset")[-1])
     assert len(data) + len(data.rejected) == num_files
     assert set(data.rejected["reason"]) <= {"duplicate"}
@@ -115,6 +120,15 @@ def test_a_folder_of_real_radiographs_goes_through_the_whole_pipeline(
         assert name.replace("_", " ") in report
     pointer = json.loads((tmp_path / "models" / "champion.json").read_text())
     assert verify_bundle(tmp_path / "models" / pointer["digest"]) == metrics["bundle_digest"]
+    _score_an_inbox(tmp_path)
+
+
+def _score_an_inbox(folder: Path) -> None:
+    """Score four new X-rays with the model that a run published in this folder."""
+    write_phantom_inbox(folder / "inbox", 4, 128, seed=5)
+    _run(RUN_NIGHTLY, folder, "settle_s=0", "shard_size=4")
+    (night,) = (folder / "results" / "scores").iterdir()
+    assert len({row["object_key"] for row in _rows(night / "part-000001.csv")}) == 4
 
 
 @pytest.mark.slow
@@ -131,7 +145,7 @@ def test_nih_as_downloaded_goes_through_the_whole_pipeline(
     for image in images:
         (source / "images_001" / "images" / image.name).symlink_to(image)
     num_rows = _nih_table(shared_data, source / "Data_Entry_2017_v2020.csv")
-    _run(RUN_ON_NIH, tmp_path, "max_reject_fraction=1")
+    _run(RUN_ON_NIH, tmp_path, *QUICK, "max_reject_fraction=1")
     data = open_dataset(artifacts_of(tmp_path, "dataset")[-1])
     rejected = data.rejected["reason"].value_counts()
     assert len(data) + rejected.get("missing", 0) + rejected.get("duplicate", 0) == num_rows
@@ -141,7 +155,7 @@ def test_nih_as_downloaded_goes_through_the_whole_pipeline(
 def _run(command: str, folder: Path, *settings: str) -> None:
     """Run a command of the README in a folder, with further settings that make it small."""
     words = command.split()[3:]
-    more = [word for setting in (*QUICK, *settings) for word in ("--set", setting)]
+    more = [word for setting in settings for word in ("--set", setting)]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*PIPELINES, *words, *more, "--max-rounds", "1"],
