@@ -60,7 +60,12 @@ def archive(
             store(url, xray(number))
         store(url, dicom(9, StudyDate="20240101", SeriesInstanceUID="1.2.3.9"))
         uri = f"dicomweb://127.0.0.1:{port}/dicom-web"
-        yield SimpleNamespace(uri=uri, stop=lambda: (process.kill(), process.wait()))
+
+        def stop() -> None:
+            process.kill()
+            process.wait()
+
+        yield SimpleNamespace(uri=uri, stop=stop)
     finally:
         process.kill()
         process.wait()

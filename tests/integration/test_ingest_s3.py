@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from minio import MinioAdmin
-from minio.credentials import StaticProvider
+from minio.credentials.providers import StaticProvider
 
 from chexradinet.config import StoreConfig
 from chexradinet.dataset.format import open_dataset

@@ -154,12 +154,16 @@ def _fill(
     decode = decoder(task.source, config, task.key)
     fresh = decode_in_order(plan.files[len(checkpoint.restored) :], decode, config.num_workers)
     rejections, images = list(plan.rejections), []
+    headers: dict[HeaderRow, HeaderRow] = {}
     for settled in settle(plan, checkpoint.outcomes(fresh), task.place):
         if isinstance(settled, Rejection):
             rejections.append(settled)
         else:
             writer.add(settled.record, settled.decoded.pixels)
-            images.append(_Light(settled.record.image_id, _split_row(settled), _header(settled)))
+            header = settled.decoded.facts.header or HeaderRow()
+            # Most headers of a device are equal but for their day: equal ones are kept once.
+            shared = headers.setdefault(header, header)
+            images.append(_Light(settled.record.image_id, _split_row(settled), shared))
         checkpoint.shards_are_full(writer.num_full_shards)
         if progress is not None:
             done = len(rejections) + len(images) - len(plan.rejections)
@@ -191,10 +195,6 @@ def _split_row(image: Image) -> TableRow:
     return TableRow(
         file="", image_id=record.image_id, patient_id=record.patient_id, split=split, labels={}
     )
-
-
-def _header(image: Image) -> HeaderRow:
-    return image.decoded.facts.header or HeaderRow()
 
 
 def _attach_headers(writer: DatasetWriter, images: Sequence[_Light]) -> None:

@@ -27,7 +27,7 @@ def settle(
     Of X-rays with equal pixels or equal SOP Instance UIDs the first enters. What is yielded depends
     on plan and outcomes alone. Names in rejections are those of the source.
     """
-    seen: set[str] = set()
+    seen: set[bytes] = set()
     waiting = dict(plan.unmatched)
     for file, row, outcome in zip(plan.files, plan.rows, outcomes, strict=True):
         if not isinstance(outcome, Decoded):
@@ -50,5 +50,5 @@ def settle(
         yield only_named(unused)
 
 
-def _names(facts: Facts) -> set[str]:
-    return {facts.digest, facts.image_id} - {""}
+def _names(facts: Facts) -> set[bytes]:
+    return {bytes.fromhex(facts.digest), bytes.fromhex(facts.image_id)} - {b""}

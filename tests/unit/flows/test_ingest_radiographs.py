@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from chexradinet.config import IngestConfig, PreprocessingConfig
+from chexradinet.dataset.deidentify import coded, deidentification_key
 from chexradinet.dataset.format import open_dataset
 from chexradinet.flows.ingest import ingest
 from chexradinet.records import Box, Split
+from tests.ingest_world import KEY_VARIABLE, SECRET
 
 
 @pytest.fixture
@@ -116,16 +118,18 @@ def test_every_real_radiograph_is_ingested_through_the_generic_table(
 
 
 def test_dicom_files_named_by_a_table_are_judged_by_their_headers(
-    shared_data: Path, tmp_path: Path
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, SECRET)
+    key = deidentification_key()
     source = tmp_path / "dicom"
     source.mkdir()
     folder = shared_data / "radiographs" / "dicom"
     names = sorted(path.name for path in folder.iterdir())
     for name in names:
         (source / name).symlink_to(folder / name)
-    (source / "again.dcm").symlink_to(folder / "RG1_J2KI.dcm")
-    rows = [f"{name},{name},Nodule" for name in [*names, "again.dcm"]]
+    (source / "zz-again.dcm").symlink_to(folder / "RG1_J2KI.dcm")
+    rows = [f"{name},{name},Nodule" for name in [*names, "zz-again.dcm"]]
     (source / "labels.csv").write_text("\n".join(["file,patient,findings", *rows]))
     config = IngestConfig(
         format="dicom",  # type: ignore[arg-type]
@@ -135,9 +139,11 @@ def test_dicom_files_named_by_a_table_are_judged_by_their_headers(
     info = ingest(str(source), tmp_path / "dataset", config)
     dataset = open_dataset(tmp_path / "dataset")
     rejected = dict(zip(dataset.rejected["source_uri"], dataset.rejected["reason"], strict=True))
-    assert rejected["dx_dog_thorax_not_human.dcm"] == "not_chest"
-    assert rejected["again.dcm"] == "duplicate"
+    assert rejected[coded(key, "file", "dx_dog_thorax_not_human.dcm")] == "not_chest"
+    # Files come in the order of their names, whatever the order of the rows.
+    assert rejected[coded(key, "file", "zz-again.dcm")] == "duplicate"
     assert info.counts["images"] + len(rejected) == 5
-    (row,) = dataset.row_of(["RG1_J2KI.dcm"])
+    uris = dataset.manifest["source_uri"].tolist()
+    row = uris.index(coded(key, "file", "RG1_J2KI.dcm"))
     assert dataset.manifest["view"][row] == "PA"
     assert dataset.geometry(row).original_height == 1955
