@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from chexradinet.artifacts import write_document
 from chexradinet.config import IngestConfig, PreprocessingConfig, SourceFormat
 from chexradinet.dataset.phantom import write_phantom
+from chexradinet.errors import Interrupted
 from chexradinet.flows.ingest import ingest
+from chexradinet.flows.interruption import safeguard
+from chexradinet.model.checkpoint import KIND, POSITION_FILE, SCHEMA
+from chexradinet.store import list_uris
 
 pytestmark = pytest.mark.slow
 
@@ -155,3 +160,24 @@ def test_evicted_guided_round_goes_on_and_ends_with_the_same_weights(
     assert int(output.split()[0]) > 5
     weights = [bundle / "weights.safetensors" for bundle in (target, whole)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_state_is_kept_in_both_stores_and_removed_at_the_end(folder_uri: str) -> None:
+    def evicted() -> None:
+        with safeguard("run", folder_uri) as guard:
+            for step in (3, 12):
+                guard.local.mkdir(exist_ok=True)
+                (guard.local / "state.safetensors").write_bytes(b"weights of step %d" % step)
+                write_document(guard.local / POSITION_FILE, KIND, SCHEMA, {"step": step})
+                guard.keep()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert guard.should_stop()
+            raise Interrupted("as `fit` does")
+
+    with pytest.raises(Interrupted, match="step-000000012 is kept in"):
+        evicted()
+    kept = [info.uri.rpartition("/run/")[2] for info in list_uris(f"{folder_uri}/run/")]
+    assert kept == ["step-000000012/position.json", "step-000000012/state.safetensors"]
+    with safeguard("run", folder_uri) as guard:
+        assert (guard.local / "state.safetensors").read_bytes() == b"weights of step 12"
+    assert not list(list_uris(f"{folder_uri}/run/"))
