@@ -9,6 +9,7 @@ So it writes the bytes that an undisturbed run would have written.
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from chexradinet.errors import ArtifactError, SourceError
 from chexradinet.flows.reading import Decoded, Outcome, Refused, facts_of
 from chexradinet.flows.sources import Listed
 
+_logger = logging.getLogger(__name__)
 _KIND, _SCHEMA = "ingest-outcomes", 1
 _TABLE_SUFFIXES = (".csv", ".csv.gz", ".txt", ".txt.gz")
 
@@ -133,12 +135,19 @@ def _locked(folder: Path) -> Iterator[bool]:
     """Hold the folder's lock; yields False where another process does. A kill releases it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
+        yield _lock(handle)
     finally:
         os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        _logger.warning("no locks here (%s): run one ingest at a time", error.strerror)
+    return True
 
 
 def _as_values(outcome: Outcome) -> dict[str, Any]:
