@@ -12,7 +12,8 @@ from chexradinet.flows.nightly_settings import Addresses, ResultSettings, ScoreC
 from chexradinet.flows.plan import check_model
 from chexradinet.flows.publish import fetch_bundle
 from chexradinet.model.bundle import LoadedBundle, load_bundle, require_match
-from chexradinet.model.inference import choose_device
+from chexradinet.model.inference import choose_device, folded
+from chexradinet.model.resnet import ChexRadiNet
 from chexradinet.results.reference import Reference
 
 _log = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ class Scorer:
     """A model and all that turns its predictions into cases."""
 
     bundle: LoadedBundle
+    network: ChexRadiNet
+    """Of the bundle, folded once for all batches, on the device that computes."""
     reference: Reference | None
     """None where the bundle has none: then nothing is said of drift and distribution."""
     settings: ResultSettings
@@ -62,5 +65,8 @@ def open_scorer(addresses: Addresses, plan: Plan, config: ScoreConfig) -> Scorer
     if not bundle.info.reference:
         _log.info("the model has no reference: nothing is said of drift and distribution")
     return Scorer(
-        bundle=bundle, reference=reference_of(bundle), settings=settings_of(plan.settings)
+        bundle=bundle,
+        network=folded(bundle.network),
+        reference=reference_of(bundle),
+        settings=settings_of(plan.settings),
     )

@@ -40,7 +40,7 @@ from chexradinet.flows.nightly_tables import (
     table_from,
 )
 from chexradinet.flows.nightly_tables import REJECTED as REJECTED_TABLE
-from chexradinet.model.inference import predict
+from chexradinet.model.inference import predict_folded
 
 _log = logging.getLogger(__name__)
 
@@ -189,13 +189,7 @@ def _score_batch(
     ledger, plan, shard = place
     started = time.perf_counter()
     pixels = np.stack([xray.pixels for xray in xrays])
-    found = predict(
-        scorer.bundle.network,
-        lambda wanted: pixels[wanted],
-        np.arange(len(xrays)),
-        batch_size=len(xrays),
-        device=str(next(scorer.bundle.network.parameters()).device),
-    )
+    found = predict_folded(scorer.network, pixels, np.arange(len(xrays)))
     passed = time.perf_counter()
     settings = scorer.settings
     rows: list[dict[str, Any]] = []

@@ -82,16 +82,30 @@ def predict_batches(
     working = folded(network).to(place)
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        with torch.inference_mode():
-            images = torch.as_tensor(fetch(batch)).to(place, non_blocking=True)
-            found = working(normalise(images))
-            wanted = found.maps if maps else found.maps[..., :0, :0]
-            yield Predictions(
-                batch,
-                found.logits.cpu().numpy(),
-                found.embedding.cpu().numpy(),
-                wanted.contiguous().cpu().numpy(),
-            )
+        yield predict_folded(working, fetch(batch), batch, maps)
+
+
+def predict_folded(
+    working: ChexRadiNet, images: NDArray[np.uint8], rows: NDArray[np.int64], maps: bool = True
+) -> Predictions:
+    """Return the predictions of one batch.
+
+    Args:
+        working: From `folded`, on the device that computes.
+        images: Shape (n, H, W).
+        rows: What the images are called, shape (n,).
+        maps: Whether the maps are wanted.
+    """
+    place = next(working.parameters()).device
+    with torch.inference_mode():
+        found = working(normalise(torch.as_tensor(images).to(place, non_blocking=True)))
+        wanted = found.maps if maps else found.maps[..., :0, :0]
+        return Predictions(
+            rows,
+            found.logits.cpu().numpy(),
+            found.embedding.cpu().numpy(),
+            wanted.contiguous().cpu().numpy(),
+        )
 
 
 def predict(
