@@ -73,9 +73,11 @@ def _brightest_component(
     side = enlarged.shape[0]
     kernel = (config.blur_px, config.blur_px)
     blurred = np.asarray(cv2.GaussianBlur(enlarged, kernel, 0), dtype=np.float64)
-    bright = (blurred >= config.threshold * blurred.max()).astype(np.uint8)
-    count, labels, extents, _ = cv2.connectedComponentsWithStats(bright, connectivity=8)
-    sums = np.bincount(labels.ravel(), weights=blurred.ravel(), minlength=count)
+    bright = blurred >= config.threshold * blurred.max()
+    count, labels, extents, _ = cv2.connectedComponentsWithStats(
+        bright.astype(np.uint8), connectivity=8
+    )
+    sums = np.bincount(labels[bright], weights=blurred[bright], minlength=count)
     areas = extents[:, cv2.CC_STAT_AREA]
     # Label 0 is everything below the threshold.
     by_mean = sorted(range(1, count), key=lambda label: -sums[label] / areas[label])
