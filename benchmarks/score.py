@@ -121,11 +121,12 @@ def publish(models: Path, network: ChexRadiNet, images: NDArray[np.uint8]) -> No
     calibration = Calibration(
         findings=calibrations, split="validation", target_sensitivity=0.9, num_images=len(images)
     ).as_dict()
+    preprocessing = PreprocessingConfig(image_side=images.shape[1])
     info = BundleInfo(
         network=network.config,
         findings=NIH_FINDINGS,
-        preprocessing=PREPROCESSING,
-        preprocessing_digest=PREPROCESSING.digest(),
+        preprocessing=preprocessing,
+        preprocessing_digest=preprocessing.digest(),
         calibration=calibration,
     )
     save_bundle(models / "plain", info, network, None, model_card(info))
