@@ -1,5 +1,6 @@
 """The demonstration: phantom X-rays through the whole pipeline, on this machine, in minutes."""
 
+import os
 import time
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def _train(folder: Path, seed: int, run: str, console: Console) -> Path:
     arguments: dict[str, Value] = parse_settings(load_compiled(compiled), (*given, *SETTINGS))
     run_folder = folder / f"training-{run}"
     console.print(f"running {compiled} with kfp's local runner", highlight=False)
-    run_locally(compiled, arguments, run_folder, console)
+    run_locally(compiled, arguments, run_folder, console, _threads())
     return artifacts_of(run_folder, "evaluation")[-1]
 
 
@@ -89,7 +90,12 @@ def _score(folder: Path, seed: int, run: str, console: Console) -> None:
     )
     arguments = parse_settings(load_compiled(compiled), (*given, *NIGHTLY_SETTINGS))
     console.print(f"running {compiled} with kfp's local runner", highlight=False)
-    run_locally(compiled, arguments, folder / f"nightly-{run}", console)
+    run_locally(compiled, arguments, folder / f"nightly-{run}", console, _threads())
+
+
+def _threads() -> dict[str, str]:
+    """Keep torch to one thread: more of them wait for each other on a busy machine."""
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
 def _latest_night(folder: Path) -> Path:
