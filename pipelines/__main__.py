@@ -17,7 +17,7 @@ from pipelines.run import run_locally
 from pipelines.training import DEFAULT_MAX_ROUNDS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-console = Console(width=None if sys.stdout.isatty() else 100)
+console = Console(width=None if sys.stdout.isatty() else 110)
 
 Folder = Annotated[Path, typer.Option(help="Folder for the compiled pipelines.")]
 MaxRounds = Annotated[int, typer.Option(help="Guided rounds that the pipeline can run at most.")]
