@@ -244,3 +244,31 @@ def test_seeds_of_rounds_differ_and_do_not_depend_on_the_arm(
         for arm in ("guided", "control")
     ]
     assert seeds[0] == seeds[1] != replace(TRAINING).seed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "terms"),
+    [
+        (GuidanceRecipe.NONE, {"classification"}),
+        (GuidanceRecipe.SHARPEN, {"classification", "entropy"}),
+        (GuidanceRecipe.CONTRASTIVE, {"classification", "contrastive"}),
+        (GuidanceRecipe.SHARPEN_CONTRASTIVE, {"classification", "entropy", "contrastive"}),
+    ],
+)
+def test_each_term_of_a_recipe_decreases_on_the_phantom(
+    tiny_model: Path,
+    tiny_dataset: Path,
+    features: Path,
+    tmp_path: Path,
+    recipe: GuidanceRecipe,
+    terms: set[str],
+) -> None:
+    guidance = GuidanceConfig(recipe=recipe, sharpen_weight=0.3, contrastive_weight=0.3)
+    config = replace(TRAINING, epochs=6, learning_rate=3e-3)
+    outcome = _retrain(
+        tiny_model, tiny_dataset, features, tmp_path / "r1", guidance=guidance, config=config
+    )
+    epochs = outcome.info.metrics["epochs"]
+    assert set(epochs[0]) - {"epoch", "loss"} == terms
+    for term in terms:
+        assert epochs[-1][term] < epochs[0][term], term
