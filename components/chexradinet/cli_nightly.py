@@ -1,4 +1,4 @@
-"""`chexradinet plan | score | collect | nightly`: the nightly run from a shell."""
+"""`chexradinet plan | score | collect | nightly | upload`: the nightly run from a shell."""
 
 from typing import Annotated
 
@@ -125,9 +125,21 @@ def nightly_command(
     console.print(night.as_text() if night else outcome.as_text(), highlight=False)
 
 
+def upload_command(
+    results: Annotated[str, typer.Option(help="Folder of a night's DICOM results.")],
+    archive: Annotated[str, typer.Option(help="dicomweb://host[:port]/path of the archive.")],
+) -> None:
+    """Send a night's DICOM results to an archive by STOW-RS; sending again is no error."""
+    from chexradinet.flows.dicom_upload import upload_results
+
+    outcome = upload_results(results, archive)
+    console.print(f"{outcome.stored} stored, {outcome.already_there} already there")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of the nightly run to a command line."""
     app.command("plan")(plan_command)
     app.command("score")(score_command)
     app.command("collect")(collect_command)
     app.command("nightly")(nightly_command)
+    app.command("upload")(upload_command)

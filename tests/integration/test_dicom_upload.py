@@ -33,6 +33,7 @@ from chexradinet.errors import (
     StoreError,
     StoreFullError,
     StoreIntegrityError,
+    StoreNotFoundError,
     StoreRefusedError,
     StoreUnavailableError,
 )
@@ -384,3 +385,8 @@ def test_one_refused_result_does_not_hold_up_the_others(
     with pytest.raises(StoreError, match=r"^1 of 2 DICOM results were refused.*C122H"):
         upload_results(str(folder), archive.uri, AT_ONCE)
     assert len(archive.asked) == 2
+
+
+def test_a_folder_that_is_not_there_is_said_before_anything_is_sent(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match="needed is a night's folder"):
+        upload_results(str(tmp_path / "nowhere"), "dicomweb://127.0.0.1:1/dicom-web")

@@ -23,9 +23,10 @@ from chexradinet.errors import (
     StoreError,
     StoreFullError,
     StoreIntegrityError,
+    StoreNotFoundError,
     StoreRefusedError,
 )
-from chexradinet.store import open_store
+from chexradinet.store import exists, open_store
 from chexradinet.store.dicomweb_access import RAW_ERRORS, client_for, is_transient, translated
 from chexradinet.store.dicomweb_uri import Archive, parse_archive
 from chexradinet.store.opening import DEFAULT
@@ -68,7 +69,13 @@ def upload_results(
         StoreFullError: the archive has no space left.
         StoreUnavailableError: one of them cannot be reached, also after retries.
         StoreError: the archive refused some results, after all others were sent; says how many.
+        StoreNotFoundError: there is no such folder.
     """
+    if not exists(results_uri, config):
+        raise StoreNotFoundError(
+            f"{results_uri} is not there; needed is a night's folder, such as "
+            "RESULTS/dicom/date=2026-01-31"
+        )
     store, prefix = open_store(results_uri, config)
     stored = already_there = 0
     refused: list[StoreError] = []
