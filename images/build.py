@@ -130,8 +130,13 @@ def build(engine: str, flavor: str, torch_index: str) -> str:
         if trusted:
             secrets["certificates"] = trusted
         command = command_line(engine, tag, arguments, secrets)
-        if subprocess.run(command, cwd=ROOT, check=False).returncode:
-            raise BuildError(f"{engine} could not build {tag}; the end of its output says why")
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if status:
+            # A negative status is a signal, and then the engine could not say anything.
+            raise BuildError(
+                f"{engine} ended with status {status} and did not build {tag}; the end of its "
+                "output says why"
+            )
     return tag
 
 

@@ -149,5 +149,6 @@ def test_a_failed_build_is_said_in_one_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr == (
-        f"images: podman could not build {WORKER_IMAGE}; the end of its output says why\n"
+        f"images: podman ended with status 3 and did not build {WORKER_IMAGE}; "
+        "the end of its output says why\n"
     )
