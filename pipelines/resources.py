@@ -3,6 +3,9 @@
 Image, memory, accelerator, node selector and tolerations are set when a run is submitted; what the
 SDK takes only as constants (timeout, retries, labels) stands in `STAGES`.
 
+Every task has a volume at `/tmp`, the one place beside its artifacts that it writes to: so it runs
+where an admission policy makes root file systems read-only.
+
 No stage mounts a larger `/dev/shm`: nothing here uses torch's data loader workers or NCCL. Ingest,
 radiomics and scoring spawn processes that get their work over pipes and read pixels from
 memory-mapped files, and keep only a few semaphores there: kilobytes of the usual 64 MiB.
@@ -97,6 +100,7 @@ def on_processor(task: dsl.PipelineTask, placement: Placement, memory: object) -
     kubernetes.set_security_context(
         task, run_as_user=RUN_AS_USER, run_as_group=RUN_AS_USER, run_as_non_root=True
     )
+    kubernetes.empty_dir_mount(task, volume_name="tmp", mount_path="/tmp")  # noqa: S108 - in the pod
     _label(task, name, stage)
     return _with_addresses(task, "PUSHGATEWAY_URL")
 
@@ -130,6 +134,11 @@ def with_store(task: dsl.PipelineTask) -> dsl.PipelineTask:
         optional=True,
     )
     return _with_addresses(task, "AWS_ENDPOINT_URL", "AWS_REGION")
+
+
+def with_checkpoints(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Give a task the store and a folder in it, so that its retry goes on where it was ended."""
+    return _with_addresses(with_store(task), "CHEXRADINET_CHECKPOINT_URI")
 
 
 def _with_addresses(task: dsl.PipelineTask, *names: str) -> dsl.PipelineTask:

@@ -14,7 +14,7 @@ from chexradinet.steps.gather import gather
 from chexradinet.steps.heatmap import heatmap
 from chexradinet.steps.radiomics import radiomics
 from chexradinet.steps.retrain import retrain
-from pipelines.resources import Placement, on_accelerator, on_processor
+from pipelines.resources import Placement, on_accelerator, on_processor, with_checkpoints
 
 
 @dsl.pipeline(name="heatmaps", description="Regions of the training images, shard by shard.")
@@ -174,7 +174,8 @@ def guided_round(
             dataset=dataset,
             features=features.output,
         )
-        return on_accelerator(task, placement, training_memory, opened.outputs[count])
+        on_accelerator(task, placement, training_memory, opened.outputs[count])
+        return with_checkpoints(task)
 
     guided = arm(model, guidance, False, "active", "accelerators")
     plain = arm(control, "none", False, "arms_active", "arm_accelerators")

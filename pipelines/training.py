@@ -23,6 +23,7 @@ from pipelines.resources import (
     Placement,
     on_accelerator,
     on_processor,
+    with_checkpoints,
     with_store,
 )
 from pipelines.rounds import guided_round
@@ -144,7 +145,7 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             split_seed=split_seed,
             max_reject_fraction=max_reject_fraction,
         )
-        with_store(on_processor(ingested, placement, ingest_memory))
+        with_checkpoints(on_processor(ingested, placement, ingest_memory))
         # The cache key holds the source's address, not its files: a cached ingest would be stale.
         ingested.set_caching_options(enable_caching=False)
         kubernetes.use_secret_as_env(
@@ -177,7 +178,7 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             accelerators=accelerators,
             dataset=dataset,
         )
-        with_store(on_accelerator(first, placement, training_memory, accelerators))
+        with_checkpoints(on_accelerator(first, placement, training_memory, accelerators))
         models = {"round_0": first.outputs["model"]}
         state: dict[str, Any] = {
             "go_on": True,

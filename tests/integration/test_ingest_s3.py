@@ -29,7 +29,14 @@ from chexradinet.errors import (
 from chexradinet.flows.ingest import ingest
 from chexradinet.flows.ingest_upload import WORK_VARIABLE, ingest_to
 from chexradinet.flows.remote_sources import Bucket
-from chexradinet.store import download_directory, list_uris, open_store, upload_directory
+from chexradinet.store import (
+    download_directory,
+    list_uris,
+    open_store,
+    read_bytes,
+    upload_directory,
+)
+from chexradinet.store.environment import CHECKPOINT_VARIABLE
 from tests.ingest_world import KEY_VARIABLE, SECRET, dicom, dicom_config, write_dicom
 
 AT_ONCE = StoreConfig(retry_total_s=0, connect_timeout_s=2, read_timeout_s=2)
@@ -276,6 +283,39 @@ def test_killed_ingest_between_buckets_goes_on_after_its_last_full_shard(
         info.digest == ingest(str(source), tmp_path / "dataset", dicom_config(shard_size=3)).digest
     )
     shutil.rmtree(tmp_path / "work")
+
+
+def test_ingest_whose_pod_was_replaced_goes_on_from_the_bucket(
+    source: Path, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_directory(source, f"{s3_uri}/in")
+    undisturbed = ingest(f"{s3_uri}/in", tmp_path / "undisturbed", dicom_config(shard_size=3))
+    monkeypatch.setenv(CHECKPOINT_VARIABLE, f"{s3_uri}/checkpoints")
+
+    def evict(done: int, total: int) -> None:
+        if done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest(f"{s3_uri}/in", tmp_path / "pod 1" / "dataset", dicom_config(shard_size=3), evict)
+    shutil.rmtree(tmp_path / "pod 1")
+    reads = counted_reads(monkeypatch)
+    info = ingest(f"{s3_uri}/in", tmp_path / "pod 2" / "dataset", dicom_config(shard_size=3))
+    assert info == undisturbed
+    assert len(reads) == 11 - 6
+    assert bytes_of(tmp_path / "pod 2" / "dataset") == bytes_of(tmp_path / "undisturbed")
+    kept = [found.uri.rpartition("/")[2] for found in list_uris(f"{s3_uri}/checkpoints")]
+    assert sorted(kept) == sorted(
+        name.format(number)
+        for name in ("images-{:05d}.npy", "outcomes-{:05d}.json")
+        for number in range(3)
+    )
+    text = b"".join(
+        read_bytes(found.uri)
+        for found in list_uris(f"{s3_uri}/checkpoints")
+        if found.uri.endswith(".json")
+    )
+    assert NAME.encode() not in text
 
 
 def test_store_errors_name_the_source_and_not_the_file(

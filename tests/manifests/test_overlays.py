@@ -10,6 +10,8 @@ import kubernetes_validate
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
+from chexradinet.store import parse_uri
+
 Object = dict[str, Any]
 KUBERNETES = "1.32"
 SCHEMAS = {
@@ -139,6 +141,45 @@ def test_runs_ask_for_the_secrets_that_the_guide_requires() -> None:
 
     assert {STORE_SECRET, DEIDENTIFICATION_SECRET} < set(REQUIRED_SECRETS)
     assert STORE_CONFIG == "chexradinet-run"
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_runs_find_every_address_that_they_ask_for(
+    overlays: dict[str, list[Object]], overlay: str, tmp_path: Path
+) -> None:
+    from pipelines.compile import compile_nightly, compile_training
+    from pipelines.documents import platform_executors
+    from pipelines.parameters import load_documents
+
+    (run,) = [
+        thing["data"]
+        for thing in overlays[overlay]
+        if thing["kind"] == "ConfigMap" and thing["metadata"]["name"] == "chexradinet-run"
+    ]
+    asked = {
+        pair["configMapKey"]
+        for path in (compile_training(tmp_path), compile_nightly(tmp_path))
+        for settings in platform_executors(load_documents(path)[1]).values()
+        for one in settings.get("configMapAsEnv", [])
+        for pair in one["keyToEnv"]
+    }
+    assert asked == set(run)
+
+
+def test_state_of_unfinished_work_expires(overlays: dict[str, list[Object]]) -> None:
+    maps = {
+        thing["metadata"]["name"]: thing["data"]
+        for thing in overlays["production"]
+        if thing["kind"] == "ConfigMap"
+    }
+    location = parse_uri(maps["chexradinet-run"]["CHEXRADINET_CHECKPOINT_URI"])
+    storage = next(data for data in maps.values() if "buckets.json" in data)
+    (bucket,) = [
+        bucket
+        for bucket in json.loads(storage["buckets.json"])["buckets"]
+        if bucket["name"] == location.bucket
+    ]
+    assert bucket["expire_days"] <= 30
 
 
 def matches(selector: Object, labels: dict[str, str]) -> bool:

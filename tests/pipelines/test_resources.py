@@ -15,7 +15,8 @@ from pipelines.resources import STAGES, Placement, on_processor
 Container = tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]
 """Stage, task, container and Kubernetes settings."""
 
-STORE_STAGES = {"ingest", "train", "publish", "plan", "score", "collect", "report-outcome"}
+CHECKPOINT_STAGES = {"ingest", "train", "retrain"}
+STORE_STAGES = CHECKPOINT_STAGES | {"publish", "plan", "score", "collect", "report-outcome"}
 ACCELERATOR_STAGES = {"train", "heatmap", "retrain", "evaluate", "score"}
 
 
@@ -131,10 +132,23 @@ def test_every_task_knows_where_to_push_its_telemetry(containers: list[Container
         assert "PUSHGATEWAY_URL" in _environment(settings, "configMapAsEnv")
 
 
-def test_no_task_has_a_secret_s_value_or_a_volume(containers: list[Container]) -> None:
+def test_stages_that_go_on_after_an_eviction_know_where_their_state_is(
+    containers: list[Container],
+) -> None:
+    for stage, _, _, settings in containers:
+        given = "CHEXRADINET_CHECKPOINT_URI" in _environment(settings, "configMapAsEnv")
+        assert given == (stage in CHECKPOINT_STAGES)
+
+
+def test_no_task_has_a_secret_s_value(containers: list[Container]) -> None:
     for _, _, container, settings in containers:
         assert "env" not in container
-        assert not {"emptyDirMounts", "pvcMount", "secretAsVolume"} & set(settings)
+        assert not {"pvcMount", "secretAsVolume"} & set(settings)
+
+
+def test_every_task_has_one_place_to_write_to(containers: list[Container]) -> None:
+    for _, _, _, settings in containers:
+        assert settings["emptyDirMounts"] == [{"volumeName": "tmp", "mountPath": "/tmp"}]  # noqa: S108
 
 
 def test_a_stage_without_limits_is_not_compiled() -> None:

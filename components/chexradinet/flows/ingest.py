@@ -84,7 +84,7 @@ def ingest(
             quality=config.quality if task.has_headers else None,
             deidentified=task.key is not None,
         )
-        with working_on(target, task.digest) as checkpoint:
+        with working_on(target, task.digest, config.store) as checkpoint:
             writer = DatasetWriter(checkpoint.data, info, config.shard_size, checkpoint.num_shards)
             try:
                 _fill(writer, task, checkpoint, progress)

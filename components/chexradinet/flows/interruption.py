@@ -7,7 +7,6 @@ started again, goes on from there and comes to the same weights.
 
 import contextlib
 import logging
-import os
 import signal
 import tempfile
 import threading
@@ -22,13 +21,11 @@ from chexradinet.artifacts import read_document
 from chexradinet.errors import Interrupted, StoreError, StoreIntegrityError, StoreNotFoundError
 from chexradinet.model.checkpoint import KIND, POSITION_FILE, SCHEMA
 from chexradinet.store.directories import download_directory, upload_directory
+from chexradinet.store.environment import CHECKPOINT_VARIABLE, checkpoint_folder
 from chexradinet.store.opening import open_store
 from chexradinet.store.uri import join_uri
 
 _log = logging.getLogger(__name__)
-
-CHECKPOINT_VARIABLE = "CHEXRADINET_CHECKPOINT_URI"
-"""Names a folder (a path or `s3://bucket/folder`) for the state of unfinished training."""
 
 SAVE_INTERVAL_S = 300.0
 """Time within an epoch after which its state is kept; a kill without notice loses no more."""
@@ -155,9 +152,8 @@ def safeguard(run: str, checkpoint_uri: str | None = None) -> Iterator[Safeguard
         Interrupted: a signal came; the message says where the state is.
         StoreError: an earlier state cannot be read.
     """
-    base = os.environ.get(CHECKPOINT_VARIABLE, "") if checkpoint_uri is None else checkpoint_uri
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
-        guard = Safeguard(join_uri(base, run) if base else "", Path(scratch) / "state")
+        guard = Safeguard(checkpoint_folder(run, checkpoint_uri), Path(scratch) / "state")
         guard.restore()
         with _handling(guard):
             try:

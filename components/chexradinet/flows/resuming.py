@@ -4,7 +4,8 @@ Beside the target lies a hidden folder, named after a digest of all that decides
 source's listing, its tables, the settings, the key. In it `data/` is the data set under
 construction, and with each full shard `outcomes-NNNNN.json` says what became of every file up to
 its end. The next run with the same digest takes those outcomes for decoded, and decodes the rest.
-So it writes the bytes that an undisturbed run would have written.
+So it writes the bytes that an undisturbed run would have written. What the machine has lost is
+fetched from where `kept_shards` has a copy.
 """
 
 import fcntl
@@ -17,11 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from chexradinet import __version__
 from chexradinet.artifacts import put_in_place, read_document, sha256_of, write_document
-from chexradinet.config import IngestConfig
+from chexradinet.config import IngestConfig, StoreConfig
 from chexradinet.dataset.deidentify import DeidentificationKey, coded
 from chexradinet.dataset.shards import shard_name
 from chexradinet.errors import ArtifactError, SourceError
+from chexradinet.flows.kept_shards import KeptShards
 from chexradinet.flows.reading import Decoded, Outcome, Refused, facts_of
 from chexradinet.flows.sources import Listed
 
@@ -33,8 +36,8 @@ _TABLE_SUFFIXES = (".csv", ".csv.gz", ".txt", ".txt.gz")
 def work_digest(
     files: Sequence[Listed], tables: Path, config: IngestConfig, key: DeidentificationKey | None
 ) -> str:
-    """Return the digest of all that decides what an ingest writes."""
-    digest = hashlib.sha256(config.digest().encode())
+    """Return the digest of all that decides what an ingest writes, the release included."""
+    digest = hashlib.sha256(f"{__version__}\0{config.digest()}".encode())
     digest.update(coded(key, "work", "").encode() if key is not None else b"")
     for file in files:
         digest.update(os.fsencode(f"{file.name}\0{file.stamp}\0"))
@@ -47,8 +50,9 @@ def work_digest(
 class Checkpoint:
     """The finished part of an ingest; `working_on` makes it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kept: KeptShards) -> None:
         self._folder = folder
+        self._kept = kept
         self.data = folder / "data"
         """Where the data set is written."""
         self.data.mkdir(exist_ok=True)
@@ -76,28 +80,45 @@ class Checkpoint:
             "outcomes": [_as_values(outcome) for outcome in self._fresh],
         }
         write_document(self._document(self.num_shards), _KIND, _SCHEMA, content)
+        self._kept.keep(self._names(self.num_shards))
         self.num_shards, self._fresh = num_shards, []
 
     def _document(self, number: int) -> Path:
         return self._folder / f"outcomes-{number:05d}.json"
 
+    def _names(self, number: int) -> tuple[str, str]:
+        shard = self.data / shard_name(number)
+        return f"{self.data.name}/{shard.name}", self._document(number).name
+
     def _restore(self) -> None:
-        kept = set()
-        while self._document(self.num_shards).exists():
-            shard = self.data / shard_name(self.num_shards)
-            content = read_document(self._document(self.num_shards), _KIND, _SCHEMA)
-            if not shard.is_file() or sha256_of(shard) != content["shard"]:
-                break  # the machine went down before the shard was on disk: decode it again
-            self.restored += [_outcome_of(values) for values in content["outcomes"]]
+        finished = set()
+        while (outcomes := self._outcomes_of_next()) is not None:
+            finished.add(self.data / shard_name(self.num_shards))
+            self.restored += outcomes
             self.num_shards += 1
-            kept.add(shard)
         for path in self.data.iterdir():
-            if path not in kept:
+            if path not in finished:
                 path.unlink()
+
+    def _outcomes_of_next(self) -> list[Outcome] | None:
+        """Return the outcomes of the next shard if it is whole, here or in the store's copy."""
+        outcomes = self._outcomes(self.num_shards)
+        if outcomes is None and self._kept.fetch(self._names(self.num_shards)):
+            outcomes = self._outcomes(self.num_shards)
+        return outcomes
+
+    def _outcomes(self, number: int) -> list[Outcome] | None:
+        document, shard = self._document(number), self.data / shard_name(number)
+        if not document.exists():
+            return None
+        content = read_document(document, _KIND, _SCHEMA)
+        if not shard.is_file() or sha256_of(shard) != content["shard"]:
+            return None  # the machine went down before the shard was on disk
+        return [_outcome_of(values) for values in content["outcomes"]]
 
 
 @contextmanager
-def working_on(target: Path, digest: str) -> Iterator[Checkpoint]:
+def working_on(target: Path, digest: str, store: StoreConfig) -> Iterator[Checkpoint]:
     """Yield a checkpoint whose `data` becomes `target` when the block ends without an error.
 
     On an error its folder is kept where it holds a finished shard. Folders that ingests of other
@@ -105,13 +126,14 @@ def working_on(target: Path, digest: str) -> Iterator[Checkpoint]:
 
     Raises:
         SourceError: another process is writing this data set.
+        StoreError: finished shards are kept in a store, and it cannot be read.
     """
     folder = target.with_name(f".{target.name}.resume-{digest[:16]}")
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder) as is_mine:
         if not is_mine:
             raise SourceError(f"another process is writing {target}; wait for it, or stop it")
-        checkpoint = Checkpoint(folder)
+        checkpoint = Checkpoint(folder, KeptShards(folder, digest, store))
         try:
             yield checkpoint
             put_in_place(checkpoint.data, target)

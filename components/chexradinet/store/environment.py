@@ -1,4 +1,4 @@
-"""Endpoint and credentials of object storage, from the environment."""
+"""What the environment says of storage: endpoint, credentials, where unfinished work is kept."""
 
 import os
 from collections.abc import Mapping
@@ -7,9 +7,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from chexradinet.errors import StoreAccessError
+from chexradinet.store.uri import join_uri
 
 DEFAULT_REGION = "us-east-1"
 """Region of MinIO, SeaweedFS and most others that have none."""
+CHECKPOINT_VARIABLE = "CHEXRADINET_CHECKPOINT_URI"
+"""Names a folder (a path or `s3://bucket/folder`) for the state of unfinished work."""
 _DOCUMENT = "see docs/operations.md, 'Storage'"
 
 
@@ -52,6 +55,19 @@ def access_from_environment(environ: Mapping[str, str] = os.environ) -> S3Access
         region=environ.get("AWS_REGION", "").strip() or DEFAULT_REGION,
         ca_bundle=_ca_bundle(environ),
     )
+
+
+def checkpoint_folder(run: str, base: str | None = None) -> str:
+    """Return the URI of the folder that holds the state of one run; empty where none is kept.
+
+    Args:
+        run: Name that equal runs share, such as a digest of all that decides the outcome.
+        base: Folder for the state of all runs; None takes it from the environment, an empty one
+            keeps none.
+    """
+    if base is None:
+        base = os.environ.get(CHECKPOINT_VARIABLE, "").strip()
+    return join_uri(base, run) if base else ""
 
 
 def _needed(environ: Mapping[str, str], name: str) -> str:

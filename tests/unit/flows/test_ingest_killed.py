@@ -1,6 +1,7 @@
 """What a run that ended too early leaves, and how the next one goes on from it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from chexradinet.dataset.phantom import write_phantom
 from chexradinet.errors import SourceError, TooManyRejectsError
 from chexradinet.flows.ingest import ingest
 from chexradinet.flows.sources import Folder
+from chexradinet.store.environment import CHECKPOINT_VARIABLE
 
 PROGRAM = """
 import multiprocessing, sys, time
@@ -143,6 +145,65 @@ def test_changed_file_table_or_setting_starts_anew_and_removes_what_was_left(
     ingest(str(phantom), tmp_path / "dataset", last)
     assert len(counted.files) == 30
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder that finished shards are kept in, as a bucket would be on a cluster."""
+    monkeypatch.setenv(CHECKPOINT_VARIABLE, str(tmp_path / "kept"))
+    return tmp_path / "kept"
+
+
+def replaced_pod(phantom: Path, target: Path, done: int) -> None:
+    """Ingest until so many files are done, and lose all that lies on the machine."""
+    for folder in interrupted(phantom, target, done):
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("done", [7, 8, 24, 30])
+def test_ingest_whose_pod_was_replaced_decodes_only_what_is_left(
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Path, done: int
+) -> None:
+    undisturbed = ingest(str(phantom), tmp_path / "other", SMALL)
+    shutil.rmtree(kept)
+    replaced_pod(phantom, tmp_path / "dataset", done)
+    counted = CountingDecodes(monkeypatch)
+    assert ingest(str(phantom), tmp_path / "dataset", SMALL) == undisturbed
+    assert len(counted.files) == 30 - done // 8 * 8
+    assert files_of(tmp_path / "dataset") == files_of(tmp_path / "other")
+
+
+def test_unchanged_source_is_not_decoded_twice_and_a_changed_one_is(
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Path
+) -> None:
+    first = ingest(str(phantom), tmp_path / "dataset", SMALL)
+    counted = CountingDecodes(monkeypatch)
+    assert ingest(str(phantom), tmp_path / "again", SMALL) == first
+    assert len(counted.files) == 30 - 24
+    image = phantom / "images" / "000003.png"
+    image.write_bytes(image.read_bytes() + b"\0")
+    ingest(str(phantom), tmp_path / "again", SMALL)
+    assert len(counted.files) == 30 - 24 + 30
+
+
+def test_kept_shard_that_was_changed_is_decoded_again(
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Path
+) -> None:
+    undisturbed = ingest(str(phantom), tmp_path / "other", SMALL)
+    (shard,) = kept.rglob("images-00001.npy")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    counted = CountingDecodes(monkeypatch)
+    assert ingest(str(phantom), tmp_path / "dataset", SMALL) == undisturbed
+    assert len(counted.files) == 30 - 8
+    assert files_of(tmp_path / "dataset") == files_of(tmp_path / "other")
+
+
+def test_shards_that_cannot_be_kept_are_a_warning(
+    phantom: Path, tmp_path: Path, kept: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept.write_text("a file where the folder should be")
+    assert ingest(str(phantom), tmp_path / "dataset", SMALL).counts["images"] == 30
+    assert caplog.text.count("is not kept in") == 3
 
 
 def test_more_rejects_allowed_goes_on_where_the_run_failed(

@@ -12,8 +12,9 @@ import pytest
 from chexradinet.artifacts import write_document
 from chexradinet.errors import Interrupted, StoreUnavailableError
 from chexradinet.flows import interruption
-from chexradinet.flows.interruption import CHECKPOINT_VARIABLE, Safeguard, safeguard
+from chexradinet.flows.interruption import Safeguard, safeguard
 from chexradinet.model.checkpoint import KIND, POSITION_FILE, SCHEMA
+from chexradinet.store.environment import CHECKPOINT_VARIABLE
 
 RUN = "0123abcd"
 
