@@ -45,6 +45,7 @@ _OTHER_PARTS = (
     *("WRIST", "HAND", "SKULL", "NECK", "SPINE", "CSPINE", "TSPINE", "LSPINE", "BREAST"),
 )
 _SIDE = 48
+_COARSE = 96
 _FLAT_LEVELS = 24
 
 
@@ -156,7 +157,9 @@ def chest_contrast(pixels: NDArray[np.uint8]) -> float:
     mean rank over two ellipses, where a frontal chest has its lungs, is taken from the mean over a
     midline strip and the lower edge. Inverting the image changes the sign and nothing else.
     """
-    coarse = np.asarray(cv2.resize(pixels, (96, 96), interpolation=cv2.INTER_AREA), np.uint8)
+    coarse = np.asarray(
+        cv2.resize(_shrunk(pixels), (_COARSE, _COARSE), interpolation=cv2.INTER_AREA), np.uint8
+    )
     small = cv2.resize(_without_borders(coarse), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     levels, inverse, counts = np.unique(small, return_inverse=True, return_counts=True)
     # Equal levels share the mean of their ranks.
@@ -164,6 +167,22 @@ def chest_contrast(pixels: NDArray[np.uint8]) -> float:
     ranks = mean_ranks[inverse].reshape(small.shape)
     lungs, dense = _regions()
     return float(ranks[dense].mean() - ranks[lungs].mean()) if len(levels) > 1 else 0.0
+
+
+def _shrunk(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Average squares of whole pixels, as large as leave the sides at least `_COARSE` long.
+
+    OpenCV does this in a sixth of the time that a shrink by a broken factor takes; what does not
+    fill a square at the lower and right edge is left out.
+    """
+    height, width = pixels.shape
+    factor = min(height, width) // _COARSE
+    if factor < 2:
+        return pixels
+    rows, columns = height // factor, width // factor
+    whole = pixels[: rows * factor, : columns * factor]
+    shrunk = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+    return np.asarray(shrunk, dtype=np.uint8)
 
 
 def _without_borders(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

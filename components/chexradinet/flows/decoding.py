@@ -5,6 +5,7 @@ its process costs itself, not the run. The pool spawns: a forked copy of a proce
 can hang.
 """
 
+import ctypes
 import itertools
 import logging
 import multiprocessing
@@ -27,6 +28,8 @@ FEW_FILES = 64
 START_S = 5.0
 """Less work than this is done in this process: starting others would take as long."""
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_LARGEST_IMAGE_BYTES, _KEPT_BYTES = 32 << 20, 256 << 20
 _BATCH_SIZE = 8
 _BATCHES_AHEAD = 3
 _logger = logging.getLogger(__name__)
@@ -46,6 +49,7 @@ def decode_in_order(
         decode: Picklable, as what `decoder` returned.
         num_workers: Processes; 1 decodes in this one; 0 takes one a core where it is worth while.
     """
+    _keep_freed_memory()
     if num_workers == 0:
         started = time.perf_counter()
         yield from map(decode, files[:FEW_FILES])
@@ -142,6 +146,17 @@ def _prepare_worker() -> None:
     # Ctrl-C reaches the whole process group; only the parent answers it, by closing the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    # Decoding allocates and frees the same megabytes for each file. Left alone, glibc gives them
+    # back and has them mapped anew, with a page fault for each 4 KiB: that took up to as long as
+    # decoding (`python -m benchmarks.ingest_memory`). Other C libraries have no such call.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_IMAGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def _end_with_parent() -> None:

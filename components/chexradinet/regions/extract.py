@@ -74,8 +74,9 @@ def _brightest_component(
     kernel = (config.blur_px, config.blur_px)
     blurred = np.asarray(cv2.GaussianBlur(enlarged, kernel, 0), dtype=np.float64)
     bright = blurred >= config.threshold * blurred.max()
-    count, labels, extents, _ = cv2.connectedComponentsWithStats(
-        bright.astype(np.uint8), connectivity=8
+    # Wu's is the fastest of OpenCV's algorithms here; all find the same components.
+    count, labels, extents, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
+        bright.astype(np.uint8), 8, cv2.CV_32S, cv2.CCL_WU
     )
     sums = np.bincount(labels[bright], weights=blurred[bright], minlength=count)
     areas = extents[:, cv2.CC_STAT_AREA]
