@@ -218,7 +218,7 @@ def report(costs: Costs) -> bool:
 def main() -> int:
     """Measure and print; return 1 where a ratio is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=96, help="of our night, 8 MB each")
+    parser.add_argument("--images", type=int, default=256, help="of our night, 8 MB each")
     parser.add_argument("--peer-images", type=int, default=8)
     parser.add_argument("--peer-default-images", type=int, default=2)
     options = parser.parse_args()

@@ -29,7 +29,7 @@ START_S = 5.0
 """Less work than this is done in this process: starting others would take as long."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_LARGEST_IMAGE_BYTES, _KEPT_BYTES = 32 << 20, 256 << 20
+_LARGEST_ARRAY_BYTES, _KEPT_BYTES = 128 << 20, 512 << 20
 _BATCH_SIZE = 8
 _BATCHES_AHEAD = 3
 _logger = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def _keep_freed_memory() -> None:
     # decoding (`python -m benchmarks.ingest_memory`). Other C libraries have no such call.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_IMAGE_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_ARRAY_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
