@@ -121,7 +121,7 @@ def report_clock(folder: Path, count: int) -> bool:
         f"{CLOCK_RUNS} runs each, all: {[[round(wall, 1) for wall in pair] for pair in pairs]}; "
         f"load before {load:.1f}"
     )
-    return one / two >= CLOCK_RATIO
+    return bool(one / two >= CLOCK_RATIO)
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from chexradinet.errors import ArtifactError
 from chexradinet.flows.court import compared_arms, figures, open_court, protocols
 from chexradinet.flows.evidence import image_statistics, report_evidence
 from chexradinet.flows.judge import Judged
+from chexradinet.flows.watching import watched
 from chexradinet.model.bundle import read_bundle_info, replace_info
 from chexradinet.model.inference import predict
 from chexradinet.records import Split
@@ -26,6 +27,7 @@ from chexradinet.results.calibration import Calibration, apply_calibration, fit_
 from chexradinet.results.metrics import metrics_document, write_metrics
 from chexradinet.results.reference import Population, Reference, build_reference
 from chexradinet.results.report import write_report
+from chexradinet.results.telemetry import TrainingTelemetry, push
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class Evaluation:
         return curve["fpr"], curve["tpr"], curve["thresholds"]
 
 
+@watched("evaluate")
 def evaluate(
     dataset: Path,
     arms: Arms,
@@ -135,6 +138,7 @@ def evaluate(
     with writing_directory(target) as folder:
         write_metrics(folder / "metrics.json", document)
         write_report(folder / "report.html", document, evidence.panel, evidence.contrast)
+    push(_telemetry(judged))
     _log.info("best round %d of %d; bundle %s", document["best_round"], len(judged), digest[:12])
     return Evaluation(best_round=document["best_round"], bundle_digest=digest, metrics=document)
 
@@ -158,6 +162,16 @@ def best_of(judged: Sequence[Judged]) -> int:
     values = [model.info.metrics["validation"]["mean_auroc"] for model in judged]
     ranked = [(-np.inf if value is None else value) for value in values]
     return int(np.argmax(ranked))
+
+
+def _telemetry(judged: Sequence[Judged]) -> TrainingTelemetry:
+    """Return what the dashboard shows of each round; what is not defined is left out."""
+    aurocs = {model.info.round: model.info.metrics["validation"]["mean_auroc"] for model in judged}
+    located = {model.info.round: model.localization.metrics["iou_0.1"] for model in judged}
+    return TrainingTelemetry(
+        mean_auroc={number: value for number, value in aurocs.items() if value is not None},
+        localization={number: value for number, value in located.items() if value is not None},
+    )
 
 
 def _calibrate(

@@ -7,6 +7,7 @@ import numpy as np
 from chexradinet.config import RegionConfig
 from chexradinet.dataset.format import open_dataset
 from chexradinet.flows.sharding import Shard
+from chexradinet.flows.watching import watched
 from chexradinet.model.bundle import load_bundle, require_match
 from chexradinet.model.inference import predict
 from chexradinet.records import Split
@@ -16,6 +17,7 @@ from chexradinet.regions.select import guiding_findings
 from chexradinet.regions.tables import regions_table
 
 
+@watched("heatmap")
 def heatmap(
     bundle: Path, dataset: Path, target: Path, config: RegionConfig, shard: Shard | None = None
 ) -> int:

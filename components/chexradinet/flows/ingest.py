@@ -36,6 +36,7 @@ from chexradinet.flows.sources import (
     is_xray_name,
     open_source,
 )
+from chexradinet.flows.watching import watched
 from chexradinet.records import RejectReason, Split
 
 Progress = Callable[[int, int], None]
@@ -44,6 +45,7 @@ Progress = Callable[[int, int], None]
 _logger = logging.getLogger(__name__)
 
 
+@watched("ingest")
 def ingest(
     source: str,
     target: Path,

@@ -87,14 +87,6 @@ def release(ledger: Ledger, run_id: str) -> None:
     _rewrite(ledger, run_id, Owner(run_id=""))
 
 
-def is_free(ledger: Ledger, run_id: str) -> bool:
-    """Tell whether no other run holds the lease."""
-    try:
-        return _holder(ledger.store.get(_key(ledger))).run_id in ("", run_id)
-    except StoreNotFoundError:
-        return True
-
-
 @contextmanager
 def holding(ledger: Ledger, owner: Owner, *, last: bool = False) -> Iterator[bool]:
     """Hold the lease during a stage; yields whether it is this run's.

@@ -13,6 +13,7 @@ from chexradinet.flows.lease import holding, release, this_process
 from chexradinet.flows.ledger import open_ledger, read_plan
 from chexradinet.flows.nightly_model import open_scorer
 from chexradinet.flows.nightly_outcome import Night
+from chexradinet.flows.nightly_run import begin, finish
 from chexradinet.flows.nightly_settings import Addresses, PlanConfig, Run, ScoreConfig
 from chexradinet.flows.nightly_telemetry import night_telemetry
 from chexradinet.flows.plan import PlanOutcome, parts_of, place_of, plan
@@ -32,15 +33,21 @@ def new_run() -> Run:
 
 def plan_stage(addresses: Addresses, config: PlanConfig, run: Run) -> PlanOutcome:
     """Plan, unless another run is at work; see `plan`."""
+    started = time.monotonic()
     ledger = open_ledger(addresses.results_uri)
     with holding(ledger, this_process(run.run_id, run.lease_ttl_s)) as ours:
         if not ours:
             outcome = PlanOutcome(status="another_run_active")
             _log.warning("%s", outcome.as_text())
             return outcome
+        begin(ledger, run.run_id)
         outcome = plan(addresses, config)
-    if not outcome.parts:
-        push(night_telemetry(addresses, None))
+    stages = {"plan": time.monotonic() - started}
+    if outcome.parts:
+        push(NightlyTelemetry(stage_seconds=stages))
+    else:
+        push(replace(night_telemetry(addresses, None), stage_seconds=stages))
+        finish(ledger, run.run_id)
         release(ledger, run.run_id)
     return outcome
 
@@ -67,6 +74,7 @@ def collect_stage(addresses: Addresses, work: str, run: Run) -> Night:
     ledger = open_ledger(addresses.results_uri)
     with holding(ledger, this_process(run.run_id, run.lease_ttl_s), last=True):
         night = [collect(addresses, number) for number, _ in parts][-1]
+        finish(ledger, run.run_id)
     push(night_telemetry(addresses, night))
     return night
 

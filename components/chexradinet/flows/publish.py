@@ -12,11 +12,13 @@ import numpy as np
 
 from chexradinet.dataset.format import Dataset, open_dataset
 from chexradinet.errors import ArtifactError, StoreConflictError, StoreNotFoundError
+from chexradinet.flows.watching import watched
 from chexradinet.model.bundle import load_bundle, read_bundle_info, verify_bundle
 from chexradinet.model.inference import predict
 from chexradinet.records import Split
 from chexradinet.results.classification import paired_bootstrap_difference
 from chexradinet.results.metrics import read_metrics
+from chexradinet.results.telemetry import TrainingTelemetry, push
 from chexradinet.store.directories import download_directory, upload_directory
 from chexradinet.store.opening import open_store
 
@@ -45,6 +47,7 @@ class Publication:
         return f"**{verdict}.** {self.reason}\n\nChampion: `{self.champion_digest}`\n"
 
 
+@watched("publish")
 def publish(
     candidate: Path,
     evaluation: Path,
@@ -79,6 +82,7 @@ def publish(
         )
         if not better:
             _log.info("not published: %s", reason)
+            _report_success(candidate, digest)
             return Publication(published=False, champion_digest=pointer["digest"], reason=reason)
         if pointer.get("digest") != digest:
             upload_directory(evaluation, f"{models_uri}/evaluations/{digest}")
@@ -88,11 +92,18 @@ def publish(
             except StoreConflictError:
                 continue
         _log.info("champion is %s: %s", digest[:12], reason)
+        _report_success(candidate, digest)
         return Publication(published=True, champion_digest=digest, reason=reason)
     raise StoreConflictError(
         f"{POINTER} changed {_ATTEMPTS} times while this candidate was compared with it; "
         "let the other publications end and run this stage again"
     )
+
+
+def _report_success(candidate: Path, digest: str) -> None:
+    # Publication ends the training pipeline: a run that came here ended well.
+    number = read_bundle_info(candidate)[0].round
+    push(TrainingTelemetry(success=True, model_digest=digest, model_round=number))
 
 
 def read_pointer(models_uri: str) -> tuple[dict[str, Any], str]:

@@ -10,10 +10,12 @@ from chexradinet.config import RadiomicsConfig
 from chexradinet.dataset.format import open_dataset
 from chexradinet.errors import MismatchError
 from chexradinet.flows.sharding import Shard
+from chexradinet.flows.watching import watched
 from chexradinet.regions.format import read_regions, write_features
 from chexradinet.regions.radiomics import extract_features
 
 
+@watched("radiomics")
 def radiomics(
     dataset: Path,
     regions: Path,

@@ -13,6 +13,7 @@ from chexradinet.errors import MismatchError, TrainingError
 from chexradinet.flows.interruption import safeguard
 from chexradinet.flows.train import round_summary, training_data
 from chexradinet.flows.validation import validate
+from chexradinet.flows.watching import Heartbeat, watched
 from chexradinet.model.bundle import (
     BundleInfo,
     LoadedBundle,
@@ -42,6 +43,7 @@ class RoundOutcome:
     """Whether the validation mean AUROC beat every earlier round's by more than the margin."""
 
 
+@watched("retrain")
 def retrain(
     bundle: Path,
     dataset: Path,
@@ -92,7 +94,7 @@ def retrain(
         history = fit(
             *parts,
             regions=regions,
-            progress=progress,
+            progress=Heartbeat(progress),
             checkpoint=guard.checkpoint,
             should_stop=guard.should_stop,
             should_save=guard.should_save,

@@ -16,6 +16,7 @@ from chexradinet.config import (
 from chexradinet.dataset.format import Dataset, open_dataset
 from chexradinet.flows.interruption import safeguard
 from chexradinet.flows.validation import validate
+from chexradinet.flows.watching import Heartbeat, watched
 from chexradinet.model.bundle import BundleInfo, model_card, save_bundle
 from chexradinet.model.guidance import build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights
@@ -27,6 +28,7 @@ Progress = Callable[[int, int, float], None]
 """Called with the step, the number of steps and the loss."""
 
 
+@watched("train")
 def train(
     dataset: Path,
     target: Path,
@@ -62,7 +64,7 @@ def train(
     with safeguard(run) as guard:
         history = fit(
             *parts,
-            progress=progress,
+            progress=Heartbeat(progress),
             checkpoint=guard.checkpoint,
             should_stop=guard.should_stop,
             should_save=guard.should_save,

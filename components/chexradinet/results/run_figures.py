@@ -92,7 +92,8 @@ class RunTelemetry:
     duration_seconds: float | None = None
     """Wall time of the whole run so far."""
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Wall time of each finished stage; the keys are of `STAGES`."""
+    """Wall time of each finished stage; the keys are of `STAGES`. Pushed under the stage's name,
+    so that each stays until the stage ends again."""
     timestamp_seconds: float = field(default_factory=time.time)
     """When this was true, in Unix time."""
     model_digest: str | None = None
@@ -129,11 +130,15 @@ class RunTelemetry:
         if state:
             yield from _single("last_success_timestamp_seconds", "When a run last ended well.", now)
         yield from _single("duration_seconds", "Wall time of the last run.", self.duration_seconds)
-        meaning = "Wall time of a stage in the last run."
-        yield from _labelled("stage_duration_seconds", meaning, "stage", self.stage_seconds)
         if self.model_digest is not None:
             values: dict[tuple[str, ...], float] = {(self.model_digest, str(self.model_round)): 1.0}
             yield Figure("model_info", "Model of the last run.", ("digest", "round"), values)
+
+    def stage_figures(self) -> Iterator[tuple[str, Figure]]:
+        """Yield the metric of each finished stage, and the stage's name."""
+        for stage, seconds in self.stage_seconds.items():
+            meaning = "Wall time of the stage when it last ended."
+            yield from ((stage, one) for one in _single("stage_duration_seconds", meaning, seconds))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +198,7 @@ class NightlyTelemetry(RunTelemetry):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTelemetry(RunTelemetry):
-    """Figures of a training; push it after each round with `success=None`, and at the end."""
+    """Figures of a training; pushed while it goes on with `success=None`, and at the end."""
 
     pipeline = "training"
 

@@ -9,9 +9,11 @@ import http.client
 import logging
 import os
 import subprocess
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from chexradinet.results.run_figures import Figure as Figure
 from chexradinet.results.run_figures import NightlyTelemetry as NightlyTelemetry
 from chexradinet.results.run_figures import RunTelemetry as RunTelemetry
 from chexradinet.results.run_figures import TrainingTelemetry as TrainingTelemetry
@@ -26,19 +28,27 @@ PUSH_TIMEOUT_S = 5.0
 """Longest wait for the Pushgateway, in seconds: a run never waits longer for its telemetry."""
 
 JOB = "chexradinet"
-"""Grouping key `job` of every push; the other one is `pipeline`."""
+"""Grouping key `job` of every push; the others are `pipeline` and, of durations, `stage`."""
 
 _LOG = logging.getLogger(__name__)
 
 
-def registry_of(telemetry: RunTelemetry) -> "CollectorRegistry":
-    """Return a new registry that holds the run's metrics, named `chexradinet_<pipeline>_…`."""
+def registries_of(telemetry: RunTelemetry) -> "Iterator[tuple[dict[str, str], CollectorRegistry]]":
+    """Yield what is pushed, the run's figures and each stage's, behind its grouping key."""
+    key = {"pipeline": telemetry.pipeline}
+    yield key, _registry(telemetry.pipeline, telemetry.figures())
+    for stage, figure in telemetry.stage_figures():
+        yield {**key, "stage": stage}, _registry(telemetry.pipeline, [figure])
+
+
+def _registry(pipeline: str, figures: Iterable[Figure]) -> "CollectorRegistry":
+    """Return a new registry that holds figures, named `chexradinet_<pipeline>_…`."""
     # Here, not above: training and scoring also run where no Prometheus client is installed.
     from prometheus_client import CollectorRegistry, Gauge
 
     registry = CollectorRegistry()
-    for figure in telemetry.figures():
-        name = f"chexradinet_{telemetry.pipeline}_{figure.name}"
+    for figure in figures:
+        name = f"chexradinet_{pipeline}_{figure.name}"
         gauge = Gauge(name, figure.meaning, figure.labels, registry=registry)
         for labels, value in figure.values.items():
             (gauge.labels(*labels) if labels else gauge).set(value)
@@ -59,9 +69,8 @@ def push(telemetry: RunTelemetry) -> bool:
         host = _host_of(address)
         from prometheus_client import pushadd_to_gateway
 
-        key = {"pipeline": telemetry.pipeline}
-        registry = registry_of(telemetry)
-        pushadd_to_gateway(address, JOB, registry, key, timeout=PUSH_TIMEOUT_S)
+        for key, registry in registries_of(telemetry):
+            pushadd_to_gateway(address, JOB, registry, key, timeout=PUSH_TIMEOUT_S)
     except (OSError, http.client.HTTPException, ValueError, ImportError) as error:
         _LOG.warning(
             "telemetry was not pushed (%s: %s); the run goes on. Check %s, that the gateway is up, "
@@ -71,6 +80,11 @@ def push(telemetry: RunTelemetry) -> bool:
         return False
     _LOG.info("pushed telemetry of the %s pipeline to %s", telemetry.pipeline, host)
     return True
+
+
+def is_watched() -> bool:
+    """Tell whether there is a Pushgateway to push to."""
+    return bool(os.environ.get(ADDRESS_VARIABLE, "").strip())
 
 
 def _host_of(address: str) -> str:
