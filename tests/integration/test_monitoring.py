@@ -1,6 +1,8 @@
-"""From a run's figures to the dashboard: a real Pushgateway, a real Prometheus, every panel."""
+"""From a run of both pipelines to every panel: a real Pushgateway and a real Prometheus."""
 
+import io
 import json
+import os
 import re
 import subprocess
 import time
@@ -12,44 +14,36 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
-from chexradinet.findings import NIH_FINDINGS
-from chexradinet.records import RejectReason
-from chexradinet.results import telemetry
-from chexradinet.results.run_figures import DRIFT_KINDS
-from chexradinet.results.telemetry import NightlyTelemetry, TrainingTelemetry
+from chexradinet.dataset.phantom import write_phantom
+from chexradinet.dataset.phantom_dicom import write_phantom_inbox
+from chexradinet.results.run_figures import STAGES
+from pipelines.compile import compile_nightly, compile_training
+from pipelines.parameters import load_compiled, parse_settings
+from pipelines.run import run_locally
 
 MONITORING = Path(__file__).resolve().parents[2] / "manifests" / "options" / "monitoring"
-DIGEST = "5e" * 32
 Wait = Callable[[str, "subprocess.Popen[bytes]"], None]
 
-
-def night(now: float) -> NightlyTelemetry:
-    return NightlyTelemetry(
-        success=True,
-        duration_seconds=95.0,
-        stage_seconds={"plan": 2.0, "score": 90.0, "collect": 3.0},
-        timestamp_seconds=now,
-        model_digest=DIGEST,
-        model_round=1,
-        images_scored=44,
-        rejected={RejectReason.NOT_FRONTAL: 3, RejectReason.UNREADABLE: 1},
-        flagged={finding: number for number, finding in enumerate(NIH_FINDINGS)},
-        oldest_unscored_age_seconds=0.0,
-        drift=dict.fromkeys(DRIFT_KINDS, 0.2),
-        out_of_distribution_ratio=0.02,
-    )
-
-
-def training(now: float) -> TrainingTelemetry:
-    return TrainingTelemetry(
-        success=None,
-        stage_seconds={"ingest": 30.0, "train": 300.0},
-        timestamp_seconds=now,
-        mean_auroc={0: 0.70, 1: 0.72},
-        localization={0: 0.30, 1: 0.42},
-        gpu_utilisation_ratio=0.9,
-    )
+TRAINING = (
+    "data_format=csv",
+    "image_side=48",
+    "backbone=resnet18-narrow",
+    "map_stride=16",
+    "epochs=1",
+    "rounds=1",
+    "round_epochs=1",
+    "min_improvement=-1",
+    "num_shards=1",
+    "compare_arms=false",
+    "accelerator_count=0",
+    "bootstrap_samples=100",
+    "validation_fraction=0.5",
+)
+"""Half of the patients validate: a reference for drift needs 20 patients in each half of them."""
+NIGHT = ("settle_s=0", "min_age_years=0", "shard_size=25")
+NUM_NEW = 40
 
 
 def answer(address: str) -> bytes:
@@ -129,14 +123,33 @@ def query(prometheus: str, expression: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def filled(gateway: str, prometheus: str) -> str:
-    """Push a night and a training; return Prometheus' address once it has scraped them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PUSHGATEWAY_URL", f"http://{gateway}")
-        assert telemetry.push(night(time.time()))
-        assert telemetry.push(training(time.time()))
+def filled(gateway: str, prometheus: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Run both compiled pipelines here; return Prometheus' address once it has scraped them."""
+    folder = tmp_path_factory.mktemp("run")
+    write_phantom(folder / "labelled", 300, 64, seed=1)
+    write_phantom_inbox(folder / "inbox", NUM_NEW, 64, seed=2)
+    (folder / "inbox" / "cut.dcm").write_bytes(b"no X-ray")
+    # The one thing that this machine lacks: the tool that tells how busy a GPU is.
+    (folder / "bin").mkdir()
+    (folder / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho 70\n")
+    (folder / "bin" / "nvidia-smi").chmod(0o755)
+    environment = {
+        "PUSHGATEWAY_URL": f"http://{gateway}",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+    }
+    models = f"models_uri={folder / 'models'}"
+    inbox = f"inbox_uri={folder / 'inbox'}"
+    results = f"results_uri={folder / 'results'}"
+    for compiled, words in (
+        (compile_training(folder, max_rounds=1), (f"source={folder / 'labelled'}", *TRAINING)),
+        (compile_nightly(folder), (inbox, results, *NIGHT)),
+    ):
+        arguments = parse_settings(load_compiled(compiled), [models, *words])
+        console = Console(file=io.StringIO())
+        run_locally(compiled, arguments, folder / compiled.stem, console, environment)
     for _ in range(150):
-        if query(prometheus, "chexradinet_training_running"):
+        if query(prometheus, "chexradinet_nightly_last_success_timestamp_seconds"):
             return prometheus
         time.sleep(0.1)
     return pytest.fail("Prometheus did not scrape the gateway in 15 s")
@@ -160,15 +173,29 @@ def test_every_panel_shows_data(filled: str, title: str, expression: str) -> Non
     assert all(series["value"][1] not in {"NaN", "+Inf"} for series in found)
 
 
-def test_figures_arrive_as_they_were_pushed(filled: str) -> None:
+def test_figures_are_those_of_the_runs(filled: str) -> None:
     (scored,) = query(filled, "chexradinet_nightly_images_scored")
-    assert scored["value"][1] == "44"
+    assert scored["value"][1] == str(NUM_NEW)
     # honor_labels: job and pipeline are those of the run, not of the scrape.
     assert (scored["metric"]["job"], scored["metric"]["pipeline"]) == ("chexradinet", "nightly")
-    (rejected,) = query(filled, 'chexradinet_nightly_images_rejected{reason="not_frontal"}')
-    assert rejected["value"][1] == "3"
-    (model,) = query(filled, "chexradinet_nightly_model_info")
-    assert (model["metric"]["digest"], model["metric"]["round"]) == (DIGEST, "1")
+    rejected = query(filled, "sum(chexradinet_nightly_images_rejected)")
+    assert rejected[0]["value"][1] == "1"
+    (used,) = query(filled, "chexradinet_nightly_model_info")
+    (made,) = query(filled, "chexradinet_training_model_info")
+    assert used["metric"]["digest"] == made["metric"]["digest"]
+    stages = {
+        pipeline: {
+            series["metric"]["stage"]
+            for series in query(filled, f"chexradinet_{pipeline}_stage_duration_seconds")
+        }
+        for pipeline in ("training", "nightly")
+    }
+    assert stages["nightly"] == {"plan", "score", "collect"}
+    assert stages["training"] == set(STAGES) - stages["nightly"]
+    (busy,) = query(filled, "chexradinet_training_gpu_utilisation_ratio")
+    assert busy["value"][1] == "0.7"
+    (running,) = query(filled, "chexradinet_training_running")
+    assert running["value"][1] == "0"
 
 
 def test_a_good_night_raises_no_alert(filled: str) -> None:
@@ -178,12 +205,8 @@ def test_a_good_night_raises_no_alert(filled: str) -> None:
         assert query(filled, rule["query"]) == [], rule["name"]
 
 
-def test_every_metric_of_alerts_and_dashboard_is_one_that_runs_push() -> None:
-    pushed = {
-        f"chexradinet_{record.pipeline}_{figure.name}"
-        for record in (night(1.0), training(1.0))
-        for figure in record.figures()
-    }
+def test_every_metric_of_alerts_and_dashboard_is_one_that_runs_push(filled: str) -> None:
+    pushed = {series["metric"]["__name__"] for series in query(filled, '{job="chexradinet"}')}
     texts = [expression for _, expression in PANELS]
     texts.append((MONITORING / "chexradinet-prometheusrule.yaml").read_text())
     asked = set(re.findall(r"chexradinet_(?:nightly|training)_\w+", " ".join(texts)))

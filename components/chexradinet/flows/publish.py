@@ -3,6 +3,7 @@
 import json
 import logging
 import tempfile
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 
 from chexradinet.dataset.format import Dataset, open_dataset
 from chexradinet.errors import ArtifactError, StoreConflictError, StoreNotFoundError
-from chexradinet.flows.watching import watched
 from chexradinet.model.bundle import load_bundle, read_bundle_info, verify_bundle
 from chexradinet.model.inference import predict
 from chexradinet.records import Split
@@ -47,7 +47,6 @@ class Publication:
         return f"**{verdict}.** {self.reason}\n\nChampion: `{self.champion_digest}`\n"
 
 
-@watched("publish")
 def publish(
     candidate: Path,
     evaluation: Path,
@@ -72,6 +71,7 @@ def publish(
         ArtifactError: the candidate is not calibrated, or the evaluation is of another model.
         StoreError: the models' folder cannot be read or written.
     """
+    started = time.monotonic()
     digest = verify_bundle(candidate)
     _check_evaluated(candidate, digest, evaluation)
     data = open_dataset(dataset)
@@ -82,7 +82,7 @@ def publish(
         )
         if not better:
             _log.info("not published: %s", reason)
-            _report_success(candidate, digest)
+            _report_success(candidate, digest, started)
             return Publication(published=False, champion_digest=pointer["digest"], reason=reason)
         if pointer.get("digest") != digest:
             upload_directory(evaluation, f"{models_uri}/evaluations/{digest}")
@@ -92,7 +92,7 @@ def publish(
             except StoreConflictError:
                 continue
         _log.info("champion is %s: %s", digest[:12], reason)
-        _report_success(candidate, digest)
+        _report_success(candidate, digest, started)
         return Publication(published=True, champion_digest=digest, reason=reason)
     raise StoreConflictError(
         f"{POINTER} changed {_ATTEMPTS} times while this candidate was compared with it; "
@@ -100,10 +100,15 @@ def publish(
     )
 
 
-def _report_success(candidate: Path, digest: str) -> None:
+def _report_success(candidate: Path, digest: str, started: float) -> None:
     # Publication ends the training pipeline: a run that came here ended well.
     number = read_bundle_info(candidate)[0].round
-    push(TrainingTelemetry(success=True, model_digest=digest, model_round=number))
+    seconds = {"publish": time.monotonic() - started}
+    push(
+        TrainingTelemetry(
+            success=True, model_digest=digest, model_round=number, stage_seconds=seconds
+        )
+    )
 
 
 def read_pointer(models_uri: str) -> tuple[dict[str, Any], str]:
