@@ -89,6 +89,13 @@ def test_no_tool_that_installs_or_builds_is_left(engine: list[str]) -> None:
     assert _said(engine, "find /var/lib/apt/lists /run/secrets -type f 2>/dev/null; true") == ""
 
 
+def test_public_certificate_authorities_are_trusted(engine: list[str]) -> None:
+    script = "import ssl; print(ssl.create_default_context().cert_store_stats()['x509_ca'])"
+    assert int(_said(engine, f'python3 -c "{script}"')) > 100
+    # Kubeflow's launcher, a Go program that runs in the image, looks here.
+    assert int(_said(engine, "grep -c BEGIN /etc/ssl/certs/ca-certificates.crt")) > 100
+
+
 def test_nothing_of_the_image_can_be_written_to(engine: list[str]) -> None:
     assert _said(engine, "id -u; touch /opt/venv/x 2>/dev/null || echo read-only").split() == [
         "65532",
@@ -100,7 +107,7 @@ def test_the_image_imports_what_the_stages_need_and_kfp_as_its_runtime_only(
     engine: list[str],
 ) -> None:
     script = (
-        "python3 -c 'import chexradinet, torch, torchvision, radiomics, gdcm, imagecodecs, "
+        "python3 -c 'import chexradinet, torch, torchvision, radiomics, imagecodecs, "
         "highdicom, minio, dicomweb_client; print(chexradinet.__file__)' "
         "&& python3 -c 'import importlib.util as u; print(u.find_spec(\"kubernetes\"))'"
     )
