@@ -35,6 +35,8 @@ from chexradinet.results.reference import Reference
 from chexradinet.store import open_store
 
 FINDINGS = ("Cardiomegaly", "Effusion", "Mass")
+SCORING = ScoreConfig(device="cpu", num_threads=1, num_decoders=1)
+"""In this process: starting others takes seconds."""
 SIDE_PX = 64
 _TIMINGS = re.compile(rb"<section>\n<h2>Timings</h2>.*?</section>", re.DOTALL)
 
@@ -152,7 +154,7 @@ class World:
         settings = results or ResultSettings(quality=QualityConfig(check_inversion=False))
         config = PlanConfig(**{"settle_s": 0.0, "shard_size": 5, "results": settings, **plan})
         run = Run(run_id=f"{run_id}-{os.getpid()}")
-        return nightly(self.addresses, config, ScoreConfig(device="cpu", num_threads=1), run)
+        return nightly(self.addresses, config, SCORING, run)
 
     def results(self) -> dict[str, bytes]:
         """Return all files that a night leaves, without what says how long it took."""

@@ -1,5 +1,6 @@
 """`chexradinet plan | score | collect | nightly | upload`: the nightly run from a shell."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -12,7 +13,7 @@ Inbox = Annotated[str, typer.Option(help="Folder or s3:// prefix that X-rays arr
 Models = Annotated[str, typer.Option(help="Folder or s3:// prefix of published models.")]
 Results = Annotated[str, typer.Option(help="Folder or s3:// prefix of results and ledger.")]
 Work = Annotated[str, typer.Option(help="What `plan` printed, such as 3:1,4:20.")]
-RunId = Annotated[str, typer.Option(help="The same for all stages of a run.")]
+RunId = Annotated[str, typer.Option(help="The same for all stages of a run; else your name.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="X-rays a shard.")]
 Settle = Annotated[float, typer.Option(min=0, help="Seconds that an object must be old.")]
 Since = Annotated[str, typer.Option(help="YYYY-MM-DD: score again what another model scored.")]
@@ -21,7 +22,8 @@ MaxWait = Annotated[float, typer.Option(help="Hours that no study is kept waitin
 DicomResults = Annotated[bool, typer.Option(help="Also write DICOM results.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Decoders = Annotated[int, typer.Option(min=1, help="Processes that decode ahead.")]
-SHELL_RUN = "shell"
+SHELL_RUN = f"shell-{os.getuid()}"
+"""Two people who plan at once are two runs."""
 
 
 def plan_command(

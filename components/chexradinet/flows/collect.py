@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from chexradinet.flows.ledger import (
 )
 from chexradinet.flows.nightly_dicom import remove_dicom
 from chexradinet.flows.nightly_files import night_key, put_files, write_scores
-from chexradinet.flows.nightly_merge import Merged, earlier_scores, merge, merged_before
+from chexradinet.flows.nightly_merge import Merged, earlier_scores, merge
 from chexradinet.flows.nightly_model import Scorer, open_scorer
 from chexradinet.flows.nightly_outcome import Night, night_of
 from chexradinet.flows.nightly_settings import Addresses, ScoreConfig
@@ -36,9 +35,9 @@ from chexradinet.flows.nightly_summary import (
     most_urgent,
     night_drift,
     night_report,
-    waiting_images,
     with_timings,
 )
+from chexradinet.flows.nightly_worklist import end_of, studies_of
 from chexradinet.results.nightly_report import write_night_report, write_worklist_page
 from chexradinet.results.worklist import WaitingImage, worklist, worklist_csv
 
@@ -69,7 +68,7 @@ def collect_plan(ledger: Ledger, plan: Plan, scorer: Scorer) -> Night:
     numbers, complete = plan_numbers(ledger)
     _require_order(plan, numbers, complete)
     merged = merge(ledger, plan, earlier_scores(ledger, plan, complete))
-    waiting = _waiting(ledger, plan, merged, complete)
+    waiting = studies_of(ledger, plan, merged, complete, scorer.settings.worklist)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files, drift, report = _write(ledger, plan, merged, scorer, folder)
@@ -113,29 +112,11 @@ def _write(
     return [*files, measured, page], drift, page
 
 
-def _waiting(
-    ledger: Ledger, plan: Plan, merged: Merged, complete: Sequence[int]
-) -> list[WaitingImage]:
-    """Return the X-rays of the whole night; one that was scored again counts by its last scores."""
-    found: dict[str, WaitingImage] = {}
-    for number in complete:
-        head = read_completion(ledger, number) if number < plan.number else None
-        if head is not None and head["date"] == plan.date:
-            other = read_plan(ledger, number)
-            images = merged_before(ledger, other)
-            waiting = waiting_images(images, other.findings)
-            found |= {i.image_key: w for i, w in zip(images, waiting, strict=True)}
-    waiting = waiting_images(merged.images, plan.findings)
-    found |= {i.image_key: w for i, w in zip(merged.images, waiting, strict=True)}
-    return list(found.values())
-
-
 def _put_worklist(
     ledger: Ledger, plan: Plan, scorer: Scorer, waiting: Sequence[WaitingImage], folder: Path
 ) -> None:
     config = scorer.settings.worklist
-    until = datetime.fromisoformat(plan.date).replace(tzinfo=UTC) + timedelta(days=1)
-    entries = worklist(waiting, until, config)
+    entries = worklist(waiting, end_of(plan.date), config)
     _put_of_night(ledger, plan, "worklist.csv", worklist_csv(entries).encode())
     page = folder / "worklist.html"
     write_worklist_page(page, plan.date, entries, config)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from chexradinet.artifacts import writing_directory
 from chexradinet.config import EvaluationConfig, RadiomicsConfig, RegionConfig
 from chexradinet.dataset.format import Dataset, open_dataset
+from chexradinet.dataset.header_table import read_headers
 from chexradinet.errors import ArtifactError
 from chexradinet.flows.court import compared_arms, figures, open_court, protocols
 from chexradinet.flows.evidence import image_statistics, report_evidence
@@ -164,6 +166,15 @@ def best_of(judged: Sequence[Judged]) -> int:
     return int(np.argmax(ranked))
 
 
+def _metadata(data: Dataset, rows: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
+    """Return what a night is compared in beside its scores; a device only DICOM files name."""
+    found = {name: data.manifest[name].to_numpy()[rows].tolist() for name in ("view", "sex", "age")}
+    headers = read_headers(data.path)
+    if headers is not None:
+        found["manufacturer"] = headers["manufacturer"].to_numpy()[rows].tolist()
+    return found
+
+
 def _telemetry(judged: Sequence[Judged]) -> TrainingTelemetry:
     """Return what the dashboard shows of each round; what is not defined is left out."""
     aurocs = {model.info.round: model.info.metrics["validation"]["mean_auroc"] for model in judged}
@@ -188,10 +199,7 @@ def _calibrate(
             probabilities=apply_calibration(calibration.as_dict(), findings, found.logits),
             embeddings=found.embedding,
             patient_ids=data.manifest["patient_id"].to_numpy()[rows].tolist(),
-            metadata={
-                name: data.manifest[name].to_numpy()[rows].tolist()
-                for name in ("view", "sex", "age")
-            },
+            metadata=_metadata(data, rows),
             image_statistics=image_statistics(data.images, rows),
         ),
         seed=config.seed,

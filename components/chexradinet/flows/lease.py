@@ -155,7 +155,8 @@ def _created(ledger: Ledger, key: str, owner: Owner) -> bool:
 def _may_take(ledger: Ledger, held: Owner, owner: Owner, renewed: datetime) -> bool:
     if held.run_id in ("", owner.run_id) or _is_gone(held):
         return True
-    return (store_time(ledger) - renewed).total_seconds() > held.ttl_s
+    # A store whose clock was set back would hold it until the clock has caught up.
+    return abs((store_time(ledger) - renewed).total_seconds()) > held.ttl_s
 
 
 def _is_gone(held: Owner) -> bool:

@@ -10,6 +10,7 @@ finds it there. Plans are completed in the order of their numbers. No clock take
 """
 
 import bisect
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -119,11 +120,18 @@ class Plan:
     bundle_digest: str
     preprocessing_digest: str
     findings: tuple[str, ...]
+    calibrated: tuple[str, ...]
+    """Findings whose scores are probabilities; the others were too rare to calibrate."""
     settings: Mapping[str, Any]
     """`ResultSettings.as_dict`."""
     shard_size: int
     images: tuple[PlannedImage, ...]
     """In order of their keys."""
+
+    @property
+    def salt(self) -> bytes:
+        """What patients of this plan are coded with: the same for equal plans, for no others."""
+        return hashlib.sha256(document_bytes("nightly-plan", self.as_dict())).digest()
 
     @property
     def num_shards(self) -> int:
@@ -144,6 +152,7 @@ class Plan:
             **{name: getattr(self, name) for name in _PLAIN},
             "planned_at": self.planned_at.isoformat(),
             "findings": list(self.findings),
+            "calibrated": list(self.calibrated),
             "settings": dict(self.settings),
             "images": {
                 "key": [image.key for image in self.images],
@@ -167,6 +176,7 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
         **{name: document[name] for name in _PLAIN},
         planned_at=datetime.fromisoformat(document["planned_at"]),
         findings=tuple(document["findings"]),
+        calibrated=tuple(document["calibrated"]),
         settings=document["settings"],
         images=tuple(
             PlannedImage(

@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from chexradinet.errors import ChexRadiNetError
 from chexradinet.flows.collect import collect, collect_plan
 from chexradinet.flows.lease import holding, release, this_process
 from chexradinet.flows.ledger import open_ledger, read_plan
 from chexradinet.flows.nightly_model import open_scorer
-from chexradinet.flows.nightly_outcome import Night
+from chexradinet.flows.nightly_outcome import Night, together
 from chexradinet.flows.nightly_run import begin, finish
 from chexradinet.flows.nightly_settings import Addresses, PlanConfig, Run, ScoreConfig
 from chexradinet.flows.nightly_telemetry import night_telemetry
@@ -64,7 +63,7 @@ def score_stage(
 
 
 def collect_stage(addresses: Addresses, work: str, run: Run) -> Night:
-    """Collect every plan of the work, the oldest first, and push the figures of the last.
+    """Collect every plan of the work, the oldest first, and push the figures of all.
 
     Raises:
         ConfigError: the work holds no plan.
@@ -73,7 +72,7 @@ def collect_stage(addresses: Addresses, work: str, run: Run) -> Night:
     place_of(work, 0)
     ledger = open_ledger(addresses.results_uri)
     with holding(ledger, this_process(run.run_id, run.lease_ttl_s), last=True):
-        night = [collect(addresses, number) for number, _ in parts][-1]
+        night = together([collect(addresses, number) for number, _ in parts])
         finish(ledger, run.run_id)
     push(night_telemetry(addresses, night))
     return night
@@ -101,9 +100,11 @@ def nightly(
     run = run or new_run()
     started = time.monotonic()
     ledger = open_ledger(addresses.results_uri)
+    succeeded = False
     try:
         with holding(ledger, this_process(run.run_id, run.lease_ttl_s), last=True) as ours:
             if not ours:
+                succeeded = True
                 outcome = PlanOutcome(status="another_run_active")
                 _log.warning("%s", outcome.as_text())
                 return outcome, None
@@ -111,9 +112,10 @@ def nightly(
             planned_s = time.monotonic() - started
             night = _work(addresses, outcome, scoring, progress)
             figures = night_telemetry(addresses, night)
-    except ChexRadiNetError:
-        push(NightlyTelemetry(success=False, duration_seconds=time.monotonic() - started))
-        raise
+        succeeded = True
+    finally:
+        if not succeeded:
+            push(NightlyTelemetry(success=False, duration_seconds=time.monotonic() - started))
     stages = {"plan": planned_s, **figures.stage_seconds}
     spent_s = time.monotonic() - started
     push(replace(figures, success=True, duration_seconds=spent_s, stage_seconds=stages))
@@ -124,7 +126,7 @@ def _work(
     addresses: Addresses, outcome: PlanOutcome, scoring: ScoreConfig, progress: Progress | None
 ) -> Night | None:
     ledger = open_ledger(addresses.results_uri)
-    night, done = None, 0
+    nights, done = [], 0
     for number, shards in outcome.parts:
         found = read_plan(ledger, number)
         scorer = open_scorer(addresses, found, scoring)
@@ -133,5 +135,5 @@ def _work(
             done += 1
             if progress is not None:
                 progress(done, outcome.num_shards)
-        night = collect_plan(ledger, found, scorer)
-    return night
+        nights.append(collect_plan(ledger, found, scorer))
+    return together(nights) if nights else None

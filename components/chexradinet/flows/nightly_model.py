@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from chexradinet.errors import StoreNotFoundError
 from chexradinet.flows.ledger import Plan
 from chexradinet.flows.nightly_settings import Addresses, ResultSettings, ScoreConfig, settings_of
 from chexradinet.flows.plan import check_model
@@ -56,7 +57,14 @@ def open_scorer(addresses: Addresses, plan: Plan, config: ScoreConfig) -> Scorer
         torch.set_num_threads(config.num_threads)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bundle"
-        fetch_bundle(addresses.models_uri, plan.bundle_digest, path)
+        try:
+            fetch_bundle(addresses.models_uri, plan.bundle_digest, path)
+        except StoreNotFoundError as error:
+            raise StoreNotFoundError(
+                f"plan {plan.number} is to be finished with model {plan.bundle_digest[:12]}, which "
+                f"is not below {addresses.models_uri} any more; bring it back from its versions or "
+                "a replica, as docs/operations.md says under 'Restore from a lost bucket'"
+            ) from error
         bundle = load_bundle(path, verify=False, device=str(choose_device(config.device)))
     require_match(
         bundle.info, findings=plan.findings, preprocessing_digest=plan.preprocessing_digest

@@ -1,8 +1,8 @@
 """What a complete plan came to, in numbers."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chexradinet.flows.ledger import Plan
@@ -13,9 +13,10 @@ from chexradinet.flows.nightly_summary import num_flagged, num_outside
 
 @dataclass(frozen=True, kw_only=True)
 class Night:
-    """What a complete plan came to."""
+    """What a complete plan came to, or all plans of a run together."""
 
     number: int
+    """Of the plan; of several, the last."""
     date: str
     model_digest: str
     model_round: int
@@ -43,6 +44,35 @@ class Night:
             f"plan {self.number}: {self.num_scored} of {self.num_planned} X-rays scored, "
             f"without a score: {said}"
         )
+
+
+def together(nights: Sequence[Night]) -> Night:
+    """Return what the plans of a run came to: counts and times added up, the rest of the last.
+
+    Drift is the last one that was measured, since a small plan cannot be compared.
+    """
+    excluded: dict[str, Counter[str]] = {}
+    flagged: Counter[str] = Counter()
+    for night in nights:
+        flagged.update(night.flagged)
+        for status, reasons in night.excluded.items():
+            excluded.setdefault(status, Counter()).update(reasons)
+    judged = [night for night in nights if night.ood_fraction is not None]
+    measured = [night.drift for night in nights if night.drift and night.drift["status"] == "ok"]
+    num_judged = sum(night.num_scored for night in judged)
+    return replace(
+        nights[-1],
+        num_planned=sum(night.num_planned for night in nights),
+        num_scored=sum(night.num_scored for night in nights),
+        excluded=excluded,
+        flagged=dict(flagged),
+        drift=[nights[-1].drift, *measured][-1],
+        ood_fraction=sum((n.ood_fraction or 0.0) * n.num_scored for n in judged) / num_judged
+        if num_judged
+        else None,
+        score_s=sum(night.score_s for night in nights),
+        collect_s=sum(night.collect_s for night in nights),
+    )
 
 
 def night_of(

@@ -6,7 +6,6 @@ Runs in processes of its own beside the network, so nothing here imports torch.
 import hashlib
 import hmac
 import io
-import os
 import time
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -29,9 +28,6 @@ from chexradinet.flows.ledger import PlannedImage
 from chexradinet.flows.nightly_settings import ResultSettings
 from chexradinet.records import Geometry, RejectReason
 from chexradinet.store import open_store
-
-KEY_VARIABLE = "CHEXRADINET_DEIDENTIFICATION_KEY"
-"""Environment variable with the key that patient identifiers are hashed with."""
 
 POSTPONED, VANISHED, REJECTED = "postponed", "vanished", "rejected"
 """What an object came to that has no scores."""
@@ -86,6 +82,8 @@ class Reading(NamedTuple):
     inbox_uri: str
     preprocessing: PreprocessingConfig
     settings: ResultSettings
+    salt: bytes
+    """Patients are coded with it."""
 
 
 def read_xray(reading: Reading, image: PlannedImage) -> XRay | Excluded:
@@ -211,7 +209,7 @@ def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:
         image_key=key,
         study_uid=study,
         sop_uid=header.sop_instance_uid,
-        patient_key=_patient_key(header.patient_id, study),
+        patient_key=_patient_key(reading.salt, header.patient_id or f"study {study}"),
         pixels=pixels,
         geometry=geometry,
         view=str(header.view),
@@ -224,9 +222,6 @@ def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:
     )
 
 
-def _patient_key(patient_id: str, study_uid: str) -> str:
-    """Return a keyed hash of the patient; without a key each study counts as a patient."""
-    secret = os.environ.get(KEY_VARIABLE, "").strip().encode()
-    if not secret or not patient_id:
-        return hashlib.sha256(study_uid.encode()).hexdigest()
-    return hmac.new(secret, patient_id.encode(), hashlib.sha256).hexdigest()
+def _patient_key(salt: bytes, patient: str) -> str:
+    """Return a code that tells a plan's patients apart; the ledger alone keeps it."""
+    return hmac.new(salt, patient.encode(), hashlib.sha256).hexdigest()

@@ -13,6 +13,7 @@ from chexradinet.config import (
 )
 from chexradinet.errors import ConfigError
 from chexradinet.results.worklist import WorklistConfig
+from chexradinet.store import parse_uri
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,22 @@ class Addresses:
     models_uri: str
     """Folder that models are published under."""
     results_uri: str
-    """Folder of the results and the ledger."""
+    """Folder of the results and the ledger; not within the inbox, nor around it."""
+
+    def __post_init__(self) -> None:
+        """Refuse an inbox in which results would arrive as X-rays.
+
+        Raises:
+            ConfigError: an address cannot be read, or one of inbox and results holds the other.
+        """
+        inbox, results = (_folder(uri) for uri in (self.inbox_uri, self.results_uri))
+        apart = not (inbox.startswith(results) or results.startswith(inbox))
+        require(apart, "results_uri", self.results_uri, "a folder beside the inbox, not in it")
+
+
+def _folder(uri: str) -> str:
+    location = parse_uri(uri)
+    return f"{location.bucket or ''}:{location.key.rstrip('/')}/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,19 +135,28 @@ class PlanConfig:
                 ) from error
 
 
+DEVICES = ("auto", "cpu", "cuda")
+"""Where the network can run; `auto` is the accelerator where there is one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """How scores are computed; results do not depend on it."""
+    """How scores are computed; on another device or number of threads the last digits may differ.
+
+    A shard that is scored is never computed again, so each X-ray's results are of one device.
+    """
 
     device: str = "auto"
-    """`auto`, `cpu` or `cuda`."""
+    """One of `DEVICES`."""
     num_threads: int = 0
     """Torch threads on a CPU; 0 leaves torch's own choice."""
     num_decoders: int = 2
     """Processes that read and decode ahead of the network; 1 decodes in this one."""
 
     def __post_init__(self) -> None:
-        """Check every number."""
+        """Check the device's name and every number."""
+        known = self.device in DEVICES
+        require(known, "device", self.device, f"one of {', '.join(DEVICES)}")
         require(self.num_threads >= 0, "num_threads", self.num_threads, "at least 0")
         require(self.num_decoders >= 1, "num_decoders", self.num_decoders, "at least 1")
 

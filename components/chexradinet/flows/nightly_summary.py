@@ -22,13 +22,27 @@ TIMED = ("read_s", "decode_s", "forward_s", "regions_s")
 """Columns of the table of timings."""
 
 
-def waiting_images(images: Iterable[NightImage], findings: Sequence[str]) -> list[WaitingImage]:
-    """Return scored X-rays as the worklist needs them."""
+def waiting_images(
+    images: Iterable[NightImage], findings: Sequence[str], calibrated: Sequence[str]
+) -> list[WaitingImage]:
+    """Return scored X-rays as the worklist needs them.
+
+    Args:
+        images: Of one plan.
+        findings: Of its model, in order.
+        calibrated: Those whose scores are probabilities. Only they give priority; where there is
+            none, all do.
+    """
+    ranked = frozenset(calibrated or findings)
     return [
         WaitingImage(
             study_uid=image.study_uid,
             arrived=image.arrived,
-            probabilities=dict(zip(findings, image.probabilities, strict=True)),
+            probabilities={
+                finding: probability
+                for finding, probability in zip(findings, image.probabilities, strict=True)
+                if finding in ranked
+            },
             flagged=flagged_findings(image, findings),
             notes=[
                 *(code for code in image.quality.split(";") if code),
@@ -76,11 +90,13 @@ def night_drift(
     images = [image for image in merged.images if image.object_key in embeddings]
     if scorer.reference is None or not images:
         return None
+    # Numbered as they come, so that nothing depends on how patients are coded.
+    patients: dict[str, int] = {}
     night = Population(
         findings=scorer.findings,
         probabilities=np.array([image.probabilities for image in images]),
         embeddings=np.stack([embeddings[image.object_key] for image in images]),
-        patient_ids=[image.patient_key for image in images],
+        patient_ids=[patients.setdefault(i.patient_key, len(patients)) for i in images],
         metadata={
             "view": [image.view for image in images],
             "age": [image.age_years for image in images],

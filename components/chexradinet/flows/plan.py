@@ -6,9 +6,10 @@ own. Time is the store's: this machine's clock does not matter.
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError, StoreError
 from chexradinet.flows.lease import store_time
@@ -172,6 +173,11 @@ def _champion(models_uri: str) -> tuple[BundleInfo, str]:
     return info, digest
 
 
+def _calibrated(info: BundleInfo) -> tuple[str, ...]:
+    fitted: Mapping[str, Any] = (info.calibration or {})["findings"]
+    return tuple(name for name in info.findings if fitted[name]["threshold"] is not None)
+
+
 def _check_inbox(found: Plan, inbox_uri: str) -> None:
     if parse_uri(found.inbox_uri) != parse_uri(inbox_uri):
         raise MismatchError(
@@ -210,6 +216,7 @@ def _new_plan(
         bundle_digest=digest,
         preprocessing_digest=info.preprocessing_digest,
         findings=info.findings,
+        calibrated=_calibrated(info),
         settings=config.results.as_dict(),
         shard_size=config.shard_size,
         images=inbox.images,

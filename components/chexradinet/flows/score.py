@@ -44,9 +44,6 @@ from chexradinet.model.inference import predict_folded
 
 _log = logging.getLogger(__name__)
 
-FEW_IMAGES = 32
-"""So many are decoded in this process: starting others would take longer."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ShardOutcome:
@@ -138,9 +135,9 @@ def score_shard(
 def _read(
     plan: Plan, images: Sequence[PlannedImage], scorer: Scorer, config: ScoreConfig
 ) -> Iterator[XRay | Excluded]:
-    reading = Reading(plan.inbox_uri, scorer.bundle.info.preprocessing, scorer.settings)
-    workers = 1 if len(images) <= FEW_IMAGES else config.num_decoders
-    outcomes = decode_in_order(images, partial(read_xray, reading), workers)
+    preprocessing = scorer.bundle.info.preprocessing
+    reading = Reading(plan.inbox_uri, preprocessing, scorer.settings, plan.salt)
+    outcomes = decode_in_order(images, partial(read_xray, reading), config.num_decoders)
     for image, outcome in zip(images, outcomes, strict=True):
         if isinstance(outcome, RejectedImageError):
             yield Excluded(

@@ -101,6 +101,8 @@ class Reference:
 def build_reference(population: Population, quantile: float = 0.99, seed: int = 0) -> Reference:
     """Return the reference distributions of a validation split.
 
+    What is known of no X-ray has none: a night would differ from it by being known.
+
     Args:
         population: The split, scored by the model that the bundle holds.
         quantile: X-rays like these are flagged at a rate of one minus this, in (0, 1).
@@ -118,7 +120,9 @@ def build_reference(population: Population, quantile: float = 0.99, seed: int = 
         "findings": list(population.findings),
         "num_images": len(population.patient_ids),
         "num_patients": population.num_patients,
-        "distributions": distributions,
+        "distributions": {
+            name: found for name, found in distributions.items() if sum(found["counts"][:-1])
+        },
         "ood": rule,
     }
     return Reference(document=document, arrays=arrays)

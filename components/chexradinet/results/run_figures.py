@@ -191,6 +191,9 @@ class NightlyTelemetry(RunTelemetry):
         yield from _single("oldest_unscored_age_seconds", meaning, age)
         meaning = "P-value that counts as drift over the one found; above 1 is drift."
         yield from _labelled("drift_ratio", meaning, "kind", self.drift)
+        if self.drift or self.out_of_distribution_ratio is not None:
+            meaning = "When a night was last compared with the model's reference."
+            yield from _single("compared_timestamp_seconds", meaning, self.timestamp_seconds)
         meaning = "Part of the scored X-rays that lie outside the reference."
         ratio = self.out_of_distribution_ratio
         yield from _single("out_of_distribution_ratio", meaning, ratio)

@@ -1,21 +1,31 @@
 """Collecting a plan: what counts once, what is written, and whole nights in many odd shapes."""
 
 import io
+import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from chexradinet.config import QualityConfig
-from chexradinet.errors import ArtifactError, ChexRadiNetError
+from chexradinet.errors import (
+    ArtifactError,
+    ChexRadiNetError,
+    ConfigError,
+    StoreNotFoundError,
+)
 from chexradinet.flows import nightly as nightly_module
 from chexradinet.flows.collect import collect
+from chexradinet.flows.lease import holding, this_process
 from chexradinet.flows.ledger import open_ledger, read_completion
 from chexradinet.flows.nightly import collect_stage, plan_stage, score_stage
-from chexradinet.flows.nightly_settings import PlanConfig, ResultSettings, Run, ScoreConfig
+from chexradinet.flows.nightly_settings import Addresses, PlanConfig, ResultSettings, Run
+from chexradinet.flows.nightly_telemetry import oldest_unscored_age_s
 from chexradinet.flows.plan import plan
 from chexradinet.flows.score import score
 from chexradinet.results.telemetry import NightlyTelemetry
-from tests.nightly_world import FINDINGS, World, make_world
+from tests.nightly_world import FINDINGS, SCORING, World, make_world
 
 NO_GATE = ResultSettings(quality=QualityConfig(check_inversion=False))
 
@@ -85,7 +95,7 @@ def test_a_plan_is_not_complete_before_its_shards_and_the_plans_before_it(world:
         collect(world.addresses, 1)
     world.add_png(1)
     plan(world.addresses, config)
-    score(world.addresses, 2, 0, ScoreConfig(device="cpu", num_threads=1))
+    score(world.addresses, 2, 0, SCORING)
     with pytest.raises(ArtifactError, match="collect plan 1 first"):
         collect(world.addresses, 2)
 
@@ -129,7 +139,7 @@ def test_stages_one_by_one_give_what_one_go_gives(world: World) -> None:
     outcome = plan_stage(apart.addresses, config, run)
     assert plan_stage(apart.addresses, config, Run(run_id="s")).status == "another_run_active"
     for index in reversed(range(outcome.num_shards)):
-        score_stage(apart.addresses, outcome.work, index, ScoreConfig(device="cpu"), run)
+        score_stage(apart.addresses, outcome.work, index, SCORING, run)
     collect_stage(apart.addresses, outcome.work, run)
     assert apart.results() == world.results()
     assert plan_stage(apart.addresses, config, Run(run_id="s")).status == "nothing_new"
@@ -152,3 +162,73 @@ def test_telemetry_tells_success_and_failure(world: World, monkeypatch: pytest.M
     with pytest.raises(ChexRadiNetError):
         world.run()
     assert pushed[-1].success is False
+
+
+def test_figures_of_a_run_are_those_of_all_its_plans(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: list[NightlyTelemetry] = []
+    monkeypatch.setattr(nightly_module, "push", pushed.append)
+    world.add_png(0)
+    world.add_png(1)
+    plan_stage(world.addresses, PlanConfig(settle_s=0.0, results=NO_GATE), Run(run_id="test"))
+    (world.inbox / "c.txt").write_text("x", encoding="utf-8")
+    world.add_png(2)
+    (world.root / "results" / "ledger" / "lease.json").unlink()
+    _, night = world.run()
+    assert night is not None
+    assert (night.num_planned, night.num_scored) == (4, 3)
+    assert night.excluded == {"rejected": {"not_an_image": 1}}
+    assert pushed[-1].images_scored == 3
+    assert sum(pushed[-1].flagged.values()) == sum(
+        row["flagged"] == "true" for row in world.table("part-")
+    )
+
+
+def test_a_failure_of_any_kind_is_pushed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: list[NightlyTelemetry] = []
+    monkeypatch.setattr(nightly_module, "push", pushed.append)
+    monkeypatch.setattr(nightly_module, "open_scorer", lambda *_: 1 / 0)
+    world.add_png(0)
+    with pytest.raises(ZeroDivisionError):
+        world.run()
+    assert [told.success for told in pushed] == [False]
+
+
+def test_a_second_run_in_one_go_leaves_while_the_first_is_at_work(world: World) -> None:
+    world.add_png(0)
+    ledger = open_ledger(world.results_uri)
+    with holding(ledger, this_process("other")) as ours:
+        assert ours
+        outcome, night = world.run()
+    assert (outcome.status, night) == ("another_run_active", None)
+    assert world.results() == {}
+
+
+def test_the_oldest_x_ray_that_waits_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = world.add_png(0)
+    os.utime(waited, (time.time() - 7200, time.time() - 7200))
+    assert 7200 <= oldest_unscored_age_s(world.addresses) < 7300
+    world.run()
+    assert oldest_unscored_age_s(world.addresses) == 0.0
+
+
+@pytest.mark.parametrize("results", ["inbox", "inbox/results", "."])
+def test_results_where_x_rays_arrive_are_refused(world: World, results: str) -> None:
+    with pytest.raises(ConfigError, match="results_uri"):
+        Addresses(
+            inbox_uri=str(world.inbox),
+            models_uri=str(world.root / "models"),
+            results_uri=str(world.root / results),
+        )
+
+
+def test_a_model_that_is_gone_is_named_with_the_plan_that_needs_it(world: World) -> None:
+    world.add_png(0)
+    plan_stage(world.addresses, PlanConfig(settle_s=0.0, results=NO_GATE), Run(run_id="r"))
+    old = next((world.root / "models").glob("*/bundle.json")).parent
+    world.publish(seed=5)
+    shutil.rmtree(old)
+    (world.root / "results" / "ledger" / "lease.json").unlink()
+    with pytest.raises(StoreNotFoundError, match=rf"plan 1 .* model {old.name[:12]}.*bring it"):
+        world.run()

@@ -15,6 +15,8 @@ from chexradinet.results.calibration import apply_calibration
 from chexradinet.results.reference import Population, build_reference
 from tests.nightly_world import FINDINGS, SIDE_PX, World, calibration, make_world
 
+METADATA = {f"metadata:{name}" for name in ("age", "sex", "view", "manufacturer")}
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
@@ -34,7 +36,7 @@ def test_a_model_without_reference_says_that_drift_is_not_measured(world: World)
 def test_a_model_with_a_reference_measures_drift_and_distribution(world: World) -> None:
     _publish_with_reference(world)
     for number in range(24):
-        world.add_dicom(number)
+        world.add_dicom(number, header=_like_the_reference(number))
     _, night = world.run(shard_size=24)
     assert night is not None
     assert night.ood_fraction is not None
@@ -44,6 +46,7 @@ def test_a_model_with_a_reference_measures_drift_and_distribution(world: World) 
     assert {"score:Mass", "image:mean", "metadata:view", "embedding"} <= set(
         night.drift["comparisons"]
     )
+    assert not set(night.drift["alarms"]) & METADATA
     rows = world.table("part-")
     assert {row["out_of_distribution"] for row in rows} <= {"true", "false"}
     assert all(float(row["out_of_distribution_score"]) > 0 for row in rows)
@@ -59,6 +62,50 @@ def test_inverted_x_rays_are_seen_as_drift_and_as_unlike_the_training_data(world
     assert night.drift["alarm"]
     assert {"embedding", "ood"} <= set(night.drift["alarms"])
     assert (night.ood_fraction or 0.0) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "header"),
+    [
+        ("metadata:age", {"PatientAge": "019Y"}),
+        ("metadata:sex", {"PatientSex": "F"}),
+        ("metadata:view", {"ViewPosition": "AP"}),
+        ("metadata:manufacturer", {"Manufacturer": "another"}),
+    ],
+)
+def test_who_is_x_rayed_and_with_what_is_seen_as_drift(
+    world: World, kind: str, header: dict[str, object]
+) -> None:
+    _publish_with_reference(world)
+    for number in range(24):
+        world.add_dicom(number, header=_like_the_reference(number) | header)
+    _, night = world.run(shard_size=24)
+    assert night is not None
+    assert night.drift is not None
+    assert set(night.drift["alarms"]) & METADATA == {kind}
+
+
+def test_x_rays_of_one_patient_count_once_without_any_key(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CHEXRADINET_DEIDENTIFICATION_KEY", raising=False)
+    _publish_with_reference(world)
+    for number in range(24):
+        header = {"PatientID": f"p{number // 3}", "StudyInstanceUID": f"1.2.9.{number}"}
+        world.add_dicom(number, header=_like_the_reference(number) | header)
+    _, night = world.run(shard_size=24)
+    assert night is not None
+    assert night.drift is not None
+    assert (night.drift["num_images"], night.drift["num_patients"]) == (24, 8)
+
+
+def _like_the_reference(number: int) -> dict[str, object]:
+    """Return a header as the X-rays of the reference would have it."""
+    return {
+        "ViewPosition": "PA",
+        "PatientAge": f"{20 + 2 * number:03d}Y",
+        "PatientSex": "FM"[number % 2],
+    }
 
 
 def _publish_with_reference(world: World) -> None:
@@ -79,7 +126,12 @@ def _publish_with_reference(world: World) -> None:
             probabilities=apply_calibration(calibration(), FINDINGS, found.logits),
             embeddings=found.embedding,
             patient_ids=list(range(200)),
-            metadata={"view": ["PA"] * 200},
+            metadata={
+                "view": ["PA"] * 200,
+                "age": list(range(20, 70)) * 4,
+                "sex": ["F", "M"] * 100,
+                "manufacturer": ["phantom"] * 200,
+            },
             image_statistics={"mean": pixels.mean((1, 2)), "std": pixels.std((1, 2))},
         )
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from chexradinet.config import (
@@ -29,6 +30,9 @@ from chexradinet.model.bundle import (
     replace_info,
     verify_bundle,
 )
+from chexradinet.model.inference import predict
+from chexradinet.records import Split
+from chexradinet.results.calibration import fit_calibration
 from chexradinet.results.metrics import read_metrics
 
 QUICK = EvaluationConfig(bootstrap_samples=100, min_positives=2)
@@ -246,3 +250,39 @@ def _rewrite_digest(path: Path, digest: str) -> None:
     document = json.loads(path.read_text())
     document["bundle_digest"] = digest
     path.write_text(json.dumps(document))
+
+
+def test_calibration_and_reference_are_those_of_the_validation_split_alone(
+    tiny_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    _evaluate(tiny_dataset, Arms(rounds=[tiny_model]), tmp_path)
+    best, data = load_bundle(tmp_path / "best"), open_dataset(tiny_dataset)
+    fitted = {}
+    for split in (Split.VALIDATION, Split.TEST):
+        rows = data.rows(split)
+        logits = predict(best.network, data.images, rows, maps=False).logits
+        fitted[split] = fit_calibration(data.labels[rows], logits, data.info.findings, QUICK)
+    kept = best.info.calibration
+    assert kept is not None
+    assert kept["findings"] == fitted[Split.VALIDATION].as_dict()["findings"]
+    assert kept["findings"] != fitted[Split.TEST].as_dict()["findings"]
+    assert best.info.reference is not None
+    patients = data.manifest["patient_id"].to_numpy()[data.rows(Split.VALIDATION)]
+    assert best.info.reference["num_patients"] == len(set(patients))
+
+
+def test_reference_has_what_is_known_and_nothing_else(
+    tiny_dataset: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_dataset(tiny_dataset)
+    _evaluate(tiny_dataset, Arms(rounds=[tiny_model]), tmp_path / "png")
+    plain = read_bundle_info(tmp_path / "png" / "best")[0].reference
+    assert plain is not None
+    assert "metadata:manufacturer" not in plain["distributions"]
+    headers = pd.DataFrame({"manufacturer": ["Siemens"] * len(data)})
+    monkeypatch.setattr("chexradinet.flows.evaluate.read_headers", lambda _: headers)
+    _evaluate(tiny_dataset, Arms(rounds=[tiny_model]), tmp_path / "dicom")
+    told = read_bundle_info(tmp_path / "dicom" / "best")[0].reference
+    assert told is not None
+    assert set(told["distributions"]) - set(plain["distributions"]) == {"metadata:manufacturer"}
+    assert told["distributions"]["metadata:manufacturer"]["categories"] == ["Siemens"]

@@ -53,6 +53,15 @@ def test_of_two_runs_the_second_is_refused_until_the_first_gives_the_lease_back(
     assert acquire(ledger, this_process("mine"))
 
 
+def test_a_store_whose_clock_was_set_back_does_not_hold_a_lease_for_days(
+    ledger: Ledger, other: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert acquire(ledger, replace(other, ttl_s=100.0))
+    now = lease.store_time(ledger)
+    monkeypatch.setattr(lease, "store_time", lambda _: now - timedelta(days=9))
+    assert acquire(ledger, this_process("mine"))
+
+
 def test_stages_of_one_run_share_the_lease(ledger: Ledger) -> None:
     assert acquire(ledger, Owner(run_id="run", hostname="pod-1", pid=7, boot_id="a", started="1"))
     assert acquire(ledger, Owner(run_id="run", hostname="pod-2", pid=7, boot_id="b", started="2"))
@@ -65,7 +74,7 @@ def test_a_lease_is_over_by_the_clock_of_the_store_alone(
     now = lease.store_time(ledger)
     monkeypatch.setattr(lease, "store_time", lambda _: now + timedelta(seconds=99))
     assert not acquire(ledger, this_process("mine"))
-    monkeypatch.setattr(lease, "store_time", lambda _: now - timedelta(days=9))
+    monkeypatch.setattr(lease, "store_time", lambda _: now - timedelta(seconds=99))
     assert not acquire(ledger, this_process("mine"))
     monkeypatch.setattr(lease, "store_time", lambda _: now + timedelta(seconds=101))
     assert acquire(ledger, this_process("mine"))

@@ -30,6 +30,7 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         bundle_digest="b" * 64,
         preprocessing_digest="p",
         findings=("Mass",),
+        calibrated=(),
         settings={"batch_size": 4},
         shard_size=10,
         images=(image,),

@@ -9,10 +9,10 @@ from chexradinet.flows import report_outcome as module
 from chexradinet.flows.lease import acquire, this_process
 from chexradinet.flows.ledger import open_ledger
 from chexradinet.flows.nightly import collect_stage, plan_stage, score_stage
-from chexradinet.flows.nightly_settings import PlanConfig, Run, ScoreConfig
+from chexradinet.flows.nightly_settings import PlanConfig, Run
 from chexradinet.flows.report_outcome import report_outcome
 from chexradinet.results.telemetry import NightlyTelemetry
-from tests.nightly_world import World, make_world
+from tests.nightly_world import SCORING, World, make_world
 
 RUN = Run(run_id="r")
 CONFIG = PlanConfig(settle_s=0.0)
@@ -35,7 +35,7 @@ def pushed(monkeypatch: pytest.MonkeyPatch) -> list[NightlyTelemetry]:
 def scored(world: World) -> str:
     """Plan and score; return the work."""
     work = plan_stage(world.addresses, CONFIG, RUN).work
-    score_stage(world.addresses, work, 0, ScoreConfig(device="cpu"), RUN)
+    score_stage(world.addresses, work, 0, SCORING, RUN)
     return work
 
 

@@ -1,6 +1,8 @@
 """Scoring a shard: what is read, what is refused, what the rows say."""
 
 import io
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +12,26 @@ import pyarrow.parquet as pq
 import pytest
 
 from chexradinet.config import QualityConfig
-from chexradinet.errors import ArtifactError, ConfigError, MismatchError, StoreUnavailableError
+from chexradinet.errors import (
+    ArtifactError,
+    ConfigError,
+    MismatchError,
+    RejectedImageError,
+    StoreUnavailableError,
+)
 from chexradinet.flows import nightly_read
 from chexradinet.flows.ledger import open_ledger, read_plan
 from chexradinet.flows.nightly_merge import read_shard
-from chexradinet.flows.nightly_settings import PlanConfig, ResultSettings, ScoreConfig
+from chexradinet.flows.nightly_settings import PlanConfig, ResultSettings
 from chexradinet.flows.nightly_tables import ShardResult
 from chexradinet.flows.plan import plan
 from chexradinet.flows.score import score
 from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import predict
+from chexradinet.records import RejectReason
 from chexradinet.results.calibration import sigmoid
 from chexradinet.store import open_store
-from tests.nightly_world import FINDINGS, World, make_world
-
-SCORING = ScoreConfig(device="cpu", num_threads=1)
+from tests.nightly_world import FINDINGS, SCORING, World, make_world
 
 
 @pytest.fixture
@@ -72,7 +79,7 @@ def test_a_row_says_what_the_network_says(world: World) -> None:
     bundle = load_bundle(next((world.root / "models").glob("*/bundle.json")).parent)
     reading = nightly_read.Reading(
         str(world.inbox), bundle.info.preprocessing,
-        ResultSettings(quality=QualityConfig(check_inversion=False)),
+        ResultSettings(quality=QualityConfig(check_inversion=False)), b"salt",
     )  # fmt: skip
     image = read_plan(open_ledger(world.results_uri), 1).images[0]
     xray = nightly_read.read_xray(reading, image)
@@ -185,17 +192,35 @@ def test_an_inbox_that_is_lost_fails_the_shard_instead_of_rejecting_its_x_rays(
 
 
 def test_results_do_not_depend_on_processes_and_a_second_run_leaves_them_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World,
 ) -> None:
     for number in range(9):
         world.add_png(number)
     planned(world)
     alone = scored(world)
     assert score(world.addresses, 1, 0, SCORING).status == "done_before"
-    monkeypatch.setattr("chexradinet.flows.score.FEW_IMAGES", 1)
     other = world.with_results("other")
     planned(other)
-    assert scored(other).scores.equals(alone.scores)
+    score(other.addresses, 1, 0, replace(SCORING, num_decoders=2))
+    found = read_shard(open_ledger(other.results_uri), 1, 0)
+    assert found.scores.equals(alone.scores)
+
+
+def test_a_crash_while_decoding_costs_no_small_night_either(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers: list[int] = []
+
+    def noted(images: object, decode: object, num_workers: int) -> Iterator[RejectedImageError]:
+        workers.append(num_workers)
+        yield RejectedImageError(RejectReason.UNREADABLE, "the decoder crashed on it")
+
+    monkeypatch.setattr("chexradinet.flows.score.decode_in_order", noted)
+    world.add_png(0)
+    planned(world)
+    outcome = score(world.addresses, 1, 0, replace(SCORING, num_decoders=2))
+    assert (outcome.num_scored, outcome.num_excluded) == (0, 1)
+    assert workers == [2]
 
 
 def test_a_shard_that_is_not_there_is_refused(world: World) -> None:
