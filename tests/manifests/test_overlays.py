@@ -272,6 +272,15 @@ def test_the_nightly_job_is_bounded_and_never_runs_twice_at_once(
 
 
 @pytest.mark.parametrize("overlay", NAMES)
+def test_the_starter_knows_its_cron_job_by_name(
+    overlays: dict[str, list[Object]], overlay: str
+) -> None:
+    (cron_job,) = [o for o in overlays[overlay] if o["kind"] == "CronJob"]
+    known = [inner for inner in walk(cron_job) if inner.get("name") == "CRONJOB_NAME"]
+    assert [one["value"] for one in known] == [cron_job["metadata"]["name"]]
+
+
+@pytest.mark.parametrize("overlay", NAMES)
 def test_roles_name_their_secrets_and_use_no_wildcard(
     overlays: dict[str, list[Object]], overlay: str
 ) -> None:
