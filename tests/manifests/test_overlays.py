@@ -2,17 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from chexradinet.store import parse_uri
+from tests.manifests.objects import NAMES, Object, pod_templates, walk
 
-Object = dict[str, Any]
 KUBERNETES = "1.32"
 SCHEMAS = {
     path.stem: json.loads(path.read_text())
@@ -24,36 +22,6 @@ REQUIRED_SECRETS = {
     "chexradinet-deidentification": {"key"},
 }
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
-# Labels of pods that others make: Kubeflow's runs and services, the cluster's DNS, Prometheus.
-FOREIGN_PODS = [
-    {"pipelines.kubeflow.org/v2_component": "true"},
-    {"app": "ml-pipeline"},
-    {"app": "ml-pipeline-ui"},
-    {"component": "metadata-grpc-server"},
-    {"k8s-app": "kube-dns"},
-    {"app.kubernetes.io/name": "prometheus"},
-]
-NAMES = ("local", "production")
-
-
-def walk(value: object) -> Iterator[Object]:
-    """Yield each mapping inside a value."""
-    if isinstance(value, dict):
-        yield value
-        for inner in value.values():
-            yield from walk(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from walk(inner)
-
-
-def pod_templates(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    """Yield the name and pod template of each workload."""
-    for thing in objects:
-        spec = thing.get("spec", {})
-        template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
-        if template and "spec" in template:
-            yield f"{thing['kind']}/{thing['metadata']['name']}", template
 
 
 def validate(thing: Object) -> None:
@@ -180,53 +148,6 @@ def test_state_of_unfinished_work_expires(overlays: dict[str, list[Object]]) -> 
         if bucket["name"] == location.bucket
     ]
     assert bucket["expire_days"] <= 30
-
-
-def matches(selector: Object, labels: dict[str, str]) -> bool:
-    """Tell whether a label selector picks a pod with these labels."""
-    wanted = selector.get("matchLabels", {})
-    return wanted.items() <= labels.items() and all(
-        (labels.get(rule["key"]) in rule["values"]) == (rule["operator"] == "In")
-        for rule in selector.get("matchExpressions", [])
-    )
-
-
-@pytest.mark.parametrize("overlay", NAMES)
-def test_every_selector_of_a_network_policy_or_service_picks_a_pod(
-    overlays: dict[str, list[Object]], overlay: str
-) -> None:
-    own = [template["metadata"]["labels"] for _, template in pod_templates(overlays[overlay])]
-    checked = 0
-    for thing in overlays[overlay]:
-        if thing["kind"] == "NetworkPolicy":
-            for inner in walk(thing["spec"]):
-                if "podSelector" in inner:
-                    pods = FOREIGN_PODS + ([] if "namespaceSelector" in inner else own)
-                    assert any(matches(inner["podSelector"], pod) for pod in pods), inner
-                    checked += 1
-        if thing["kind"] == "Service":
-            assert any(thing["spec"]["selector"].items() <= pod.items() for pod in own)
-    assert checked >= 5
-
-
-@pytest.mark.parametrize("overlay", NAMES)
-def test_every_pod_has_a_policy_for_both_directions(
-    overlays: dict[str, list[Object]], overlay: str
-) -> None:
-    policies = [o["spec"] for o in overlays[overlay] if o["kind"] == "NetworkPolicy"]
-    pods = [template["metadata"]["labels"] for _, template in pod_templates(overlays[overlay])]
-    for labels in [*pods, FOREIGN_PODS[0]]:
-        picked = [policy for policy in policies if matches(policy["podSelector"], labels)]
-        directions = {direction for policy in picked for direction in policy["policyTypes"]}
-        assert directions == {"Ingress", "Egress"}, labels
-
-
-def test_standalone_kubeflows_own_pods_are_left_alone(overlays: dict[str, list[Object]]) -> None:
-    kinds = {thing["kind"] for thing in overlays["local"]}
-    assert not kinds & {"ResourceQuota", "LimitRange"}
-    policies = [o["spec"] for o in overlays["local"] if o["kind"] == "NetworkPolicy"]
-    for pod in FOREIGN_PODS[1:]:
-        assert not any(matches(policy["podSelector"], pod) for policy in policies)
 
 
 def images(objects: list[Object]) -> set[str]:
