@@ -29,6 +29,9 @@ STORE_CONFIG = "chexradinet-run"
 DEIDENTIFICATION_SECRET = "chexradinet-deidentification"  # noqa: S105 - a Secret's name
 """Secret with the key that patient identifiers are hashed with, key `key`."""
 
+RUN_ACCOUNT = "chexradinet-runner"
+"""ServiceAccount of runs, with the least that Kubeflow and Argo need."""
+
 RUN_AS_USER = 65532
 """User and group of every step, as in the worker image."""
 

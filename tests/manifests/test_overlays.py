@@ -134,6 +134,18 @@ def test_runs_find_every_address_that_they_ask_for(
     assert asked == set(run)
 
 
+@pytest.mark.parametrize("overlay", NAMES)
+def test_the_account_of_runs_is_there_and_the_night_s_too(
+    overlays: dict[str, list[Object]], overlay: str
+) -> None:
+    from pipelines.resources import RUN_ACCOUNT
+
+    bound = [o for o in overlays[overlay] if o["metadata"]["name"] == RUN_ACCOUNT]
+    assert {o["kind"] for o in bound} == {"ServiceAccount", "Role", "RoleBinding"}
+    given = [i["value"] for i in walk(overlays[overlay]) if i.get("name") == "RUN_SERVICE_ACCOUNT"]
+    assert given == [RUN_ACCOUNT]
+
+
 def test_state_of_unfinished_work_expires(overlays: dict[str, list[Object]]) -> None:
     maps = {
         thing["metadata"]["name"]: thing["data"]
