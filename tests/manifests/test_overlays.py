@@ -80,7 +80,7 @@ def test_every_reference_is_there_or_required_in_the_guide(
             if reference := inner.get("configMapKeyRef"):
                 assert reference["key"] in maps[reference["name"]], (name, reference)
             if isinstance(reference := inner.get("configMap"), dict):
-                assert reference["name"] in maps, (name, reference)
+                assert reference.get("optional") or reference["name"] in maps, (name, reference)
             if reference := inner.get("persistentVolumeClaim"):
                 assert reference["claimName"] in claims, (name, reference)
         assert template["spec"].get("serviceAccountName", "default") in accounts | {"default"}
@@ -132,6 +132,24 @@ def test_runs_find_every_address_that_they_ask_for(
         for pair in one["keyToEnv"]
     }
     assert asked == set(run)
+
+
+def test_the_bucket_job_finds_a_private_authority_where_stages_do(
+    overlays: dict[str, list[Object]],
+) -> None:
+    from pipelines.resources import AUTHORITIES, AUTHORITIES_FOLDER
+
+    (pod,) = [
+        template["spec"]
+        for name, template in pod_templates(overlays["production"])
+        if name == "Job/chexradinet-buckets"
+    ]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "authorities"]
+    assert volume["configMap"] == {"name": AUTHORITIES, "optional": True}
+    (container,) = pod["containers"]
+    (mount,) = [one for one in container["volumeMounts"] if one["name"] == "authorities"]
+    assert mount["mountPath"] == AUTHORITIES_FOLDER
+    assert "AWS_CA_BUNDLE" in [one["name"] for one in container["env"]]
 
 
 @pytest.mark.parametrize("overlay", NAMES)
