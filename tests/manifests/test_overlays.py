@@ -1,6 +1,7 @@
 """Every overlay renders to valid objects that refer to nothing that is not there."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from chexradinet.store import parse_uri
+from tests.manifests.conftest import MANIFESTS, rendered
 from tests.manifests.objects import NAMES, Object, pod_templates, walk
 
 KUBERNETES = "1.32"
@@ -229,6 +231,31 @@ def test_the_starter_knows_its_cron_job_by_name(
     (cron_job,) = [o for o in overlays[overlay] if o["kind"] == "CronJob"]
     known = [inner for inner in walk(cron_job) if inner.get("name") == "CRONJOB_NAME"]
     assert [one["value"] for one in known] == [cron_job["metadata"]["name"]]
+
+
+def test_a_private_registry_s_secret_reaches_every_pod(
+    overlays: dict[str, list[Object]], tmp_path: Path
+) -> None:
+    options = os.path.relpath(MANIFESTS, tmp_path)
+    components = [f"{options}/options/minio", f"{options}/options/registry"]
+    (tmp_path / "kustomization.yaml").write_text(
+        json.dumps({"resources": [f"{options}/overlays/production"], "components": components})
+    )
+    objects = rendered(tmp_path)
+    pull = [{"name": "chexradinet-registry"}]
+    accounts = {
+        o["metadata"]["name"]: o.get("imagePullSecrets")
+        for o in objects
+        if o["kind"] == "ServiceAccount"
+    }
+    assert list(accounts.values()) == [pull] * 3
+    found = 0
+    for name, template in pod_templates(objects):
+        spec = template["spec"]
+        given = spec.get("imagePullSecrets") or accounts.get(spec.get("serviceAccountName"))
+        assert given == pull, name
+        found += 1
+    assert found == 4
 
 
 @pytest.mark.parametrize("overlay", NAMES)
