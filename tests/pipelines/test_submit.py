@@ -1,6 +1,7 @@
 """Submitting: what is checked before, what is created, how refusals read."""
 
 import re
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,7 @@ from pipelines.__main__ import app
 from pipelines.api import connect, endpoint_from
 from pipelines.compile import compile_nightly, compile_training
 from pipelines.follow import follow
-from pipelines.resources import RUN_ACCOUNT, TRAINING
+from pipelines.resources import NIGHTLY, RUN_ACCOUNT, TRAINING
 from pipelines.submit import prepare
 
 if TYPE_CHECKING:
@@ -88,6 +89,24 @@ def test_a_first_submission_creates_pipeline_version_experiment_and_run(
     }
     assert f"{kubeflow.host}/#/runs/details/run-0" in result.output
     assert "succeeded" in result.output
+
+
+def test_the_commands_of_the_readme_go_through(
+    kubeflow: FakeKubeflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (forwarded,) = re.findall(r"port-forward svc/ml-pipeline-ui (\d+):80 &", text)
+    (exported,) = re.findall(r"^ {4}export (.+)$", text, re.MULTILINE)
+    environment = dict(word.split("=", 1) for word in shlex.split(exported))
+    assert environment["KFP_HOST"] == f"http://localhost:{forwarded}"
+    for name, value in (environment | {"KFP_HOST": kubeflow.host}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    for line in re.findall(r"python -m pipelines ((?:publish|submit) .+)", text):
+        assert _run(shlex.split(line)).exit_code == 0, line
+    assert [one.name for one in kubeflow.pipelines] == [TRAINING, NIGHTLY]
+    (run,) = kubeflow.runs
+    assert run.runtime_config.parameters["accelerator_count"] == 0
 
 
 def test_what_is_uploaded_is_the_compiled_file(
