@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import kubernetes_validate
@@ -231,6 +232,21 @@ def test_the_starter_knows_its_cron_job_by_name(
     (cron_job,) = [o for o in overlays[overlay] if o["kind"] == "CronJob"]
     known = [inner for inner in walk(cron_job) if inner.get("name") == "CRONJOB_NAME"]
     assert [one["value"] for one in known] == [cron_job["metadata"]["name"]]
+
+
+def test_the_guide_gives_a_training_the_nodes_that_the_night_has(
+    overlays: dict[str, list[Object]],
+) -> None:
+    (night,) = [
+        thing["data"]
+        for thing in overlays["production"]
+        if thing["metadata"]["name"] == "chexradinet-nightly-parameters"
+    ]
+    guide = OPERATIONS.read_text(encoding="utf-8")
+    words = shlex.split(guide.partition("## GPUs")[2].partition("\n\n    ")[2].partition("\n\n")[0])
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    for name in ("accelerator_type", "accelerator_count", "node_selector", "tolerations"):
+        assert given[name] == night[name]
 
 
 def test_a_private_registry_s_secret_reaches_every_pod(

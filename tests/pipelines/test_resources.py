@@ -1,5 +1,6 @@
 """Where the tasks run: every container has limits, labels, a user, and what it is promised."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,25 @@ def test_every_task_trusts_a_private_authority_where_there_is_one(
 def test_every_task_knows_where_to_push_its_telemetry(containers: list[Container]) -> None:
     for _, _, _, settings in containers:
         assert "PUSHGATEWAY_URL" in _environment(settings, "configMapAsEnv")
+
+
+def test_every_variable_of_the_guide_reaches_a_pod_or_is_said_not_to(
+    containers: list[Container],
+) -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
+    storage = guide.partition("## Storage")[2].partition("\n## ")[0]
+    archive = guide.partition("## PACS")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"`([A-Z]{3,}_[A-Z_]+)`", storage.partition("| bucket")[0]))
+    documented |= set(re.findall(r"`(DICOMWEB_[A-Z_]+)`", archive))
+    given = {
+        name
+        for _, _, _, settings in containers
+        for kind in ("secretAsEnv", "configMapAsEnv")
+        for name in _environment(settings, kind)
+    }
+    assert documented - given == {"AWS_SESSION_TOKEN"}
+    assert "`AWS_SESSION_TOKEN` | no | third part of temporary credentials; not on Kub" in storage
+    assert given <= documented
 
 
 def test_stages_that_go_on_after_an_eviction_know_where_their_state_is(

@@ -264,6 +264,14 @@ def test_an_unknown_pipeline_name_and_a_missing_host_are_refused(command: list[s
     _refused([*command, "--host", "ml-pipeline:8888"], "must begin with http")
 
 
+def test_the_guide_has_every_variable_that_says_where_kubeflow_is() -> None:
+    root = Path(__file__).resolve().parents[2]
+    read = set(re.findall(r'"(KFP_[A-Z_]+)"', (root / "pipelines" / "api.py").read_text()))
+    assert len(read) == 5
+    guide = (root / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert read == set(re.findall(r"^\| `(KFP_[A-Z_]+)`", guide, re.MULTILINE))
+
+
 def test_a_wrong_host_is_named(command: list[str]) -> None:
     _refused([*command, "--host", "http://127.0.0.1:1"], r"127\.0\.0\.1:1 cannot be reached")
 
