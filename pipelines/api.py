@@ -49,11 +49,11 @@ class Endpoint:
     """Where the API is and who asks."""
 
     host: str
-    """Address of the API server or of the gateway before it, `http://…` or `https://…`."""
+    """Address of the web interface, the API server or the gateway before it, `http(s)://…`."""
     namespace: str = ""
     """Profile namespace in a multi-user installation, else empty."""
     ui_host: str = ""
-    """Address of the web interface where it differs from `host`."""
+    """Address of the web interface where `host` is not it, such as the API server alone."""
     token: str = field(default="", repr=False)
     """Bearer token; empty asks without one unless there is a token file."""
     token_file: Path | None = None
@@ -81,9 +81,9 @@ def endpoint_from(environment: Mapping[str, str], host: str = "", namespace: str
     host = (host or environment.get("KFP_HOST", "")).strip().rstrip("/")
     if not host:
         raise ConfigError(
-            "no Kubeflow host is given; add --host or set KFP_HOST to the address of the API "
-            "server, such as http://localhost:8888 after "
-            "`kubectl port-forward -n kubeflow svc/ml-pipeline 8888`"
+            "no Kubeflow host is given; add --host or set KFP_HOST to the address of its web "
+            "interface, which also hands on to the API, such as http://localhost:8080 after "
+            "`kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80`"
         )
     if not host.startswith(("http://", "https://")):
         raise ConfigError(f"the Kubeflow host is {host!r}; it must begin with http:// or https://")
@@ -123,7 +123,8 @@ def connect(endpoint: Endpoint) -> Api:
     if "json" not in kind:
         raise KubeflowUnreachableError(
             f"{endpoint.host} answers {kind}, not JSON: it is a login page or another server; "
-            "--host must be the API server, or the gateway's address with /pipeline and a token"
+            "--host must be the web interface or the API server, or the gateway's address with "
+            "/pipeline and a token"
         )
     return Api(
         endpoint,

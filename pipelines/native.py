@@ -45,6 +45,28 @@ def require_pinned(image: str) -> str:
     )
 
 
+def require_registry(image: str, named: str) -> str:
+    """Return an image's reference that every node of a cluster can pull.
+
+    Args:
+        image: Reference that a pipeline was compiled for.
+        named: Reference that was asked for in so many words; empty for none. It is taken as it is:
+            the nodes of a kind cluster have what `kind load docker-image` gave them.
+
+    Raises:
+        ConfigError: it names no registry, and nobody asked for it: a cluster would look for the
+            image of this machine on Docker Hub.
+    """
+    host, slash, _ = image.partition("/")
+    if image == named or (slash and (host == "localhost" or "." in host or ":" in host)):
+        return image
+    raise ConfigError(
+        f"the pipeline was compiled for the image {image!r}, which names no registry, and a "
+        "cluster would look for it on Docker Hub; add --image registry.example.org/NAME@sha256:… "
+        f"or --image {image} where every node has it, as after `kind load docker-image`"
+    )
+
+
 def content_digest(document: Document, platform: Document) -> str:
     """Return the SHA-256 of what a compiled pipeline says, whatever its layout, in hex."""
     return digest_of([document, platform])

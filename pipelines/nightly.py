@@ -7,7 +7,7 @@ directly in an exit handler fails on the backend. Nothing here is served from th
 from collections.abc import Callable
 from typing import Any, List  # noqa: UP035 - kfp reads this annotation by name
 
-from kfp import dsl, kubernetes
+from kfp import dsl
 
 from chexradinet.steps.collect import collect
 from chexradinet.steps.plan import plan
@@ -16,11 +16,11 @@ from chexradinet.steps.score import score
 from chexradinet.steps.worker import WORKER_IMAGE
 from pipelines.describe import description_of
 from pipelines.resources import (
-    DEIDENTIFICATION_SECRET,
     NIGHTLY,
     Placement,
     on_accelerator,
     on_processor,
+    with_deidentification,
     with_store,
 )
 
@@ -63,14 +63,9 @@ def score_shards(
             accelerator_type=accelerator_type,
             accelerators=accelerators,
         )
-        with_store(on_accelerator(scored, placement, scoring_memory, accelerators))
+        on_accelerator(scored, placement, scoring_memory, accelerators)
+        with_deidentification(with_store(scored))
         scored.set_caching_options(enable_caching=False)
-        kubernetes.use_secret_as_env(
-            scored,
-            secret_name=DEIDENTIFICATION_SECRET,
-            secret_key_to_env={"key": "CHEXRADINET_DEIDENTIFICATION_KEY"},
-            optional=True,
-        )
 
 
 def nightly_pipeline() -> Callable[..., Any]:

@@ -12,11 +12,13 @@ from chexradinet.steps.worker import WORKER_IMAGE
 from pipelines.api import Api, connect, endpoint_from
 from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_training
 from pipelines.follow import follow
-from pipelines.native import require_pinned
-from pipelines.resources import NIGHTLY, TRAINING
+from pipelines.native import require_pinned, require_registry
+from pipelines.parameters import definitions
+from pipelines.resources import NIGHTLY, RUN_ACCOUNT, TRAINING
 from pipelines.schedule import Schedule, remove_schedule, require_cron, set_schedule
 from pipelines.submit import (
     DEFAULT_EXPERIMENT,
+    Submission,
     ensure_experiment,
     find_experiment,
     load,
@@ -42,11 +44,19 @@ Namespace = Annotated[
     str, typer.Option(help="Profile, in a multi-user installation; KFP_NAMESPACE otherwise.")
 ]
 Experiment = Annotated[str, typer.Option(help="Experiment to list the runs under.")]
-Account = Annotated[str, typer.Option("--service-account", help="Of the run's pods.")]
+Account = Annotated[
+    str,
+    typer.Option("--service-account", help="Of the run's pods; '' for the installation's own."),
+]
 File = Annotated[
     Path | None, typer.Option("--file", help="A compiled pipeline; else it is compiled now.")
 ]
-Image = Annotated[str, typer.Option(help="Image that steps are compiled for, with tag or digest.")]
+Image = Annotated[
+    str,
+    typer.Option(
+        envvar="CHEXRADINET_IMAGE", help="Image that steps are compiled for, with tag or digest."
+    ),
+]
 MaxRounds = Annotated[int, typer.Option(help="Guided rounds that the pipeline can run at most.")]
 VersionName = Annotated[str, typer.Option(help="Name of a new version.")]
 CheckCluster = Annotated[
@@ -59,7 +69,7 @@ def publish_command(
     host: Host = "",
     namespace: Namespace = "",
     file: File = None,
-    image: Image = WORKER_IMAGE,
+    image: Image = "",
     max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
     version_name: VersionName = "",
 ) -> None:
@@ -67,7 +77,7 @@ def publish_command(
     path = _compiled(name, file, image, max_rounds)
     endpoint = endpoint_from(os.environ, host, namespace)
     loaded = load(path, NAMES[name])
-    require_pinned(str(loaded.value("worker_image") or ""))
+    _require_image(loaded, image)
     api = connect(endpoint)
     publish(api, loaded, find_pipeline(api, loaded.pipeline), version_name, console)
 
@@ -78,9 +88,9 @@ def submit_command(
     host: Host = "",
     namespace: Namespace = "",
     experiment: Experiment = DEFAULT_EXPERIMENT,
-    service_account: Account = "",
+    service_account: Account = RUN_ACCOUNT,
     file: File = None,
-    image: Image = WORKER_IMAGE,
+    image: Image = "",
     max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
     version_name: VersionName = "",
     wait: Annotated[bool, typer.Option(help="Follow the run until it ends.")] = True,
@@ -90,6 +100,7 @@ def submit_command(
     path = _compiled(name, file, image, max_rounds)
     endpoint = endpoint_from(os.environ, host, namespace)
     submission = prepare(path, NAMES[name], settings or [], console, check_cluster)
+    _require_image(submission, image)
     api = connect(endpoint)
     found = find_experiment(api, experiment)
     pipeline_id = find_pipeline(api, submission.pipeline)
@@ -118,9 +129,9 @@ def schedule_command(
     host: Host = "",
     namespace: Namespace = "",
     experiment: Experiment = DEFAULT_EXPERIMENT,
-    service_account: Account = "",
+    service_account: Account = RUN_ACCOUNT,
     file: File = None,
-    image: Image = WORKER_IMAGE,
+    image: Image = "",
     max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
     check_cluster: CheckCluster = True,
 ) -> None:
@@ -133,6 +144,7 @@ def schedule_command(
     require_cron(cron)
     path = _compiled(name, file, image, max_rounds)
     submission = prepare(path, NAMES[name], settings or [], console, check_cluster)
+    _require_image(submission, image)
     api = connect(endpoint)
     found = find_experiment(api, experiment)
     pipeline_id = find_pipeline(api, submission.pipeline, shared=True)
@@ -161,5 +173,17 @@ def _compiled(name: str, file: Path | None, image: str, max_rounds: int) -> Path
     if file is not None:
         return file
     if name == "nightly":
-        return compile_nightly(BUILD_FOLDER, image)
-    return compile_training(BUILD_FOLDER, max_rounds, image)
+        return compile_nightly(BUILD_FOLDER, image or WORKER_IMAGE)
+    return compile_training(BUILD_FOLDER, max_rounds, image or WORKER_IMAGE)
+
+
+def _require_image(submission: Submission, named: str) -> None:
+    """Refuse a pipeline for another image than the named one, or for one that no node can pull."""
+    known = definitions(submission.document)["worker_image"]
+    found = require_pinned(str(known.get("defaultValue", "")))
+    if named and found != named:
+        raise ConfigError(
+            f"{submission.path} was compiled for the image {found!r}, not for {named!r}; compile "
+            "it again with --image, or leave --image and CHEXRADINET_IMAGE out"
+        )
+    require_registry(found, named)

@@ -26,8 +26,20 @@ STORE_SECRET = "chexradinet-object-store"  # noqa: S105 - the name of a Secret, 
 STORE_CONFIG = "chexradinet-run"
 """ConfigMap with the addresses that a stage reads from its environment."""
 
+ARCHIVE_SECRET = "chexradinet-dicomweb"  # noqa: S105 - the name of a Secret, not a secret
+"""Secret with the credentials of a PACS, keys `token`, or `user` and `password`."""
+
+AUTHORITIES = "chexradinet-ca"
+"""ConfigMap with the certificates of private authorities, key `ca.crt`."""
+
+AUTHORITIES_FOLDER = "/etc/chexradinet/ca"
+"""Where it is mounted; `AWS_CA_BUNDLE` and `DICOMWEB_CA_BUNDLE` name the file in it."""
+
 DEIDENTIFICATION_SECRET = "chexradinet-deidentification"  # noqa: S105 - a Secret's name
 """Secret with the key that patient identifiers are hashed with, key `key`."""
+
+RUN_ACCOUNT = "chexradinet-runner"
+"""ServiceAccount of runs, with the least that Kubeflow and Argo need."""
 
 RUN_AS_USER = 65532
 """User and group of every step, as in the worker image."""
@@ -101,8 +113,13 @@ def on_processor(task: dsl.PipelineTask, placement: Placement, memory: object) -
         task, run_as_user=RUN_AS_USER, run_as_group=RUN_AS_USER, run_as_non_root=True
     )
     kubernetes.empty_dir_mount(task, volume_name="tmp", mount_path="/tmp")  # noqa: S108 - in the pod
+    kubernetes.use_config_map_as_volume(
+        task, config_map_name=AUTHORITIES, mount_path=AUTHORITIES_FOLDER, optional=True
+    )
     _label(task, name, stage)
-    return _with_addresses(task, "PUSHGATEWAY_URL")
+    # The second not for the stage alone: Kubeflow's launcher runs in the same container, moves the
+    # artifacts of every stage, and reads it as the stages do, an empty text as nothing.
+    return _with_addresses(task, "PUSHGATEWAY_URL", "AWS_CA_BUNDLE")
 
 
 def on_accelerator(
@@ -134,6 +151,32 @@ def with_store(task: dsl.PipelineTask) -> dsl.PipelineTask:
         optional=True,
     )
     return _with_addresses(task, "AWS_ENDPOINT_URL", "AWS_REGION")
+
+
+def with_archive(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Give a task what it needs to read a PACS over DICOMweb."""
+    kubernetes.use_secret_as_env(
+        task,
+        secret_name=ARCHIVE_SECRET,
+        secret_key_to_env={
+            "token": "DICOMWEB_TOKEN",
+            "user": "DICOMWEB_USER",
+            "password": "DICOMWEB_PASSWORD",
+        },
+        optional=True,
+    )
+    return _with_addresses(task, "DICOMWEB_CA_BUNDLE")
+
+
+def with_deidentification(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Give a task the key that patient identifiers are hashed with."""
+    kubernetes.use_secret_as_env(
+        task,
+        secret_name=DEIDENTIFICATION_SECRET,
+        secret_key_to_env={"key": "CHEXRADINET_DEIDENTIFICATION_KEY"},
+        optional=True,
+    )
+    return task
 
 
 def with_checkpoints(task: dsl.PipelineTask) -> dsl.PipelineTask:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from chexradinet.errors import ConfigError
 from pipelines.api import TIMEOUT_S, Api, explained
+from pipelines.resources import RUN_ACCOUNT
 from pipelines.submit import Submission
 from pipelines.upload import versions
 
@@ -104,9 +105,13 @@ def _meaning(one: Any) -> dict[str, Any]:  # noqa: ANN401 - the generated models
 
 
 def _same(found: Any, wanted: kfp_api.V2beta1RecurringRun) -> bool:  # noqa: ANN401
-    # The server fills in a default account, so one that was not asked for is not compared.
-    account = wanted.service_account in (None, found.service_account)
-    return account and _meaning(found) == _meaning(wanted)
+    # The server fills in its own account, whose name is not known here, where none was asked for.
+    account = found.service_account
+    if wanted.service_account is None:
+        asked_for = account != RUN_ACCOUNT
+    else:
+        asked_for = account == wanted.service_account
+    return asked_for and _meaning(found) == _meaning(wanted)
 
 
 def set_schedule(api: Api, submission: Submission, schedule: Schedule, console: Console) -> str:

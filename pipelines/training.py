@@ -7,7 +7,7 @@ passes its model on untouched once `rounds` is reached or validation stops impro
 from collections.abc import Callable
 from typing import Any
 
-from kfp import dsl, kubernetes
+from kfp import dsl
 
 from chexradinet.config import MAX_ROUNDS_LIMIT, require
 from chexradinet.steps.evaluate import evaluate
@@ -18,12 +18,13 @@ from chexradinet.steps.train import train
 from chexradinet.steps.worker import WORKER_IMAGE
 from pipelines.describe import description_of
 from pipelines.resources import (
-    DEIDENTIFICATION_SECRET,
     TRAINING,
     Placement,
     on_accelerator,
     on_processor,
+    with_archive,
     with_checkpoints,
+    with_deidentification,
     with_store,
 )
 from pipelines.rounds import guided_round
@@ -146,14 +147,9 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             max_reject_fraction=max_reject_fraction,
         )
         with_checkpoints(on_processor(ingested, placement, ingest_memory))
+        with_deidentification(with_archive(ingested))
         # The cache key holds the source's address, not its files: a cached ingest would be stale.
         ingested.set_caching_options(enable_caching=False)
-        kubernetes.use_secret_as_env(
-            ingested,
-            secret_name=DEIDENTIFICATION_SECRET,
-            secret_key_to_env={"key": "CHEXRADINET_DEIDENTIFICATION_KEY"},
-            optional=True,
-        )
         dataset = ingested.outputs["dataset"]
         # Round 0 is always open; its gate only turns the count into the text that resources need.
         opened = gate(

@@ -2,7 +2,8 @@
 
 Runs in the CronJob's pod from a ConfigMap, with the standard library alone: the schedule
 must not depend on what the worker image holds. A run's name carries the scheduled date, and a run
-of that name that did not fail is left alone, so the Job may be retried.
+of that name that did not fail is left alone, so the Job may be retried. A Job made by hand has its
+own name in the run's, so it starts another run on the same date.
 """
 
 import http.client
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 TIMEOUT_S = 30.0
 TOKEN_PATH = "/var/run/secrets/kubeflow/pipelines/token"  # noqa: S105 - where a token is projected
@@ -52,21 +53,25 @@ class Settings:
     """Folder with a file a run parameter, as a ConfigMap is mounted."""
     token: Path
     """Projected ServiceAccount token; need not exist in a single-user installation."""
-    scheduled: str
-    """Date of the schedule, YYYY-MM-DD in UTC."""
+    night: str
+    """What tells this night's run from others: its date, and the name of a Job made by hand."""
 
 
-def scheduled_date(job_name: str, now: datetime) -> str:
-    """Return the date a Job was scheduled for.
+def night_of(job_name: str, cron_job: str, now: datetime) -> str:
+    """Return what tells a night's run from others.
 
     Args:
-        job_name: A CronJob names its Jobs after the scheduled time in minutes of Unix time; a Job
-            made by hand has no such number, and the date is today's.
+        job_name: A CronJob names its Jobs after itself and the scheduled time in minutes of Unix
+            time; any other name is that of a Job made by hand.
+        cron_job: Name of the CronJob.
         now: The time, in UTC.
+
+    Returns:
+        The scheduled date, YYYY-MM-DD in UTC; for a Job made by hand today's and the Job's name.
     """
-    found = re.fullmatch(r".*-(\d{8,9})", job_name)
-    moment = datetime.fromtimestamp(int(found[1]) * 60, UTC) if found else now
-    return moment.date().isoformat()
+    if found := re.fullmatch(rf"{re.escape(cron_job)}-(\d{{8,9}})", job_name):
+        return datetime.fromtimestamp(int(found[1]) * 60, UTC).date().isoformat()
+    return "-".join(part for part in (now.date().isoformat(), job_name) if part)
 
 
 def settings_from(environment: Mapping[str, str]) -> Settings:
@@ -91,7 +96,17 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         service_account=environment.get("RUN_SERVICE_ACCOUNT", ""),
         parameters=Path(environment.get("PARAMETERS_DIRECTORY", "/etc/chexradinet/parameters")),
         token=Path(environment.get("KF_PIPELINES_SA_TOKEN_PATH") or TOKEN_PATH),
-        scheduled=scheduled_date(environment.get("JOB_NAME", ""), datetime.now(UTC)),
+        night=night_of(
+            environment.get("JOB_NAME", ""),
+            environment.get("CRONJOB_NAME") or environment["PIPELINE_NAME"],
+            datetime.now(UTC),
+        ),
+    )
+
+
+def _no_number(text: str) -> NoReturn:
+    raise StartError(
+        f"a run parameter is {text}, which JSON does not know; give a number, or quotes around text"
     )
 
 
@@ -99,7 +114,7 @@ def run_parameters(folder: Path) -> dict[str, Any]:
     """Read a parameter from each file: its JSON value where it is JSON, else the text itself.
 
     Raises:
-        StartError: the folder is missing.
+        StartError: the folder is missing, or a value is NaN or infinite.
     """
     if not folder.is_dir():
         raise StartError(f"{folder} is missing; mount the ConfigMap of run parameters there")
@@ -109,9 +124,11 @@ def run_parameters(folder: Path) -> dict[str, Any]:
             continue
         text = path.read_text(encoding="utf-8").strip()
         try:
-            parameters[path.name] = json.loads(text)
+            parameters[path.name] = json.loads(text, parse_constant=_no_number)
         except json.JSONDecodeError:
             parameters[path.name] = text
+        except StartError as error:
+            raise StartError(f"{path.name} in the ConfigMap of run parameters: {error}") from error
     return parameters
 
 
@@ -195,7 +212,7 @@ def pipeline_id(settings: Settings) -> str:
     except NotThereError as error:
         raise StartError(
             f"no pipeline is called {settings.pipeline!r}; upload it with `python -m pipelines "
-            f"submit nightly`, or mend PIPELINE_NAME ({error})"
+            f"publish nightly`, or mend PIPELINE_NAME ({error})"
         ) from error
 
 
@@ -210,8 +227,8 @@ def experiment_id(settings: Settings) -> str:
 
 
 def start(settings: Settings) -> str:
-    """Start the scheduled run unless it exists; return its id."""
-    name = f"{settings.pipeline}-{settings.scheduled}"
+    """Start the night's run unless it exists; return its id."""
+    name = f"{settings.pipeline}-{settings.night}"
     listing = f"runs?{_named('display_name', name, settings.namespace)}"
     for run in call(settings, "GET", listing).get("runs") or []:
         if run.get("display_name") == name and run.get("state") not in ENDED_BADLY:

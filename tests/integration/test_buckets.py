@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 from minio import Minio
 from minio.error import S3Error
+from minio.lifecycleconfig import LifecycleConfig
 
 from chexradinet.errors import StoreAccessError, StoreUnavailableError
 from chexradinet.flows.buckets import read_buckets, set_up
@@ -80,6 +81,22 @@ def test_every_bucket_keeps_old_versions_and_only_artifacts_expire(ready: Server
         assert rule.noncurrent_version_expiration.noncurrent_days == bucket.noncurrent_days
         expiring[bucket.name] = rule.expiration and rule.expiration.days
     assert expiring == {INBOX: None, TRAINING: None, MODELS: None, RESULTS: None, ARTIFACTS: 30}
+
+
+def test_every_bucket_is_asked_to_end_uploads_that_were_broken_off(
+    ready: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Looked at where it is sent: MinIO drops this rule, and ends such uploads itself after a day.
+    sent: dict[str, LifecycleConfig] = {}
+    monkeypatch.setattr(
+        Minio, "set_bucket_lifecycle", lambda _, name, config: sent.update({name: config})
+    )
+    set_up(FOLDER, ready.environment)
+    assert set(sent) == {INBOX, TRAINING, MODELS, RESULTS, ARTIFACTS}
+    for config in sent.values():
+        (rule,) = config.rules
+        assert rule.abort_incomplete_multipart_upload is not None
+        assert rule.abort_incomplete_multipart_upload.days_after_initiation == 1
 
 
 def allowed(client: Minio, action: str, bucket: str, key: str = "there") -> bool:

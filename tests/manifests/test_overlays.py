@@ -1,18 +1,19 @@
 """Every overlay renders to valid objects that refer to nothing that is not there."""
 
 import json
+import os
 import re
-from collections.abc import Iterator
+import shlex
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from chexradinet.store import parse_uri
+from tests.manifests.conftest import MANIFESTS, rendered
+from tests.manifests.objects import NAMES, Object, pod_templates, walk
 
-Object = dict[str, Any]
 KUBERNETES = "1.32"
 SCHEMAS = {
     path.stem: json.loads(path.read_text())
@@ -24,36 +25,6 @@ REQUIRED_SECRETS = {
     "chexradinet-deidentification": {"key"},
 }
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
-# Labels of pods that others make: Kubeflow's runs and services, the cluster's DNS, Prometheus.
-FOREIGN_PODS = [
-    {"pipelines.kubeflow.org/v2_component": "true"},
-    {"app": "ml-pipeline"},
-    {"app": "ml-pipeline-ui"},
-    {"component": "metadata-grpc-server"},
-    {"k8s-app": "kube-dns"},
-    {"app.kubernetes.io/name": "prometheus"},
-]
-NAMES = ("local", "production")
-
-
-def walk(value: object) -> Iterator[Object]:
-    """Yield each mapping inside a value."""
-    if isinstance(value, dict):
-        yield value
-        for inner in value.values():
-            yield from walk(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from walk(inner)
-
-
-def pod_templates(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    """Yield the name and pod template of each workload."""
-    for thing in objects:
-        spec = thing.get("spec", {})
-        template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
-        if template and "spec" in template:
-            yield f"{thing['kind']}/{thing['metadata']['name']}", template
 
 
 def validate(thing: Object) -> None:
@@ -112,7 +83,7 @@ def test_every_reference_is_there_or_required_in_the_guide(
             if reference := inner.get("configMapKeyRef"):
                 assert reference["key"] in maps[reference["name"]], (name, reference)
             if isinstance(reference := inner.get("configMap"), dict):
-                assert reference["name"] in maps, (name, reference)
+                assert reference.get("optional") or reference["name"] in maps, (name, reference)
             if reference := inner.get("persistentVolumeClaim"):
                 assert reference["claimName"] in claims, (name, reference)
         assert template["spec"].get("serviceAccountName", "default") in accounts | {"default"}
@@ -166,6 +137,36 @@ def test_runs_find_every_address_that_they_ask_for(
     assert asked == set(run)
 
 
+def test_the_bucket_job_finds_a_private_authority_where_stages_do(
+    overlays: dict[str, list[Object]],
+) -> None:
+    from pipelines.resources import AUTHORITIES, AUTHORITIES_FOLDER
+
+    (pod,) = [
+        template["spec"]
+        for name, template in pod_templates(overlays["production"])
+        if name == "Job/chexradinet-buckets"
+    ]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "authorities"]
+    assert volume["configMap"] == {"name": AUTHORITIES, "optional": True}
+    (container,) = pod["containers"]
+    (mount,) = [one for one in container["volumeMounts"] if one["name"] == "authorities"]
+    assert mount["mountPath"] == AUTHORITIES_FOLDER
+    assert "AWS_CA_BUNDLE" in [one["name"] for one in container["env"]]
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_the_account_of_runs_is_there_and_the_night_s_too(
+    overlays: dict[str, list[Object]], overlay: str
+) -> None:
+    from pipelines.resources import RUN_ACCOUNT
+
+    bound = [o for o in overlays[overlay] if o["metadata"]["name"] == RUN_ACCOUNT]
+    assert {o["kind"] for o in bound} == {"ServiceAccount", "Role", "RoleBinding"}
+    given = [i["value"] for i in walk(overlays[overlay]) if i.get("name") == "RUN_SERVICE_ACCOUNT"]
+    assert given == [RUN_ACCOUNT]
+
+
 def test_state_of_unfinished_work_expires(overlays: dict[str, list[Object]]) -> None:
     maps = {
         thing["metadata"]["name"]: thing["data"]
@@ -180,53 +181,6 @@ def test_state_of_unfinished_work_expires(overlays: dict[str, list[Object]]) -> 
         if bucket["name"] == location.bucket
     ]
     assert bucket["expire_days"] <= 30
-
-
-def matches(selector: Object, labels: dict[str, str]) -> bool:
-    """Tell whether a label selector picks a pod with these labels."""
-    wanted = selector.get("matchLabels", {})
-    return wanted.items() <= labels.items() and all(
-        (labels.get(rule["key"]) in rule["values"]) == (rule["operator"] == "In")
-        for rule in selector.get("matchExpressions", [])
-    )
-
-
-@pytest.mark.parametrize("overlay", NAMES)
-def test_every_selector_of_a_network_policy_or_service_picks_a_pod(
-    overlays: dict[str, list[Object]], overlay: str
-) -> None:
-    own = [template["metadata"]["labels"] for _, template in pod_templates(overlays[overlay])]
-    checked = 0
-    for thing in overlays[overlay]:
-        if thing["kind"] == "NetworkPolicy":
-            for inner in walk(thing["spec"]):
-                if "podSelector" in inner:
-                    pods = FOREIGN_PODS + ([] if "namespaceSelector" in inner else own)
-                    assert any(matches(inner["podSelector"], pod) for pod in pods), inner
-                    checked += 1
-        if thing["kind"] == "Service":
-            assert any(thing["spec"]["selector"].items() <= pod.items() for pod in own)
-    assert checked >= 5
-
-
-@pytest.mark.parametrize("overlay", NAMES)
-def test_every_pod_has_a_policy_for_both_directions(
-    overlays: dict[str, list[Object]], overlay: str
-) -> None:
-    policies = [o["spec"] for o in overlays[overlay] if o["kind"] == "NetworkPolicy"]
-    pods = [template["metadata"]["labels"] for _, template in pod_templates(overlays[overlay])]
-    for labels in [*pods, FOREIGN_PODS[0]]:
-        picked = [policy for policy in policies if matches(policy["podSelector"], labels)]
-        directions = {direction for policy in picked for direction in policy["policyTypes"]}
-        assert directions == {"Ingress", "Egress"}, labels
-
-
-def test_standalone_kubeflows_own_pods_are_left_alone(overlays: dict[str, list[Object]]) -> None:
-    kinds = {thing["kind"] for thing in overlays["local"]}
-    assert not kinds & {"ResourceQuota", "LimitRange"}
-    policies = [o["spec"] for o in overlays["local"] if o["kind"] == "NetworkPolicy"]
-    for pod in FOREIGN_PODS[1:]:
-        assert not any(matches(policy["podSelector"], pod) for policy in policies)
 
 
 def images(objects: list[Object]) -> set[str]:
@@ -269,6 +223,55 @@ def test_the_nightly_job_is_bounded_and_never_runs_twice_at_once(
     ]
     assert source["audience"] == "pipelines.kubeflow.org"
     assert "PIPELINE_NAMESPACE" in str(job["template"]["spec"]["containers"][0]["env"])
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_the_starter_knows_its_cron_job_by_name(
+    overlays: dict[str, list[Object]], overlay: str
+) -> None:
+    (cron_job,) = [o for o in overlays[overlay] if o["kind"] == "CronJob"]
+    known = [inner for inner in walk(cron_job) if inner.get("name") == "CRONJOB_NAME"]
+    assert [one["value"] for one in known] == [cron_job["metadata"]["name"]]
+
+
+def test_the_guide_gives_a_training_the_nodes_that_the_night_has(
+    overlays: dict[str, list[Object]],
+) -> None:
+    (night,) = [
+        thing["data"]
+        for thing in overlays["production"]
+        if thing["metadata"]["name"] == "chexradinet-nightly-parameters"
+    ]
+    guide = OPERATIONS.read_text(encoding="utf-8")
+    words = shlex.split(guide.partition("## GPUs")[2].partition("\n\n    ")[2].partition("\n\n")[0])
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    for name in ("accelerator_type", "accelerator_count", "node_selector", "tolerations"):
+        assert given[name] == night[name]
+
+
+def test_a_private_registry_s_secret_reaches_every_pod(
+    overlays: dict[str, list[Object]], tmp_path: Path
+) -> None:
+    options = os.path.relpath(MANIFESTS, tmp_path)
+    components = [f"{options}/options/minio", f"{options}/options/registry"]
+    (tmp_path / "kustomization.yaml").write_text(
+        json.dumps({"resources": [f"{options}/overlays/production"], "components": components})
+    )
+    objects = rendered(tmp_path)
+    pull = [{"name": "chexradinet-registry"}]
+    accounts = {
+        o["metadata"]["name"]: o.get("imagePullSecrets")
+        for o in objects
+        if o["kind"] == "ServiceAccount"
+    }
+    assert list(accounts.values()) == [pull] * 3
+    found = 0
+    for name, template in pod_templates(objects):
+        spec = template["spec"]
+        given = spec.get("imagePullSecrets") or accounts.get(spec.get("serviceAccountName"))
+        assert given == pull, name
+        found += 1
+    assert found == 4
 
 
 @pytest.mark.parametrize("overlay", NAMES)

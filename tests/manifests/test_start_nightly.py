@@ -166,7 +166,7 @@ def test_an_unknown_pipeline_says_how_to_upload_it(
     script: ModuleType, api: FakeApi, environment: dict[str, str]
 ) -> None:
     api.pipelines.clear()
-    with pytest.raises(script.StartError, match="submit nightly"):
+    with pytest.raises(script.StartError, match="publish nightly"):
         script.start(script.settings_from(environment))
 
 
@@ -216,10 +216,46 @@ def test_missing_parameters_are_named(
         script.start(script.settings_from(nowhere))
 
 
-def test_a_job_made_by_hand_is_of_today(script: ModuleType) -> None:
+def test_a_job_made_by_hand_starts_another_run_of_the_same_date(
+    script: ModuleType, api: FakeApi, environment: dict[str, str]
+) -> None:
+    today = datetime.now(UTC).date().isoformat()
+    scheduled = script.start(script.settings_from(environment))
+    for name in ("repair", "repair-1764085290"):
+        by_hand = script.settings_from(environment | {"JOB_NAME": name})
+        made = script.start(by_hand)
+        assert made != scheduled
+        assert script.start(by_hand) == made  # a pod of the same Job that is tried again
+    assert [run["display_name"] for run in api.runs] == [
+        f"{NAME}-2026-11-23",
+        f"{NAME}-{today}-repair",
+        f"{NAME}-{today}-repair-1764085290",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("job_name", "night"),
+    [
+        (f"{NAME}-29923320", "2026-11-23"),
+        (f"{NAME}-29923200", "2026-11-23"),
+        (f"{NAME}-29923199", "2026-11-22"),
+        ("by-hand", "2026-11-23-by-hand"),
+        ("repair-20261123", "2026-11-23-repair-20261123"),
+        ("", "2026-11-23"),
+    ],
+)
+def test_a_night_is_told_apart_by_its_date_and_the_name_of_a_job_made_by_hand(
+    script: ModuleType, job_name: str, night: str
+) -> None:
     now = datetime(2026, 11, 23, 23, 59, tzinfo=UTC)
-    assert script.scheduled_date("by-hand", now) == "2026-11-23"
-    assert script.scheduled_date("", now) == "2026-11-23"
-    assert script.scheduled_date(f"{NAME}-29923320", now) == "2026-11-23"
-    assert script.scheduled_date(f"{NAME}-29923200", now) == "2026-11-23"
-    assert script.scheduled_date(f"{NAME}-29923199", now) == "2026-11-22"
+    assert script.night_of(job_name, NAME, now) == night
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", '{"a": [NaN]}'])
+def test_a_number_that_json_does_not_know_ends_in_advice(
+    script: ModuleType, api: FakeApi, environment: dict[str, str], value: str
+) -> None:
+    (Path(environment["PARAMETERS_DIRECTORY"]) / "bin_width").write_text(value)
+    with pytest.raises(script.StartError, match=r"bin_width .*JSON does not know"):
+        script.start(script.settings_from(environment))
+    assert not api.runs

@@ -1,5 +1,6 @@
 """Where the tasks run: every container has limits, labels, a user, and what it is promised."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ from chexradinet import __version__
 from chexradinet.errors import ConfigError
 from pipelines.documents import executor_label, executors, platform_executors, tasks
 from pipelines.parameters import load_documents
-from pipelines.resources import STAGES, Placement, on_processor
+from pipelines.resources import (
+    ARCHIVE_SECRET,
+    DEIDENTIFICATION_SECRET,
+    STAGES,
+    STORE_SECRET,
+    Placement,
+    on_processor,
+)
 
 Container = tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]
 """Stage, task, container and Kubernetes settings."""
@@ -18,6 +26,12 @@ Container = tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]
 CHECKPOINT_STAGES = {"ingest", "train", "retrain"}
 STORE_STAGES = CHECKPOINT_STAGES | {"publish", "plan", "score", "collect", "report-outcome"}
 ACCELERATOR_STAGES = {"train", "heatmap", "retrain", "evaluate", "score"}
+SECRETS = {
+    STORE_SECRET: STORE_STAGES,
+    DEIDENTIFICATION_SECRET: {"ingest", "score"},
+    ARCHIVE_SECRET: {"ingest"},
+}
+"""Stages that hold each Secret; the threat model of docs/operations.md says so too."""
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +141,66 @@ def test_credentials_go_only_to_the_stages_that_open_the_store(
         assert given == ("AWS_ENDPOINT_URL" in addresses) == (stage in STORE_STAGES)
 
 
+def test_each_secret_is_in_the_pods_of_its_stages_alone_and_may_be_missing(
+    containers: list[Container],
+) -> None:
+    found: dict[str, set[str]] = {}
+    for stage, _, _, settings in containers:
+        for one in settings.get("secretAsEnv", []):
+            found.setdefault(one["secretName"], set()).add(stage)
+            assert one["optional"] is True
+    assert found == SECRETS
+
+
+def test_ingest_gets_the_credentials_of_a_pacs_by_the_names_that_it_reads(
+    containers: list[Container],
+) -> None:
+    (settings,) = [settings for stage, *_, settings in containers if stage == "ingest"]
+    (secret,) = [one for one in settings["secretAsEnv"] if one["secretName"] == ARCHIVE_SECRET]
+    assert {pair["secretKey"]: pair["envVar"] for pair in secret["keyToEnv"]} == {
+        "token": "DICOMWEB_TOKEN",
+        "user": "DICOMWEB_USER",
+        "password": "DICOMWEB_PASSWORD",
+    }
+    assert "DICOMWEB_CA_BUNDLE" in _environment(settings, "configMapAsEnv")
+
+
+def test_every_task_trusts_a_private_authority_where_there_is_one(
+    containers: list[Container],
+) -> None:
+    # Every one: Kubeflow's launcher moves artifacts in the containers of all stages.
+    for _, _, _, settings in containers:
+        (mounted,) = settings["configMapAsVolume"]
+        assert (mounted["configMapName"], mounted["mountPath"]) == (
+            "chexradinet-ca",
+            "/etc/chexradinet/ca",
+        )
+        assert mounted["optional"] is True
+        assert "AWS_CA_BUNDLE" in _environment(settings, "configMapAsEnv")
+
+
 def test_every_task_knows_where_to_push_its_telemetry(containers: list[Container]) -> None:
     for _, _, _, settings in containers:
         assert "PUSHGATEWAY_URL" in _environment(settings, "configMapAsEnv")
+
+
+def test_every_variable_of_the_guide_reaches_a_pod_or_is_said_not_to(
+    containers: list[Container],
+) -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
+    storage = guide.partition("## Storage")[2].partition("\n## ")[0]
+    archive = guide.partition("## PACS")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"`([A-Z]{3,}_[A-Z_]+)`", storage.partition("| bucket")[0]))
+    documented |= set(re.findall(r"`(DICOMWEB_[A-Z_]+)`", archive))
+    given = {
+        name
+        for _, _, _, settings in containers
+        for kind in ("secretAsEnv", "configMapAsEnv")
+        for name in _environment(settings, kind)
+    }
+    assert documented - given == {"AWS_SESSION_TOKEN"}
+    assert "`AWS_SESSION_TOKEN` | no | third part of temporary credentials; not on Kub" in storage
+    assert given <= documented
 
 
 def test_stages_that_go_on_after_an_eviction_know_where_their_state_is(

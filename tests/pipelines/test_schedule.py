@@ -9,6 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from chexradinet.errors import ChexRadiNetError, ConfigError
+from chexradinet.steps.worker import WORKER_IMAGE
 from pipelines import remote
 from pipelines.__main__ import app
 from pipelines.schedule import require_cron
@@ -25,6 +26,7 @@ WORDS = ["inbox_uri=s3://in", "models_uri=s3://models", "results_uri=s3://out", 
 def _plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("KFP_HOST", "KFP_TOKEN", "KFP_NAMESPACE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CHEXRADINET_IMAGE", WORKER_IMAGE)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(remote, "console", Console(width=1000))
 
@@ -58,6 +60,7 @@ def test_the_recurring_run_takes_the_newest_version_without_catch_up_one_at_a_ti
     assert made.no_catchup is True
     assert made.max_concurrency == "1"
     assert made.mode == "ENABLE"
+    assert made.service_account == "chexradinet-runner"
     assert made.runtime_config.parameters["shard_size"] == 20
     assert "note:" not in result.output
 
@@ -76,7 +79,8 @@ def test_scheduling_twice_changes_nothing(kubeflow: FakeKubeflow, command: list[
         ["--cron", "0 30 3 * * *"],
         ["--set=shard_size=30"],
         ["--set=dicom_results=true"],
-        ["--service-account", "chexradinet-runner"],
+        ["--service-account", "other"],
+        ["--service-account", ""],
     ],
 )
 def test_a_changed_schedule_replaces_the_old_one_after_the_new_one_is_there(

@@ -1,6 +1,7 @@
 """Submitting: what is checked before, what is created, how refusals read."""
 
 import re
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -13,11 +14,13 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from chexradinet.errors import ChexRadiNetError
+from chexradinet.steps.worker import WORKER_IMAGE
 from pipelines import remote
 from pipelines.__main__ import app
 from pipelines.api import connect, endpoint_from
+from pipelines.compile import compile_nightly, compile_training
 from pipelines.follow import follow
-from pipelines.resources import TRAINING
+from pipelines.resources import NIGHTLY, RUN_ACCOUNT, TRAINING
 from pipelines.submit import prepare
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep this machine's own Kubeflow, kubectl and waiting out of the tests."""
     for name in ("KFP_HOST", "KFP_TOKEN", "KFP_NAMESPACE", "KFP_UI_HOST"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CHEXRADINET_IMAGE", WORKER_IMAGE)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(remote, "console", Console(width=1000))
     monkeypatch.setattr("pipelines.follow.time.sleep", lambda _: None)
@@ -85,6 +89,24 @@ def test_a_first_submission_creates_pipeline_version_experiment_and_run(
     }
     assert f"{kubeflow.host}/#/runs/details/run-0" in result.output
     assert "succeeded" in result.output
+
+
+def test_the_commands_of_the_readme_go_through(
+    kubeflow: FakeKubeflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (forwarded,) = re.findall(r"port-forward svc/ml-pipeline-ui (\d+):80 &", text)
+    (exported,) = re.findall(r"^ {4}export (.+)$", text, re.MULTILINE)
+    environment = dict(word.split("=", 1) for word in shlex.split(exported))
+    assert environment["KFP_HOST"] == f"http://localhost:{forwarded}"
+    for name, value in (environment | {"KFP_HOST": kubeflow.host}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    for line in re.findall(r"python -m pipelines ((?:publish|submit) .+)", text):
+        assert _run(shlex.split(line)).exit_code == 0, line
+    assert [one.name for one in kubeflow.pipelines] == [TRAINING, NIGHTLY]
+    (run,) = kubeflow.runs
+    assert run.runtime_config.parameters["accelerator_count"] == 0
 
 
 def test_what_is_uploaded_is_the_compiled_file(
@@ -168,6 +190,60 @@ def test_a_bad_setting_is_refused_before_the_server_is_asked(
     assert kubeflow.requests == []
 
 
+@pytest.mark.parametrize("word", ["publish", "submit", "schedule"])
+def test_an_image_without_a_registry_is_refused_unless_it_was_named(
+    kubeflow: FakeKubeflow,
+    compiled_nightly: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+) -> None:
+    monkeypatch.delenv("CHEXRADINET_IMAGE")
+    place = ["--host", kubeflow.host, "--file", str(compiled_nightly)]
+    words = [f"--set={name}_uri=s3://b" for name in ("inbox", "models", "results")]
+    command = [word, "nightly", *place, *([] if word == "publish" else words)]
+    _refused(command, f"image '{WORKER_IMAGE}', which names no registry.*add --image registry")
+    assert kubeflow.requests == []
+    if word == "schedule":
+        _run(["publish", "nightly", *place, "--image", WORKER_IMAGE])
+    assert _run([*command, "--image", WORKER_IMAGE]).exit_code == 0
+
+
+def test_a_file_for_another_image_than_the_named_one_is_refused(
+    kubeflow: FakeKubeflow, command: list[str]
+) -> None:
+    _refused([*command, "--image", "other/worker:2"], "was compiled for the image .*not for 'other")
+    assert kubeflow.requests == []
+
+
+def test_an_image_of_a_registry_needs_no_more_words(
+    kubeflow: FakeKubeflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CHEXRADINET_IMAGE")
+    compiled = compile_nightly(tmp_path, image="registry.example.org/worker:1")
+    _run(["publish", "nightly", "--host", kubeflow.host, "--file", str(compiled)])
+    assert len(kubeflow.versions) == 1
+
+
+def test_the_image_in_the_environment_and_the_option_make_the_same_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = "registry.example.org/worker:1"
+    by_option = compile_training(tmp_path / "option", max_rounds=1, image=image)
+    folder = tmp_path / "environment"
+    code = f"from pipelines.compile import *; compile_training(Path({str(folder)!r}), 1)"
+    monkeypatch.setenv("CHEXRADINET_IMAGE", image)
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (folder / "training.yaml").read_text() == by_option.read_text()
+
+
+def test_runs_get_the_account_with_the_fewest_rights_unless_another_is_asked_for(
+    kubeflow: FakeKubeflow, command: list[str]
+) -> None:
+    for words in ([], ["--service-account", "other"], ["--service-account", ""]):
+        assert _run([*command, "--no-wait", *words]).exit_code == 0
+    assert [run.service_account for run in kubeflow.runs] == [RUN_ACCOUNT, "other", None]
+
+
 def test_a_file_of_another_version_is_refused_before_the_server_is_asked(
     kubeflow: FakeKubeflow, command: list[str], compiled_training: Path, tmp_path: Path
 ) -> None:
@@ -184,8 +260,16 @@ def test_a_file_of_another_pipeline_is_refused(command: list[str], compiled_nigh
 def test_an_unknown_pipeline_name_and_a_missing_host_are_refused(command: list[str]) -> None:
     _refused(["submit", "weekly"], "'weekly' is no pipeline; known are training, nightly")
     without_host = [word for word in command if not word.startswith(("--host", "http"))]
-    _refused(without_host, "no Kubeflow host is given; add --host or set KFP_HOST")
+    _refused(without_host, "no Kubeflow host is given; add --host .* svc/ml-pipeline-ui 8080:80")
     _refused([*command, "--host", "ml-pipeline:8888"], "must begin with http")
+
+
+def test_the_guide_has_every_variable_that_says_where_kubeflow_is() -> None:
+    root = Path(__file__).resolve().parents[2]
+    read = set(re.findall(r'"(KFP_[A-Z_]+)"', (root / "pipelines" / "api.py").read_text()))
+    assert len(read) == 5
+    guide = (root / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert read == set(re.findall(r"^\| `(KFP_[A-Z_]+)`", guide, re.MULTILINE))
 
 
 def test_a_wrong_host_is_named(command: list[str]) -> None:

@@ -85,10 +85,9 @@ def _lifecycle(bucket: BucketConfig) -> LifecycleConfig:
                 noncurrent_version_expiration=NoncurrentVersionExpiration(
                     noncurrent_days=bucket.noncurrent_days
                 ),
-                abort_incomplete_multipart_upload=(
-                    AbortIncompleteMultipartUpload(days_after_initiation=1)
-                    if bucket.expire_days
-                    else None
+                # A killed upload leaves parts that no listing shows and no expiry reaches.
+                abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(
+                    days_after_initiation=1
                 ),
             )
         ]
