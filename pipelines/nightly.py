@@ -20,7 +20,6 @@ from pipelines.resources import (
     Placement,
     on_accelerator,
     on_processor,
-    with_deidentification,
     with_store,
 )
 
@@ -64,7 +63,7 @@ def score_shards(
             accelerators=accelerators,
         )
         on_accelerator(scored, placement, scoring_memory, accelerators)
-        with_deidentification(with_store(scored))
+        with_store(scored)
         scored.set_caching_options(enable_caching=False)
 
 

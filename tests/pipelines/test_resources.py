@@ -28,7 +28,7 @@ STORE_STAGES = CHECKPOINT_STAGES | {"publish", "plan", "score", "collect", "repo
 ACCELERATOR_STAGES = {"train", "heatmap", "retrain", "evaluate", "score"}
 SECRETS = {
     STORE_SECRET: STORE_STAGES,
-    DEIDENTIFICATION_SECRET: {"ingest", "score"},
+    DEIDENTIFICATION_SECRET: {"ingest"},
     ARCHIVE_SECRET: {"ingest"},
 }
 """Stages that hold each Secret; the threat model of docs/operations.md says so too."""

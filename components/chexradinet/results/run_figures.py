@@ -191,12 +191,15 @@ class NightlyTelemetry(RunTelemetry):
         yield from _single("oldest_unscored_age_seconds", meaning, age)
         meaning = "P-value that counts as drift over the one found; above 1 is drift."
         yield from _labelled("drift_ratio", meaning, "kind", self.drift)
-        if self.drift or self.out_of_distribution_ratio is not None:
-            meaning = "When a night was last compared with the model's reference."
-            yield from _single("compared_timestamp_seconds", meaning, self.timestamp_seconds)
+        # A night with few X-rays or none leaves the ratios as they were: since when is told here.
+        now, meaning = self.timestamp_seconds, "When drift was last measured."
+        yield from _single("drift_timestamp_seconds", meaning, now if self.drift else None)
         meaning = "Part of the scored X-rays that lie outside the reference."
         ratio = self.out_of_distribution_ratio
         yield from _single("out_of_distribution_ratio", meaning, ratio)
+        meaning = "When X-rays were last held against the reference."
+        measured = None if ratio is None else now
+        yield from _single("out_of_distribution_timestamp_seconds", meaning, measured)
 
 
 @dataclass(frozen=True, kw_only=True)
