@@ -135,16 +135,20 @@ def stored_pixels(file: DicomFile, layout: PixelLayout) -> Stored:
 
 def _native(file: DicomFile, layout: PixelLayout) -> Stored:
     halved = layout.photometric == "YBR_FULL_422"
+    if halved and layout.columns % 2:
+        detail = f"{layout.columns} columns; colour that two columns share needs an even number"
+        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
     samples = 2 if halved else layout.samples
     row_bytes = layout.columns * samples * layout.bits_allocated // 8
     expected = layout.rows * row_bytes
-    _check_length(file, expected, row_bytes)
     words = layout.bits_allocated == 16 or file.pixel_vr == "OW"
     swapped = words and not file.transfer_syntax.is_little_endian
     data = file.pixel_data
     if swapped:
-        even = data[: len(data) // 2 * 2]
-        data = np.frombuffer(even, dtype=">u2").astype("<u2").data.cast("B")
+        data = data[: len(data) // 2 * 2]
+    _check_length((len(data), len(file.pixel_data) + file.missing_bytes), expected, row_bytes)
+    if swapped:
+        data = np.frombuffer(data, dtype=">u2").astype("<u2").data.cast("B")
     flat: Stored = np.frombuffer(
         data, dtype=f"<u{layout.bits_allocated // 8}", count=expected * 8 // layout.bits_allocated
     )
@@ -159,10 +163,15 @@ def _native(file: DicomFile, layout: PixelLayout) -> Stored:
     return pixels[:, :, 0] if layout.photometric == "YBR_FULL" else pixels
 
 
-def _check_length(file: DicomFile, expected: int, row_bytes: int) -> None:
-    """Compare the length of native pixels with the size; a spare row or less is padding."""
-    found = len(file.pixel_data)
-    given = found + file.missing_bytes
+def _check_length(lengths: tuple[int, int], expected: int, row_bytes: int) -> None:
+    """Compare the length of native pixels with the size; a spare row or less is padding.
+
+    Args:
+        lengths: Bytes at hand, and bytes that the element should have.
+        expected: Bytes that the size needs.
+        row_bytes: Of one row.
+    """
+    found, given = lengths
     if found < expected <= given:
         detail = f"{found} of {expected} bytes of pixels"
         raise RejectedImageError(RejectReason.TRUNCATED, detail)

@@ -29,7 +29,22 @@ MAX_PIXELS = 64_000_000
 
 _FORMATS = ("PNG", "JPEG")
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": b"IEND", b"\xff\xd8\xff": b"\xff\xd9"}
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_BROKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises on files that are damaged or made up; found by mutating them."""
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _DEPTHS = (8, 12, 16)
 _TRANSPOSED = {

@@ -13,6 +13,7 @@ from chexradinet.dataset.dicom import read_radiograph
 from chexradinet.dataset.dicom_write import encode_radiograph
 from chexradinet.errors import RejectedImageError
 from chexradinet.records import RejectReason
+from tests.dicom_files import with_pixel_bytes
 
 PLAIN = uid.ExplicitVRLittleEndian
 NAME = "Smith^Jürgen"
@@ -124,3 +125,28 @@ def test_a_bomb_of_black_pixels_is_refused_before_it_is_decoded(
     assert len(bomb) < 2_000
     monkeypatch.setattr("chexradinet.dataset.dicom_pixels.decode_frame", None)
     assert reason_of(bomb) is RejectReason.IMPLAUSIBLE
+
+
+def test_colour_that_two_columns_share_needs_an_even_number_of_them() -> None:
+    colour = np.zeros((33, 33, 3), dtype=np.uint8)
+    attributes = {"PhotometricInterpretation": "YBR_FULL_422"}
+    content = encode_radiograph(colour, PLAIN, attributes)
+    assert reason_of(with_pixel_bytes(content, bytes(33 * 33 * 2))) is RejectReason.IMPLAUSIBLE
+
+
+def test_words_that_lack_their_second_byte_are_truncated() -> None:
+    grey = np.zeros((33, 33), dtype=np.uint8)
+    content = encode_radiograph(grey, uid.ExplicitVRBigEndian)
+    odd = with_pixel_bytes(content, bytes(33 * 33), "OW", little=False)
+    assert reason_of(odd) is RejectReason.TRUNCATED
+
+
+@pytest.mark.parametrize("failing", ["pixel_layout", "stored_pixels"])
+def test_what_the_reader_did_not_foresee_is_unreadable(
+    failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError(NAME)
+
+    monkeypatch.setattr(f"chexradinet.dataset.dicom.{failing}", fail)
+    assert reason_of(written()) is RejectReason.UNREADABLE

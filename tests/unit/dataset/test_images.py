@@ -30,12 +30,11 @@ def reason_of(content: bytes) -> RejectReason:
     return RejectReason(caught.value.reason)
 
 
-def png_of_size(width: int, height: int) -> bytes:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        )
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
+
+def png_of_size(width: int, height: int) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(b"\0")), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
@@ -64,6 +63,25 @@ def test_png_damaged_inside_is_unreadable() -> None:
     start = content.index(b"IDAT") + 6
     content[start : start + 20] = bytes(20)
     assert reason_of(bytes(content)) is RejectReason.UNREADABLE
+
+
+def test_png_without_its_palette_is_unreadable() -> None:
+    content = encoded(Image.fromarray(RAMP).convert("P"))
+    start = content.index(b"PLTE") - 4
+    (length,) = struct.unpack(">I", content[start : start + 4])
+    assert reason_of(content[:start] + content[start + 12 + length :]) is RejectReason.UNREADABLE
+
+
+@pytest.mark.parametrize("error", [AssertionError, KeyError, TypeError, IndexError, MemoryError])
+def test_whatever_the_decoder_raises_is_unreadable(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    content = encoded(Image.fromarray(RAMP))
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    assert reason_of(content) is RejectReason.UNREADABLE
 
 
 def test_absurd_size_is_implausible_and_allocates_nothing() -> None:
