@@ -16,7 +16,14 @@ from pydicom.dataset import Dataset
 from chexradinet.config import DicomConfig
 from chexradinet.dataset.dicom_codecs import Stored
 from chexradinet.dataset.dicom_pixels import PixelLayout
-from chexradinet.dataset.dicom_values import integer, item_of, numbers, text, value_of
+from chexradinet.dataset.dicom_values import (
+    integer,
+    item_of,
+    little_endian,
+    numbers,
+    text,
+    value_of,
+)
 
 Values = NDArray[np.float64]
 
@@ -171,6 +178,8 @@ def _lookup_table(dataset: Dataset, prefix: str, values: Values) -> tuple[Values
         return None
     length, first, bits = (int(number) for number in descriptor)
     length = length & 0xFFFF or 65536
+    if isinstance(data, bytes):
+        data = little_endian(dataset, data)
     entries = _table_entries(data, length, numbers(dataset, f"{prefix}Data"))
     if entries is None or not 1 <= bits <= 16:
         return None
