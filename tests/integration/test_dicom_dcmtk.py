@@ -119,6 +119,13 @@ CASES: dict[str, tuple[type, dict[str, object], tuple[str, ...]]] = {
     ),
     "no window": (np.uint16, {}, ("+Wm",)),
     "eight bits": (np.uint8, {}, ()),
+    "eight bits rescaled": (np.uint8, {"RescaleSlope": 16, "RescaleIntercept": -1024}, ()),
+    "eight bits falling": (np.uint8, {"RescaleSlope": -2, "RescaleIntercept": 300}, ()),
+    "eight bits, modality lut": (
+        np.uint8,
+        {"ModalityLUTSequence": [table(0, 256, 12, [4000 - 15 * i for i in range(256)])]},
+        (),
+    ),
     "high bits": (
         np.uint16,
         {"BitsStored": 10, "HighBit": 11, "WindowCenter": 500, "WindowWidth": 700},

@@ -37,6 +37,14 @@ def value_of(dataset: Dataset, keyword: str) -> Any:  # noqa: ANN401 - what DICO
     return None if value is None or value == "" else value
 
 
+def is_given(dataset: Dataset, keyword: str) -> bool:
+    """Tell whether an element is there with a value, be it a damaged one."""
+    if keyword not in dataset:
+        return False
+    element = dataset.get_item(keyword)
+    return bool(element is not None and element.value not in (None, b"", ""))
+
+
 def text(dataset: Dataset, keyword: str) -> str:
     r"""Return a value as text without padding, several joined by `\`; empty where absent."""
     value = value_of(dataset, keyword)
