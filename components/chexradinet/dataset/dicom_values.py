@@ -39,10 +39,7 @@ def value_of(dataset: Dataset, keyword: str) -> Any:  # noqa: ANN401 - what DICO
 
 def is_given(dataset: Dataset, keyword: str) -> bool:
     """Tell whether an element is there with a value, be it a damaged one."""
-    if keyword not in dataset:
-        return False
-    element = dataset.get_item(keyword)
-    return bool(element is not None and element.value not in (None, b"", ""))
+    return keyword in dataset and dataset.get_item(keyword).value not in (None, b"", "")
 
 
 def text(dataset: Dataset, keyword: str) -> str:
