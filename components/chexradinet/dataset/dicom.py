@@ -19,7 +19,13 @@ from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig
 from chexradinet.dataset.dicom_file import BROKEN_HEADER, DicomFile, open_dicom
 from chexradinet.dataset.dicom_header import RadiographHeader, read_radiograph_header
 from chexradinet.dataset.dicom_luts import display_pixels, palette_luma
-from chexradinet.dataset.dicom_pixels import PixelLayout, luma, pixel_layout, stored_pixels
+from chexradinet.dataset.dicom_pixels import (
+    PixelLayout,
+    contradicting_colour,
+    luma,
+    pixel_layout,
+    stored_pixels,
+)
 from chexradinet.dataset.dicom_values import quiet
 from chexradinet.dataset.geometry import fit_to_model
 from chexradinet.errors import RejectedImageError
@@ -72,7 +78,10 @@ def read_radiograph(
         if judge is not None:
             judge(header)
         pixels, window = _display(file, layout, config)
-    return Radiograph(pixels=pixels, header=replace(header, window=window))
+        notes = header.notes
+        if contradicting_colour(file, layout):
+            notes += ("stream_contradicts_photometric",)
+    return Radiograph(pixels=pixels, header=replace(header, window=window, notes=notes))
 
 
 def read_model_pixels(

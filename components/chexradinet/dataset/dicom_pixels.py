@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from chexradinet.dataset.dicom_codecs import FrameShape, Stored, decode_frame
+from chexradinet.dataset.dicom_codecs import FrameShape, Stored, contradicts_header, decode_frame
 from chexradinet.dataset.dicom_file import DicomFile
 from chexradinet.dataset.dicom_values import integer, text
 from chexradinet.dataset.images import MAX_PIXELS
@@ -121,16 +121,24 @@ def stored_pixels(file: DicomFile, layout: PixelLayout) -> Stored:
     if decoded_bytes > len(frame) * MAX_EXPANSION:
         detail = f"{len(frame)} bytes for {layout.rows}x{layout.columns} px"
         raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
-    shape = FrameShape(
+    return decode_frame(frame, file.transfer_syntax, _shape(layout))
+
+
+def contradicting_colour(file: DicomFile, layout: PixelLayout) -> bool:
+    """Tell whether a JPEG stream says RGB where the header says YBR, or the other way round."""
+    if layout.samples == 1 or not file.transfer_syntax.is_encapsulated:
+        return False
+    return contradicts_header(_frame(file), file.transfer_syntax, _shape(layout))
+
+
+def _shape(layout: PixelLayout) -> FrameShape:
+    return FrameShape(
         rows=layout.rows,
         columns=layout.columns,
         samples=layout.samples,
         bytes_per_sample=layout.bits_allocated // 8,
-        is_rgb=layout.photometric == "RGB",
+        photometric=layout.photometric,
     )
-    pixels = decode_frame(frame, file.transfer_syntax, shape)
-    keeps_luma = layout.photometric in ("YBR_FULL", "YBR_FULL_422")
-    return pixels[:, :, 0] if pixels.ndim == 3 and keeps_luma else pixels
 
 
 def _native(file: DicomFile, layout: PixelLayout) -> Stored:
