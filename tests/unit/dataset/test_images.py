@@ -146,12 +146,44 @@ def test_transparent_grey_is_composed_over_black() -> None:
     np.testing.assert_allclose(read(encoded(image)), RAMP / 5, atol=0.51)
 
 
-@pytest.mark.parametrize(("highest", "largest"), [(65535, 65535), (4096, 65535), (4095, 4095)])
+@pytest.mark.parametrize(
+    ("highest", "largest"),
+    [
+        (65535, 65535),
+        (16384, 65535),
+        (16383, 16383),
+        (4096, 16383),
+        (4095, 4095),
+        (1024, 4095),
+        (1023, 1023),
+        (256, 1023),
+    ],
+)
 def test_sixteen_bits_are_mapped_linearly_from_their_depth(highest: int, largest: int) -> None:
     deep = np.linspace(0, highest, 64 * 64).reshape(64, 64).astype(np.uint16)
     pixels = read(encoded(Image.fromarray(deep)))
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.floor(deep * 255.0 / largest + 0.5))
+
+
+@pytest.mark.parametrize(
+    ("bits", "highest", "largest"),
+    [
+        (15, 32767, 32767),
+        (15, 900, 32767),
+        (12, 1000, 4095),
+        (16, 4095, 65535),
+        (12, 65520, 65535),  # spread over the whole range, as the specification wants it
+        (0, 1000, 1023),  # no valid depth
+        (17, 1000, 1023),
+    ],
+)
+def test_a_png_that_tells_its_depth_is_believed(bits: int, highest: int, largest: int) -> None:
+    deep = np.linspace(0, highest, 64 * 64).reshape(64, 64).astype(np.uint16)
+    plain = encoded(Image.fromarray(deep))
+    end_of_head = 8 + 25
+    content = plain[:end_of_head] + chunk(b"sBIT", bytes([bits])) + plain[end_of_head:]
+    np.testing.assert_array_equal(read(content), np.floor(deep * 255.0 / largest + 0.5))
 
 
 def test_eight_bits_stored_in_sixteen_are_kept() -> None:
