@@ -54,6 +54,7 @@ class RadiographHeader:
     burned_in_annotation: str
     """`YES`, `NO` or empty."""
     photometric_interpretation: str
+    """One of `dicom_pixels.PHOTOMETRIC`, so that it cannot hold anything else."""
     rows: int
     columns: int
     row_spacing_mm: float | None

@@ -21,6 +21,12 @@ from chexradinet.records import RejectReason
 MAX_EXPANSION = 4000
 """Most decoded bytes a compressed byte may stand for; a real radiograph stays under 100."""
 
+PHOTOMETRIC = (
+    *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"),
+    *("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"),
+)
+"""Photometric Interpretations that are read; records hold no other text."""
+
 _SUPPORTED_BITS = (8, 16)
 _KNOWN_BITS = (1, 8, 12, 16, 24, 32, 64)
 _ITEM = b"\xfe\xff\x00\xe0"
@@ -43,7 +49,7 @@ class PixelLayout:
     is_planar: bool
     """Whether colours lie plane by plane instead of pixel by pixel."""
     photometric: str
-    """Photometric Interpretation, upper case."""
+    """Photometric Interpretation, one of `PHOTOMETRIC`."""
 
     @property
     def is_monochrome(self) -> bool:
@@ -56,7 +62,7 @@ def pixel_layout(dataset: Dataset) -> PixelLayout:
 
     Raises:
         RejectedImageError: `multi_frame`, `implausible`, or `unreadable` for depths other than 8
-            and 16 bits and for colour deeper than 8.
+            and 16 bits, for colour deeper than 8 and where it is not known what pixels stand for.
     """
     frames = integer(dataset, "NumberOfFrames")
     if frames is not None and frames > 1:
@@ -76,6 +82,7 @@ def pixel_layout(dataset: Dataset) -> PixelLayout:
         photometric=text(dataset, "PhotometricInterpretation").upper(),
     )
     _check_size(layout)
+    _check_photometric(layout)
     _check_depth(layout)
     return layout
 
@@ -87,6 +94,16 @@ def _check_size(layout: PixelLayout) -> None:
     if layout.rows * layout.columns > MAX_PIXELS:
         detail = f"{size}; an X-ray has at most {MAX_PIXELS // 1_000_000} million"
         raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+
+
+def _check_photometric(layout: PixelLayout) -> None:
+    """Refuse what would be a guess: which end is dense, or which colours the planes are."""
+    if not layout.photometric:
+        detail = "no Photometric Interpretation, which says whether dense is bright"
+        raise RejectedImageError(RejectReason.UNREADABLE, detail)
+    if layout.photometric not in PHOTOMETRIC:  # not quoted: it may hold anything
+        detail = f"unknown Photometric Interpretation; read are {', '.join(PHOTOMETRIC)}"
+        raise RejectedImageError(RejectReason.UNREADABLE, detail)
 
 
 def _check_depth(layout: PixelLayout) -> None:

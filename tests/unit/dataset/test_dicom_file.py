@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import uid
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 
 from chexradinet.config import DicomConfig
 from chexradinet.dataset.dicom import read_radiograph
@@ -38,6 +41,14 @@ def patched(content: bytes, group: int, element: int, vr: bytes, value: int) -> 
     assert content.count(head) == 1
     place = content.index(head) + len(head)
     return content[:place] + struct.pack("<H", value) + content[place + 2 :]
+
+
+def item_bytes(item: Dataset) -> bytes:
+    stream = DicomBytesIO()
+    stream.is_little_endian, stream.is_implicit_VR = True, False
+    write_dataset(stream, item)
+    value = stream.getvalue()
+    return b"\xfe\xff\x00\xe0" + struct.pack("<I", len(value)) + value
 
 
 def test_a_file_cut_in_its_pixels_is_truncated() -> None:
@@ -98,6 +109,27 @@ def test_contradicting_depths_are_implausible_and_unusual_ones_unreadable() -> N
             assert reason_of(content) is RejectReason.IMPLAUSIBLE, (stored, high)
     content = patched(written(), 0x0028, 0x0100, b"US", 32)
     assert reason_of(content) is RejectReason.UNREADABLE
+
+
+def test_without_a_known_photometric_interpretation_a_file_is_unreadable_and_says_so() -> None:
+    for given, why in ((None, "no Photometric"), ("", "no Photometric"), (NAME, "unknown Photo")):
+        content = written(PhotometricInterpretation=given)
+        assert reason_of(content) is RejectReason.UNREADABLE
+        with pytest.raises(RejectedImageError, match=why):
+            read_radiograph(content, DicomConfig())
+    for given in (f"MONOCHROME2 {NAME}", "MONOCHROME"):
+        assert reason_of(written(PhotometricInterpretation=given)) is RejectReason.UNREADABLE
+
+
+def test_an_element_that_is_a_sequence_in_place_of_text_is_not_copied() -> None:
+    item = Dataset()
+    item.PatientName = NAME
+    content = encode_radiograph(np.eye(40, dtype=np.uint8), PLAIN, {"Manufacturer": "ACME"})
+    place = content.index(b"\x08\x00\x70\x00LO")
+    body = item_bytes(item)
+    element = b"\x08\x00\x70\x00SQ\0\0" + struct.pack("<I", len(body)) + body
+    content = content[:place] + element + content[place + 12 :]
+    assert read_radiograph(content, DicomConfig()).header.manufacturer == ""
 
 
 def test_an_unknown_transfer_syntax_is_unreadable() -> None:
