@@ -13,7 +13,7 @@ from typing import TypeVar
 from chexradinet.errors import ConfigError
 from chexradinet.findings import canonical_finding, canonical_findings
 
-PREPROCESSING_VERSION = 1
+PREPROCESSING_VERSION = 2
 """Raised whenever the same file would give other model pixels; part of the preprocessing digest."""
 
 Choice = TypeVar("Choice", bound=StrEnum)

@@ -1,18 +1,15 @@
-"""Read mutated DICOM files in a process of its own: `dicom_mutations.py SEED COUNT [FOLDER]`.
+"""Read damaged DICOM files: `python -m tests.integration.dicom_mutations SEED COUNT [FOLDER]`.
 
-A crash of a C decoder, a hang or a memory limit ends this process, which the test that started it
-sees. Every case is reproducible from its number. Anything but a radiograph or a rejection is an
-error; so is a rejection that quotes the patient's name.
+Bytes of files that were written, and of the real ones in a folder, are changed. A rejection that
+quotes the patient's name is an error too.
 """
 
-import faulthandler
-import resource
-import struct
 import sys
-from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.dataset import Dataset
 
@@ -21,12 +18,21 @@ from chexradinet.dataset.dicom import read_radiograph, to_model
 from chexradinet.dataset.dicom_write import WRITABLE_SYNTAXES, encode_radiograph
 from chexradinet.dataset.quality import gate
 from chexradinet.errors import RejectedImageError
+from tests.dicom_files import with_pixel_bytes
+from tests.integration.mutations import read_cases, with_changed_bytes
 
-MAX_SECONDS = 10
-MAX_BYTES = 3 << 30
 PATIENT_NAME = "Müller^Łucja"
 REAL_PIXELS = 250_000
-_EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFE, 0xFFFFFFFF)
+# Most bytes of a file are pixels; headers and the heads of streams hold what can go wrong.
+_REGIONS = ((0, 1200), (0, 1 << 40), (600, 1600))
+_NAMED = {
+    "PatientName": PATIENT_NAME,
+    "SpecificCharacterSet": "ISO_IR 192",
+    "WindowCenter": [2048, 1000],
+    "WindowWidth": [4096, 500],
+    "PixelPaddingValue": 0,
+    "ImagerPixelSpacing": [0.14, 0.14],
+}
 
 
 def lookup_table() -> Dataset:
@@ -40,32 +46,53 @@ def lookup_table() -> Dataset:
 
 
 def written_files() -> list[bytes]:
-    """Return one small file for each transfer syntax, and some of other kinds."""
-    rows, columns = np.mgrid[0:48, 0:40]
-    noise = np.random.default_rng(5).normal(0, 8, rows.shape)
-    grey = (2048 + 1500 * np.sin(columns / 9) * np.cos(rows / 7) + noise).astype(np.uint16)
-    octets = (grey >> 4).astype(np.uint8)
-    named = {
-        "PatientName": PATIENT_NAME,
-        "SpecificCharacterSet": "ISO_IR 192",
-        "WindowCenter": [2048, 1000],
-        "WindowWidth": [4096, 500],
-        "PixelPaddingValue": 0,
-        "ImagerPixelSpacing": [0.14, 0.14],
-    }
+    """Return small files of each transfer syntax, with even and odd sides, and of other kinds."""
     files = []
-    for syntax in WRITABLE_SYNTAXES:
-        stored = octets if syntax == uid.JPEGBaseline8Bit else grey
-        files.append(encode_radiograph(stored, syntax, named))
+    for rows, columns in ((48, 40), (47, 39)):
+        grey = drawn(rows, columns)
+        octets = (grey >> 4).astype(np.uint8)
+        for syntax in WRITABLE_SYNTAXES:
+            stored = octets if syntax == uid.JPEGBaseline8Bit else grey
+            files.append(encode_radiograph(stored, syntax, _NAMED))
+        files += _colour_files(octets)
+    grey = drawn(48, 40)
+    plain = uid.ExplicitVRLittleEndian
+    table = [lookup_table()]
+    luts = {"ModalityLUTSequence": table, "VOILUTSequence": table, **_NAMED}
+    files += [encode_radiograph(grey, syntax, luts) for syntax in (plain, uid.ExplicitVRBigEndian)]
+    files.append(encode_radiograph((grey - 2048).view(np.int16), plain, _NAMED))
+    files.append(encode_radiograph(grey, uid.ImplicitVRLittleEndian, _NAMED)[132:])
+    return files
+
+
+def drawn(rows: int, columns: int) -> NDArray[np.uint16]:
+    """Return a 12-bit scene with noise."""
+    row, column = np.mgrid[0:rows, 0:columns]
+    noise = np.random.default_rng(5).normal(0, 8, row.shape)
+    values = 2048 + 1500 * np.sin(column / 9) * np.cos(row / 7) + noise
+    return np.asarray(values, dtype=np.uint16)
+
+
+def _colour_files(octets: NDArray[np.uint8]) -> list[bytes]:
+    """Return files of colour, of shared colour, with a palette, and of 8 bits in big endian."""
     plain = uid.ExplicitVRLittleEndian
     colour = np.stack([octets, octets // 2, 255 - octets], axis=-1)
-    table = [lookup_table()]
-    luts = {"ModalityLUTSequence": table, "VOILUTSequence": table, **named}
-    files += [encode_radiograph(colour, syntax, named) for syntax in (plain, uid.RLELossless)]
-    files.append(encode_radiograph(grey, plain, luts))
-    files.append(encode_radiograph((grey - 2048).view(np.int16), plain, named))
-    files.append(encode_radiograph(grey, uid.ImplicitVRLittleEndian, named)[132:])
-    return files
+    shared = {**_NAMED, "PhotometricInterpretation": "YBR_FULL_422"}
+    native = encode_radiograph(colour, plain, shared)
+    palette: dict[str, object] = {**_NAMED, "PhotometricInterpretation": "PALETTE COLOR"}
+    for name in ("Red", "Green", "Blue"):
+        palette[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
+        palette[f"{name}PaletteColorLookupTableData"] = bytes(range(256))
+    big = encode_radiograph(octets, uid.ExplicitVRBigEndian, _NAMED)
+    even = octets.tobytes() + b"\0" * (octets.size % 2)
+    return [
+        encode_radiograph(colour, plain, _NAMED),
+        encode_radiograph(colour, uid.RLELossless, _NAMED),
+        encode_radiograph(colour, uid.JPEGBaseline8Bit, shared),
+        with_pixel_bytes(native, bytes(octets.size * 2)),
+        encode_radiograph(octets, plain, palette),
+        with_pixel_bytes(big, even, "OW", little=False),
+    ]
 
 
 def real_files(folder: Path) -> list[bytes]:
@@ -74,30 +101,9 @@ def real_files(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in paths if path.stat().st_size < REAL_PIXELS * 2]
 
 
-def mutated(content: bytes, random: np.random.Generator) -> bytes:
-    """Return the file with some bytes changed, lost, doubled or set to an extreme."""
-    changed = bytearray(content)
-    # Most bytes of a file are pixels; headers and the heads of streams hold what can go wrong.
-    start, end = [(0, 1200), (0, len(changed)), (600, 1600)][int(random.integers(3))]
-    end = min(end, len(changed))
-    start = min(start, end - 1)
-    kind = int(random.integers(10))
-    place = int(random.integers(start, end))
-    if kind == 0:
-        return bytes(changed[:place])
-    if kind == 1:
-        length = int(random.integers(1, 64))
-        return bytes(changed[:place] + changed[place + length :])
-    if kind == 2:
-        length = int(random.integers(1, 64))
-        return bytes(changed[:place] + changed[place : place + length] + changed[place:])
-    if kind == 3:
-        extreme = _EXTREMES[int(random.integers(len(_EXTREMES)))]
-        changed[place : place + 4] = struct.pack("<I", extreme)
-        return bytes(changed)
-    for spot in random.integers(start, end, int(random.integers(1, 9))):
-        changed[spot] = int(random.integers(256))
-    return bytes(changed)
+def mutated(files: list[bytes], random: np.random.Generator) -> bytes:
+    """Return one of the files with bytes changed."""
+    return with_changed_bytes(files[int(random.integers(len(files)))], random, _REGIONS)
 
 
 def outcome(content: bytes) -> str:
@@ -113,24 +119,6 @@ def outcome(content: bytes) -> str:
     return str(verdict.reason or "read")
 
 
-def main(seed: int, count: int, folder: Path | None) -> None:
-    """Read `count` mutated files and print how many came to which end."""
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
-    files = written_files() + (real_files(folder) if folder else [])
-    ends: Counter[str] = Counter()
-    for number in range(count):
-        random = np.random.default_rng([seed, number])
-        content = mutated(files[int(random.integers(len(files)))], random)
-        faulthandler.dump_traceback_later(MAX_SECONDS, exit=True)
-        try:
-            ends[outcome(content)] += 1
-        except BaseException:
-            sys.stderr.write(f"case {seed} {number}\n")
-            raise
-    faulthandler.cancel_dump_traceback_later()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    sys.stdout.write(f"{sum(ends.values())} cases, peak {peak} MiB: {dict(ends)}\n")
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+    FILES = written_files() + (real_files(Path(sys.argv[3])) if len(sys.argv) > 3 else [])
+    read_cases(int(sys.argv[1]), int(sys.argv[2]), partial(mutated, FILES), outcome)

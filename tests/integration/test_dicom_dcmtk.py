@@ -1,5 +1,6 @@
 """Display images and compressed streams against DCMTK, which shares no code with the reader."""
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import uid
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig
@@ -64,6 +66,13 @@ def table(first: int, length: int, bits: int, entries: list[int]) -> Dataset:
     return item
 
 
+def as_words(item: Dataset, keyword: str, syntax: uid.UID) -> None:
+    """Turn a table's entries, a list, into OW, whose bytes pydicom writes as they are."""
+    order = "<u2" if syntax.is_little_endian else ">u2"
+    entries = np.asarray(list(item[keyword].value), dtype=order).tobytes()
+    item[keyword] = DataElement(item[keyword].tag, "OW", entries)
+
+
 BENT = [round(1023 * (index / 4095) ** 0.6) for index in range(4096)]
 CASES: dict[str, tuple[type, dict[str, object], tuple[str, ...]]] = {
     "window": (np.uint16, {"WindowCenter": 1800, "WindowWidth": 2500}, ("+Wi", "1")),
@@ -110,6 +119,13 @@ CASES: dict[str, tuple[type, dict[str, object], tuple[str, ...]]] = {
     ),
     "no window": (np.uint16, {}, ("+Wm",)),
     "eight bits": (np.uint8, {}, ()),
+    "eight bits rescaled": (np.uint8, {"RescaleSlope": 16, "RescaleIntercept": -1024}, ()),
+    "eight bits falling": (np.uint8, {"RescaleSlope": -2, "RescaleIntercept": 300}, ()),
+    "eight bits, modality lut": (
+        np.uint8,
+        {"ModalityLUTSequence": [table(0, 256, 12, [4000 - 15 * i for i in range(256)])]},
+        (),
+    ),
     "high bits": (
         np.uint16,
         {"BitsStored": 10, "HighBit": 11, "WindowCenter": 500, "WindowWidth": 700},
@@ -127,6 +143,53 @@ def test_display_image_is_that_of_dcmtk(
     path.write_bytes(encode_radiograph(scene(dtype), uid.ExplicitVRLittleEndian, attributes))
     ours = read_radiograph(path, DicomConfig()).pixels.astype(np.int64)
     assert np.abs(ours - rendered(dcmtk, path, *options)).max() <= 1
+
+
+NATIVE = [syntax for syntax in WRITABLE_SYNTAXES if not syntax.is_encapsulated]
+
+
+@pytest.mark.parametrize("vr", ["US", "OW"])
+@pytest.mark.parametrize("syntax", NATIVE, ids=lambda syntax: syntax.keyword)
+@pytest.mark.parametrize("case", ["voi lut", "short voi lut", "modality lut"])
+def test_a_lookup_table_is_read_in_every_byte_order_and_type(
+    case: str, syntax: uid.UID, vr: str, scene: Scene, dcmtk: Run, tmp_path: Path
+) -> None:
+    dtype, attributes, options = CASES[case]
+    attributes = copy.deepcopy(attributes)
+    for sequence in (value for name, value in attributes.items() if name.endswith("Sequence")):
+        assert isinstance(sequence, list)
+        if vr == "OW":
+            as_words(sequence[0], "LUTData", syntax)
+    path = tmp_path / "x.dcm"
+    path.write_bytes(encode_radiograph(scene(dtype), syntax, attributes))
+    ours = read_radiograph(path, DicomConfig())
+    assert "own range" not in ours.header.window
+    difference = ours.pixels.astype(np.int64) - rendered(dcmtk, path, *options)
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("syntax", NATIVE, ids=lambda syntax: syntax.keyword)
+def test_a_palette_is_read_in_every_byte_order(
+    syntax: uid.UID, bits: int, scene: Scene, dcmtk: Run, tmp_path: Path
+) -> None:
+    # Steep, so that neighbours that change places are seen.
+    steep = [37 * level % 256 for level in range(256)]
+    ramps = {"Red": steep[::-1], "Green": steep, "Blue": [7] * 256}
+    attributes: dict[str, object] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for colour, ramp in ramps.items():
+        words = np.asarray(ramp, dtype=np.uint16) * (250 if bits == 16 else 1)
+        octets = words.astype(np.uint8 if bits == 8 else np.uint16).tobytes()
+        stored = np.frombuffer(octets, dtype="<u2")
+        order = "<u2" if syntax.is_little_endian else ">u2"
+        attributes[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
+        attributes[f"{colour}PaletteColorLookupTableData"] = stored.astype(order).tobytes()
+    path = tmp_path / "x.dcm"
+    path.write_bytes(encode_radiograph(scene(np.uint8), syntax, attributes))
+    dcmtk("dcm2pnm", str(path), str(tmp_path / "x.ppm"))
+    theirs = np.asarray(Image.open(tmp_path / "x.ppm").convert("L"), dtype=np.int64)
+    ours = read_radiograph(path, DicomConfig()).pixels.astype(np.int64)
+    assert np.abs(ours - theirs).max() <= 1
 
 
 @pytest.mark.parametrize(

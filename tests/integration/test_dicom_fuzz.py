@@ -1,4 +1,4 @@
-"""Damaged and hostile DICOM files end in a rejection: no crash, no hang, no flood of memory."""
+"""Damaged and hostile files end in a rejection: no crash, no hang, no flood of memory."""
 
 import subprocess
 import sys
@@ -6,38 +6,63 @@ from pathlib import Path
 
 import pytest
 
-WORKER = Path(__file__).with_name("dicom_mutations.py")
+REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_CASES = 5_000
 
 
-def run_worker(seed: int, num_cases: int, folder: Path | None) -> subprocess.CompletedProcess[str]:
-    """Run the mutations in a process of their own, which may die without ending the tests."""
-    arguments = [sys.executable, str(WORKER), str(seed), str(num_cases)]
-    arguments += [str(folder)] if folder else []
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=800, check=False)
+def run_worker(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, which may die without ending the tests."""
+    return subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=800,
+        check=False,
+    )
+
+
+def read_all(kind: str, seed: int, num_cases: int, *folder: str) -> str:
+    """Let the worker read its cases, and return what came of them."""
+    worker = f"tests.integration.{kind}_mutations"
+    done = run_worker("-m", worker, str(seed), str(num_cases), *folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{num_cases} cases" in done.stdout
+    return done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_ten_thousand_mutated_files_neither_crash_nor_hang(seed: int) -> None:
-    done = run_worker(seed, NUM_CASES, None)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert f"{NUM_CASES} cases" in done.stdout
-    assert "'read'" in done.stdout
-    assert "'unreadable'" in done.stdout
+    ends = read_all("dicom", seed, NUM_CASES)
+    assert "'read'" in ends
+    assert "'unreadable'" in ends
 
 
 @pytest.mark.slow
 def test_mutated_real_files_neither_crash_nor_hang(shared_data: Path) -> None:
-    done = run_worker(3, 2_000, shared_data / "radiographs" / "dicom")
-    assert done.returncode == 0, done.stderr[-2000:]
+    read_all("dicom", 3, 2_000, str(shared_data / "radiographs" / "dicom"))
+
+
+@pytest.mark.slow
+def test_headers_that_contradict_themselves_end_in_a_rejection() -> None:
+    ends = read_all("attribute", 4, 2_000)
+    for end in ("read", "unreadable", "implausible", "truncated", "multi_frame", "inverted"):
+        assert f"'{end}'" in ends
+
+
+@pytest.mark.slow
+def test_mutated_pictures_end_in_a_rejection() -> None:
+    ends = read_all("picture", 5, 8_000)
+    for end in ("read", "unreadable", "truncated", "not_an_image", "multi_frame", "implausible"):
+        assert f"'{end}'" in ends
 
 
 def test_an_error_other_than_a_rejection_fails_the_worker() -> None:
-    broken = "import dicom_mutations as m; m.outcome = lambda content: 1 / 0; m.main(0, 1, None)"
-    command = [sys.executable, "-c", broken]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=WORKER.parent, timeout=60, check=False
+    done = run_worker(
+        "-c",
+        "from tests.integration.mutations import read_cases;"
+        "read_cases(0, 1, lambda random: b'', lambda content: 1 / 0)",
     )
     assert done.returncode != 0
     assert "case 0 0" in done.stderr

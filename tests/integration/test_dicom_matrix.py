@@ -3,21 +3,27 @@
 GDCM shares no code with the decoders under test.
 """
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import uid
+from pydicom.encaps import generate_frames
 
 from chexradinet.config import DicomConfig
 from chexradinet.dataset.dicom import read_radiograph
 from chexradinet.dataset.dicom_file import open_dicom
 from chexradinet.dataset.dicom_pixels import pixel_layout, stored_pixels
 from chexradinet.dataset.dicom_write import LOSSY_SYNTAXES, WRITABLE_SYNTAXES, encode_radiograph
+from chexradinet.errors import RejectedImageError
+from tests.dicom_files import with_stream
 
 Scene = Callable[..., NDArray[np.integer]]
 
@@ -108,6 +114,107 @@ def test_a_colour_jpeg_becomes_luma(scene: Scene) -> None:
     content = encode_radiograph(colour, uid.JPEGBaseline8Bit, attributes)
     ours = read_radiograph(content, DicomConfig()).pixels.astype(np.int64)
     assert np.abs(ours - grey).max() <= 8
+
+
+JFIF = b"\xff\xe0\x00\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
+ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\0\x64\0\0\0\0\0"
+ADOBE_YCBCR = ADOBE_RGB[:-1] + b"\1"
+
+
+def jpeg_stream(colour: NDArray[np.uint8], space: str, markers: bytes) -> bytes:
+    """Return a lossy stream in a colour space, with these markers and no others about it."""
+    written = bytes(
+        imagecodecs.jpeg8_encode(colour, level=98, subsampling="444", outcolorspace=space)
+    )
+    tables = written.index(b"\xff\xdb")
+    # Libjpeg names components R, G and B where they are; 1, 2 and 3 say nothing.
+    frame = written.index(b"\xff\xc0")
+    names = frame + 10
+    scan = written.index(b"\xff\xda") + 5
+    stream = bytearray(written)
+    for index in range(3):
+        stream[names + 3 * index] = stream[scan + 2 * index] = index + 1
+    return bytes(stream[:2] + markers + stream[tables:])
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL_422", "YBR_FULL"])
+@pytest.mark.parametrize(
+    ("space", "markers"),
+    [("YCBCR", JFIF), ("YCBCR", ADOBE_YCBCR), ("YCBCR", JFIF + ADOBE_RGB), ("RGB", ADOBE_RGB)],
+    ids=["jfif", "adobe ycbcr", "jfif before adobe", "adobe rgb"],
+)
+def test_a_colour_jpeg_that_names_its_colours_is_believed_over_the_header(
+    photometric: str, space: str, markers: bytes, scene: Scene
+) -> None:
+    colour = colour_scene(scene)
+    stream = jpeg_stream(colour, space, markers)
+    attributes = {"PhotometricInterpretation": photometric}
+    content = with_stream(encode_radiograph(colour, uid.JPEGBaseline8Bit, attributes), stream)
+    radiograph = read_radiograph(content, DicomConfig())
+    ours = radiograph.pixels.astype(np.int64)
+    # Pillow has the stream alone, and libjpeg's rules.
+    theirs = np.asarray(Image.open(io.BytesIO(stream)).convert("RGB").convert("L"), dtype=np.int64)
+    truth = np.asarray(Image.fromarray(colour).convert("L"), dtype=np.int64)
+    assert np.abs(ours - theirs).max() <= 2
+    assert np.abs(ours - truth).max() <= 6
+    flagged = "stream_contradicts_photometric" in radiograph.header.notes
+    assert flagged == (photometric.startswith("YBR") == (space == "RGB"))
+
+
+def test_a_colour_jpeg_that_names_no_colours_is_what_the_header_says(scene: Scene) -> None:
+    colour = colour_scene(scene)
+    truth = np.asarray(Image.fromarray(colour).convert("L"), dtype=np.int64)
+    for space, photometric in (("RGB", "RGB"), ("YCBCR", "YBR_FULL_422"), ("YCBCR", "YBR_FULL")):
+        attributes = {"PhotometricInterpretation": photometric}
+        content = with_stream(
+            encode_radiograph(colour, uid.JPEGBaseline8Bit, attributes),
+            jpeg_stream(colour, space, b""),
+        )
+        radiograph = read_radiograph(content, DicomConfig())
+        assert np.abs(radiograph.pixels.astype(np.int64) - truth).max() <= 6, photometric
+        assert radiograph.header.notes == ()
+
+
+def test_gdcm_and_the_reader_agree_on_the_luma_of_a_misdeclared_jpeg(
+    scene: Scene, tmp_path: Path
+) -> None:
+    colour = colour_scene(scene)
+    content = with_stream(
+        encode_radiograph(colour, uid.JPEGBaseline8Bit, {"PhotometricInterpretation": "RGB"}),
+        jpeg_stream(colour, "YCBCR", JFIF),
+    )
+    path = tmp_path / "x.dcm"
+    path.write_bytes(content)
+    image = SimpleITK.ReadImage(str(path), imageIO="GDCMImageIO")
+    # GDCM believes the header and hands the three components out as they are: the first is luma.
+    theirs = SimpleITK.GetArrayFromImage(image).reshape(colour.shape)[..., 0].astype(np.int64)
+    ours = read_radiograph(content, DicomConfig()).pixels.astype(np.int64)
+    assert np.abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("tail", [b"\xff", b"\x0a\0", b"\0" * 500, bytes(range(40))], ids=len)
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        uid.JPEGBaseline8Bit,
+        uid.JPEGLosslessSV1,
+        uid.JPEGLSLossless,
+        uid.JPEG2000Lossless,
+        uid.HTJ2KLossless,
+    ],
+    ids=lambda syntax: syntax.keyword,
+)
+def test_what_follows_the_end_of_a_stream_is_padding(
+    syntax: uid.UID, tail: bytes, scene: Scene
+) -> None:
+    content = encode_radiograph(scene(np.uint8), syntax)
+    whole = next(generate_frames(pydicom.dcmread(io.BytesIO(content)).PixelData))
+    stream = whole[: whole.rindex(b"\xff\xd9") + 2]
+    padded = read_radiograph(with_stream(content, stream + tail), DicomConfig())
+    assert np.array_equal(padded.pixels, read_radiograph(content, DicomConfig()).pixels)
+    for cut in (stream[:-2], stream[:-2] + tail, stream + b"\1" * 70):
+        with pytest.raises(RejectedImageError, match="truncated: the stream has no end marker"):
+            read_radiograph(with_stream(content, cut), DicomConfig())
 
 
 def test_a_palette_becomes_luma(scene: Scene) -> None:

@@ -19,7 +19,13 @@ from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig
 from chexradinet.dataset.dicom_file import BROKEN_HEADER, DicomFile, open_dicom
 from chexradinet.dataset.dicom_header import RadiographHeader, read_radiograph_header
 from chexradinet.dataset.dicom_luts import display_pixels, palette_luma
-from chexradinet.dataset.dicom_pixels import PixelLayout, luma, pixel_layout, stored_pixels
+from chexradinet.dataset.dicom_pixels import (
+    PixelLayout,
+    contradicting_colour,
+    luma,
+    pixel_layout,
+    stored_pixels,
+)
 from chexradinet.dataset.dicom_values import quiet
 from chexradinet.dataset.geometry import fit_to_model
 from chexradinet.errors import RejectedImageError
@@ -46,8 +52,7 @@ def read_header(source: Path | bytes) -> RadiographHeader:
             `implausible`; its text holds no value that could identify a patient.
     """
     with quiet():
-        file = open_dicom(source)
-        return read_radiograph_header(file, pixel_layout(file.dataset))
+        return _opened(source)[2]
 
 
 def read_radiograph(
@@ -69,13 +74,14 @@ def read_radiograph(
         RejectedImageError: as `read_header`, also where the pixels cannot be decoded.
     """
     with quiet():
-        file = open_dicom(source)
-        layout = pixel_layout(file.dataset)
-        header = read_radiograph_header(file, layout)
+        file, layout, header = _opened(source)
         if judge is not None:
             judge(header)
         pixels, window = _display(file, layout, config)
-    return Radiograph(pixels=pixels, header=replace(header, window=window))
+        notes = header.notes
+        if contradicting_colour(file, layout):
+            notes += ("stream_contradicts_photometric",)
+    return Radiograph(pixels=pixels, header=replace(header, window=window, notes=notes))
 
 
 def read_model_pixels(
@@ -132,20 +138,37 @@ def _square_pixels(pixels: NDArray[np.uint8], aspect: float) -> NDArray[np.uint8
     return np.asarray(shrunk, dtype=np.uint8)
 
 
+def _opened(source: Path | bytes) -> tuple[DicomFile, PixelLayout, RadiographHeader]:
+    file = open_dicom(source)
+    try:
+        layout = pixel_layout(file.dataset)
+        return file, layout, read_radiograph_header(file, layout)
+    except BROKEN_HEADER as error:
+        detail = f"the header is damaged: {type(error).__name__}"
+        raise RejectedImageError(RejectReason.UNREADABLE, detail) from None
+
+
 def _display(
     file: DicomFile, layout: PixelLayout, config: DicomConfig
 ) -> tuple[NDArray[np.uint8], str]:
-    stored = stored_pixels(file, layout)
     try:
-        if layout.is_monochrome:
-            return display_pixels(stored, layout, file.dataset, config)
-        if layout.photometric == "PALETTE COLOR":
-            looked_up = palette_luma(stored, layout, file.dataset)
-            if looked_up is None:
-                raise RejectedImageError(RejectReason.UNREADABLE, "the palette is damaged")
-            return looked_up, "palette to luma"
+        return _grey_levels(file, layout, config)
     except BROKEN_HEADER as error:
-        detail = f"a lookup table is damaged: {type(error).__name__}"
+        detail = f"the pixels or a lookup table are damaged: {type(error).__name__}"
         raise RejectedImageError(RejectReason.UNREADABLE, detail) from None
+
+
+def _grey_levels(
+    file: DicomFile, layout: PixelLayout, config: DicomConfig
+) -> tuple[NDArray[np.uint8], str]:
+    stored = stored_pixels(file, layout)
+    if layout.is_monochrome:
+        return display_pixels(stored, layout, file.dataset, config)
+    if layout.photometric == "PALETTE COLOR":
+        looked_up = palette_luma(stored, layout, file.dataset)
+        if looked_up is None:
+            detail = "the palette is absent, segmented or damaged"
+            raise RejectedImageError(RejectReason.UNREADABLE, detail)
+        return looked_up, "palette to luma"
     grey = stored if stored.ndim == 2 else luma(stored.astype(np.uint8, copy=False))
     return np.ascontiguousarray(grey, dtype=np.uint8), "colour to luma"

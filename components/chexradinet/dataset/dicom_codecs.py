@@ -3,11 +3,11 @@
 Every codec is imagecodecs', whose libraries (libjpeg-turbo, CharLS, OpenJPEG) carry
 permissive licences and survive mutated streams once two things hold, which are checked first:
 the size in the stream is the size in the header, so nothing larger is allocated, and the end marker
-is there, without which CharLS searches for seconds. RLE is taken apart here, because imagecodecs'
+is there (`dicom_streams`). RLE is taken apart here, because imagecodecs'
 own reader of DICOM RLE trusts the segment offsets and crashes on wrong ones. OpenJPEG reads HTJ2K,
 because imagecodecs drops the errors of its faster OpenJPH and returns what it has (ADR 0005).
 
-Source: DICOM PS3.5 annexes A.4 and G; ITU-T T.81, T.87 and T.800 for the markers.
+Source: DICOM PS3.5 annexes A.4 and G.
 """
 
 import struct
@@ -19,6 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
 
+from chexradinet.dataset.dicom_streams import (
+    codestream,
+    jpeg_2000_size,
+    jpeg_size,
+    marked_colour,
+    whole_stream,
+)
 from chexradinet.errors import RejectedImageError
 from chexradinet.records import RejectReason
 
@@ -40,10 +47,6 @@ _JPEG_2000 = {
     uid.HTJ2K,
 }
 
-_FRAME_MARKERS = {0xC0, 0xC1, 0xC2, 0xC3, 0xF7}
-_STANDALONE = {0x01, 0xD8, *range(0xD0, 0xD8)}
-_END_OF_IMAGE = b"\xff\xd9"
-_CODESTREAM = b"\xff\x4f\xff\x51"
 _BROKEN_STREAM = (
     imagecodecs.Jpeg8Error,
     imagecodecs.JpeglsError,
@@ -65,8 +68,8 @@ class FrameShape:
     """1 for grey or palette, 3 for colour."""
     bytes_per_sample: int
     """1 or 2."""
-    is_rgb: bool
-    """Whether a colour frame is stored as red, green and blue."""
+    photometric: str
+    """Photometric Interpretation, upper case."""
 
 
 def decode_frame(frame: bytes, syntax: uid.UID, shape: FrameShape) -> Stored:
@@ -84,18 +87,41 @@ def decode_frame(frame: bytes, syntax: uid.UID, shape: FrameShape) -> Stored:
         RejectedImageError: `unreadable`, `truncated` or `implausible`.
     """
     if syntax == uid.RLELossless:
-        return _run_lengths(frame, shape)
+        return _luma_plane(_run_lengths(frame, shape), shape)
     if syntax in _JPEG_2000:
-        frame = _codestream(frame)
+        frame = codestream(frame)
     elif syntax not in _JPEG | _JPEG_LS:
         raise RejectedImageError(RejectReason.UNREADABLE, f"no decoder for {syntax.name}")
-    _check_stream(frame, syntax, shape)
+    _check_size(frame, syntax, shape)
+    frame = whole_stream(frame)
     try:
         pixels = _decoded(frame, syntax, shape)
     except _BROKEN_STREAM as error:
         detail = f"the {syntax.name} stream is damaged: {type(error).__name__}"
         raise RejectedImageError(RejectReason.UNREADABLE, detail) from None
-    return _as_patterns(pixels, shape)
+    patterns = _as_patterns(pixels, shape)
+    return patterns if syntax in _JPEG else _luma_plane(patterns, shape)
+
+
+def contradicts_header(frame: bytes, syntax: uid.UID, shape: FrameShape) -> bool:
+    """Tell whether a JPEG stream of colour says of itself that it is of another kind.
+
+    Decoding then believes the stream, whose encoder converted colours or did not and wrote down
+    which, over the header, where the value of the original often stays behind.
+    """
+    if syntax not in _JPEG or shape.samples != 3:
+        return False
+    return marked_colour(frame) not in (None, _declared_colour(shape))
+
+
+def _declared_colour(shape: FrameShape) -> str:
+    return "RGB" if shape.photometric == "RGB" else "YCBCR"
+
+
+def _luma_plane(pixels: Stored, shape: FrameShape) -> Stored:
+    """Return the first plane where it is luma; JPEG 2000 comes out of its decoder as RGB if not."""
+    keeps_luma = shape.photometric in ("YBR_FULL", "YBR_FULL_422")
+    return pixels[:, :, 0] if pixels.ndim == 3 and keeps_luma else pixels
 
 
 def _decoded(frame: bytes, syntax: uid.UID, shape: FrameShape) -> NDArray[np.integer]:
@@ -105,7 +131,7 @@ def _decoded(frame: bytes, syntax: uid.UID, shape: FrameShape) -> NDArray[np.int
         return np.asarray(imagecodecs.jpeg2k_decode(frame, planar=False))
     if shape.samples == 1:
         return np.asarray(imagecodecs.jpeg8_decode(frame))
-    if shape.is_rgb:
+    if (marked_colour(frame) or _declared_colour(shape)) == "RGB":
         return np.asarray(imagecodecs.jpeg8_decode(frame, colorspace="RGB", outcolorspace="RGB"))
     grey = imagecodecs.jpeg8_decode(frame, colorspace="YCBCR", outcolorspace="GRAYSCALE")
     return np.asarray(grey)
@@ -122,17 +148,8 @@ def _as_patterns(pixels: NDArray[np.integer], shape: FrameShape) -> Stored:
     return patterns
 
 
-def _codestream(frame: bytes) -> bytes:
-    """Return the bare JPEG 2000 codestream; some writers keep the boxes of a JP2 file around it."""
-    start = frame.find(_CODESTREAM)
-    if start < 0:
-        raise RejectedImageError(RejectReason.UNREADABLE, "no JPEG 2000 codestream")
-    return frame[start:]
-
-
-def _check_stream(frame: bytes, syntax: uid.UID, shape: FrameShape) -> None:
-    is_jpeg_2000 = syntax in _JPEG_2000
-    size = _jpeg_2000_size(frame) if is_jpeg_2000 else _jpeg_size(frame)
+def _check_size(frame: bytes, syntax: uid.UID, shape: FrameShape) -> None:
+    size = jpeg_2000_size(frame) if syntax in _JPEG_2000 else jpeg_size(frame)
     if size is None:
         detail = f"the {syntax.name} stream has no frame header"
         raise RejectedImageError(RejectReason.UNREADABLE, detail)
@@ -140,37 +157,6 @@ def _check_stream(frame: bytes, syntax: uid.UID, shape: FrameShape) -> None:
         detail = f"the stream is {size[0]}x{size[1]}x{size[2]}, the header says "
         detail += f"{shape.rows}x{shape.columns}x{shape.samples}"
         raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
-    if not frame.rstrip(b"\0").endswith(_END_OF_IMAGE):
-        raise RejectedImageError(RejectReason.TRUNCATED, "the stream has no end marker")
-
-
-def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Return rows, columns and components of the first frame header of a JPEG or JPEG-LS stream."""
-    position = 0
-    while position + 10 <= len(frame) and frame[position] == 0xFF:
-        marker = frame[position + 1]
-        if marker == 0xFF:
-            position += 1
-        elif marker in _STANDALONE:
-            position += 2
-        elif marker in _FRAME_MARKERS:
-            rows, columns, components = struct.unpack_from(">HHB", frame, position + 5)
-            return rows, columns, components
-        else:
-            position += 2 + struct.unpack_from(">H", frame, position + 2)[0]
-    return None
-
-
-def _jpeg_2000_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Return rows, columns and components of a codestream whose components are not subsampled."""
-    if len(frame) < 42:
-        return None
-    width, height, left, top = struct.unpack_from(">4I", frame, 8)
-    (components,) = struct.unpack_from(">H", frame, 40)
-    sampling = [frame[43 + 3 * index : 45 + 3 * index] for index in range(min(components, 4))]
-    if any(step != b"\x01\x01" for step in sampling):
-        return None
-    return height - top, width - left, components
 
 
 def _run_lengths(frame: bytes, shape: FrameShape) -> Stored:

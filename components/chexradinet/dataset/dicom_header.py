@@ -44,7 +44,7 @@ class RadiographHeader:
     is_human: bool
     """False where anything in the header speaks of an animal."""
     age_years: float | None
-    """From Patient's Age, else from birth date and study date."""
+    """From Patient's Age, else, also where that is zero, from birth date and study date."""
     sex: str
     """`F`, `M`, `O` or empty."""
     manufacturer: str
@@ -54,6 +54,7 @@ class RadiographHeader:
     burned_in_annotation: str
     """`YES`, `NO` or empty."""
     photometric_interpretation: str
+    """One of `dicom_pixels.PHOTOMETRIC`, so that it cannot hold anything else."""
     rows: int
     columns: int
     row_spacing_mm: float | None
@@ -122,12 +123,13 @@ def _date(written: str) -> date | None:
 
 
 def _age(dataset: Dataset, on: date | None) -> float | None:
+    """Return the age given, else from the birth date; `000Y` is what an empty field may become."""
     given = parse_age(text(dataset, "PatientAge"))
     born = _date(text(dataset, "PatientBirthDate"))
-    if given is not None or born is None or on is None:
+    if given or born is None or on is None:
         return given
     years = (on - born).days / _DAYS_PER_YEAR
-    return years if 0 <= years <= MAX_AGE_YEARS else None
+    return years if 0 <= years <= MAX_AGE_YEARS else given
 
 
 def _spacing(dataset: Dataset) -> tuple[float | None, float | None, str]:

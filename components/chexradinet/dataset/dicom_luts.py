@@ -8,6 +8,8 @@ million (ADR 0005). Dense is bright.
 Source: DICOM PS3.3 sections C.11.1 (Modality LUT), C.11.2 (VOI LUT) and C.7.5.1.1.2 (padding).
 """
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +18,20 @@ from pydicom.dataset import Dataset
 from chexradinet.config import DicomConfig
 from chexradinet.dataset.dicom_codecs import Stored
 from chexradinet.dataset.dicom_pixels import PixelLayout
-from chexradinet.dataset.dicom_values import integer, item_of, numbers, text, value_of
+from chexradinet.dataset.dicom_values import (
+    integer,
+    is_given,
+    item_of,
+    little_endian,
+    numbers,
+    text,
+    value_of,
+)
+from chexradinet.errors import RejectedImageError
+from chexradinet.records import RejectReason
 
 Values = NDArray[np.float64]
+Limits = tuple[float, float]
 
 _SIGN_BIT = 0x8000
 _FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -42,10 +55,14 @@ def display_pixels(
     patterns = np.arange(256 if stored.dtype == np.uint8 else 65536)
     values = _values_of(patterns, layout)
     padding = _padding(values, layout, dataset)
-    scaled = _modality(values, dataset)
-    levels, description = _voi(scaled, dataset, config, layout)
+    scaled, limits = _modality(values, dataset)
+    levels, description = _voi(scaled, dataset, config)
     if levels is None:
-        levels, description = _full_range(scaled, stored, padding, layout)
+        # 8 bits are made to be shown as they are; of more bits, an image alone tells its part.
+        as_made = layout.bits_stored == 8 and not layout.is_signed
+        low, high = limits if as_made else _own_limits(scaled, stored, padding)
+        levels = (scaled - low) / ((high - low) or 1.0)
+        description = f"{'full' if as_made else 'own'} range {low:g} to {high:g}: {description}"
     table = np.rint(np.clip(levels, 0.0, 1.0) * 255.0).astype(np.uint8)
     if layout.photometric == "MONOCHROME1":
         table = 255 - table
@@ -91,36 +108,43 @@ def _padding(values: Values, layout: PixelLayout, dataset: Dataset) -> NDArray[n
     return np.asarray((values >= min(limits)) & (values <= max(limits)))
 
 
-def _modality(values: Values, dataset: Dataset) -> Values:
+def _modality(values: Values, dataset: Dataset) -> tuple[Values, Limits]:
+    """Return values after the table or the rescale, and the least and greatest possible one."""
     item = item_of(dataset, "ModalityLUTSequence")
     if item is not None:
         found = _lookup_table(item, "LUT", values)
         if found is not None:
-            return found[0]
+            return found[0], (0.0, found[1])
     slope = numbers(dataset, "RescaleSlope") or [1.0]
     intercept = numbers(dataset, "RescaleIntercept") or [0.0]
-    return values * (slope[0] or 1.0) + intercept[0]
+    scaled = values * (slope[0] or 1.0) + intercept[0]
+    limits = float(scaled.min()), float(scaled.max())
+    if not all(map(math.isfinite, limits)):
+        detail = "Rescale Slope and Intercept lead beyond what a number can hold"
+        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+    return scaled, limits
 
 
-def _voi(
-    values: Values, dataset: Dataset, config: DicomConfig, layout: PixelLayout
-) -> tuple[Values | None, str]:
-    """Return levels in [0, 1] by the chosen table or window, or None where there is neither."""
+def _voi(values: Values, dataset: Dataset, config: DicomConfig) -> tuple[Values | None, str]:
+    """Return levels in [0, 1] by the chosen table or window, or None and why there are none."""
     steps = [_voi_table, _voi_window] if config.prefer_voi_lut else [_voi_window, _voi_table]
+    unusable = []
     for step in steps:
         levels, description = step(values, dataset, config.voi_index)
         if levels is not None:
             return levels, description
-    if layout.bits_stored == 8 and not layout.is_signed:
-        return values / 255.0, "as stored: 8 bits without a window"
-    return None, ""
+        if description:
+            unusable.append(description)
+    return None, " and ".join(unusable) or "the header has no window"
 
 
 def _voi_table(values: Values, dataset: Dataset, index: int) -> tuple[Values | None, str]:
     item = item_of(dataset, "VOILUTSequence", index)
-    found = _lookup_table(item, "LUT", values) if item is not None else None
-    if found is None:
+    if item is None:
         return None, ""
+    found = _lookup_table(item, "LUT", values)
+    if found is None:
+        return None, "the VOI LUT is damaged"
     return found[0] / found[1], f"VOI LUT {index + 1}"
 
 
@@ -129,19 +153,22 @@ def _voi_window(values: Values, dataset: Dataset, index: int) -> tuple[Values | 
         zip(numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth"), strict=False)
     )
     if not pairs:
-        return None, ""
+        given = is_given(dataset, "WindowCenter") or is_given(dataset, "WindowWidth")
+        return None, "the window is incomplete or damaged" if given else ""
     index = min(index, len(pairs) - 1)
     centre, width = pairs[index]
     function = text(dataset, "VOILUTFunction").upper() or "LINEAR"
+    if function not in _FUNCTIONS:  # not quoted: it may hold anything
+        return None, "the window has an unknown VOI LUT Function"
+    if width <= 0 or (function == "LINEAR" and width < 1):
+        return None, f"the window has a width of {width:g}"
     levels = _windowed(values, centre, width, function)
     name = f"window {index + 1} of {len(pairs)}: {function}, centre {centre:g}, width {width:g}"
-    return levels, name if levels is not None else ""
+    return levels, name
 
 
-def _windowed(values: Values, centre: float, width: float, function: str) -> Values | None:
-    """Apply PS3.3 C.11.2.1.2 or C.11.2.1.3; None where the width is not one."""
-    if function not in _FUNCTIONS or width <= 0 or (function == "LINEAR" and width < 1):
-        return None
+def _windowed(values: Values, centre: float, width: float, function: str) -> Values:
+    """Apply PS3.3 C.11.2.1.2 or C.11.2.1.3."""
     if function == "SIGMOID":
         exponent = np.clip(-4.0 * (values - centre) / width, -700.0, 700.0)
         return np.asarray(1.0 / (1.0 + np.exp(exponent)))
@@ -152,15 +179,11 @@ def _windowed(values: Values, centre: float, width: float, function: str) -> Val
     return (values - (centre - 0.5)) / (width - 1) + 0.5
 
 
-def _full_range(
-    values: Values, stored: Stored, padding: NDArray[np.bool_], layout: PixelLayout
-) -> tuple[Values, str]:
-    """Map the image's own darkest and brightest value to black and white; padding has no say."""
+def _own_limits(values: Values, stored: Stored, padding: NDArray[np.bool_]) -> Limits:
+    """Return the image's own darkest and brightest value; padding has no say."""
     present = np.bincount(stored.ravel(), minlength=len(values)) > 0
     used = values[present & ~padding]
-    low, high = (float(used.min()), float(used.max())) if used.size else (0.0, 0.0)
-    span = (high - low) or 1.0
-    return (values - low) / span, f"own range {low:g} to {high:g}: the header has no window"
+    return (float(used.min()), float(used.max())) if used.size else (0.0, 0.0)
 
 
 def _lookup_table(dataset: Dataset, prefix: str, values: Values) -> tuple[Values, float] | None:
@@ -171,6 +194,8 @@ def _lookup_table(dataset: Dataset, prefix: str, values: Values) -> tuple[Values
         return None
     length, first, bits = (int(number) for number in descriptor)
     length = length & 0xFFFF or 65536
+    if isinstance(data, bytes):
+        data = little_endian(dataset, data)
     entries = _table_entries(data, length, numbers(dataset, f"{prefix}Data"))
     if entries is None or not 1 <= bits <= 16:
         return None

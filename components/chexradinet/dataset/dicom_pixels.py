@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from chexradinet.dataset.dicom_codecs import FrameShape, Stored, decode_frame
+from chexradinet.dataset.dicom_codecs import FrameShape, Stored, contradicts_header, decode_frame
 from chexradinet.dataset.dicom_file import DicomFile
 from chexradinet.dataset.dicom_values import integer, text
 from chexradinet.dataset.images import MAX_PIXELS
@@ -20,6 +20,12 @@ from chexradinet.records import RejectReason
 
 MAX_EXPANSION = 4000
 """Most decoded bytes a compressed byte may stand for; a real radiograph stays under 100."""
+
+PHOTOMETRIC = (
+    *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"),
+    *("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"),
+)
+"""Photometric Interpretations that are read; records hold no other text."""
 
 _SUPPORTED_BITS = (8, 16)
 _KNOWN_BITS = (1, 8, 12, 16, 24, 32, 64)
@@ -43,7 +49,7 @@ class PixelLayout:
     is_planar: bool
     """Whether colours lie plane by plane instead of pixel by pixel."""
     photometric: str
-    """Photometric Interpretation, upper case."""
+    """Photometric Interpretation, one of `PHOTOMETRIC`."""
 
     @property
     def is_monochrome(self) -> bool:
@@ -56,7 +62,7 @@ def pixel_layout(dataset: Dataset) -> PixelLayout:
 
     Raises:
         RejectedImageError: `multi_frame`, `implausible`, or `unreadable` for depths other than 8
-            and 16 bits and for colour deeper than 8.
+            and 16 bits, for colour deeper than 8 and where it is not known what pixels stand for.
     """
     frames = integer(dataset, "NumberOfFrames")
     if frames is not None and frames > 1:
@@ -76,6 +82,7 @@ def pixel_layout(dataset: Dataset) -> PixelLayout:
         photometric=text(dataset, "PhotometricInterpretation").upper(),
     )
     _check_size(layout)
+    _check_photometric(layout)
     _check_depth(layout)
     return layout
 
@@ -87,6 +94,16 @@ def _check_size(layout: PixelLayout) -> None:
     if layout.rows * layout.columns > MAX_PIXELS:
         detail = f"{size}; an X-ray has at most {MAX_PIXELS // 1_000_000} million"
         raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+
+
+def _check_photometric(layout: PixelLayout) -> None:
+    """Refuse what would be a guess: which end is dense, or which colours the planes are."""
+    if not layout.photometric:
+        detail = "no Photometric Interpretation, which says whether dense is bright"
+        raise RejectedImageError(RejectReason.UNREADABLE, detail)
+    if layout.photometric not in PHOTOMETRIC:  # not quoted: it may hold anything
+        detail = f"unknown Photometric Interpretation; read are {', '.join(PHOTOMETRIC)}"
+        raise RejectedImageError(RejectReason.UNREADABLE, detail)
 
 
 def _check_depth(layout: PixelLayout) -> None:
@@ -121,30 +138,42 @@ def stored_pixels(file: DicomFile, layout: PixelLayout) -> Stored:
     if decoded_bytes > len(frame) * MAX_EXPANSION:
         detail = f"{len(frame)} bytes for {layout.rows}x{layout.columns} px"
         raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
-    shape = FrameShape(
+    return decode_frame(frame, file.transfer_syntax, _shape(layout))
+
+
+def contradicting_colour(file: DicomFile, layout: PixelLayout) -> bool:
+    """Tell whether a JPEG stream says RGB where the header says YBR, or the other way round."""
+    if layout.samples == 1 or not file.transfer_syntax.is_encapsulated:
+        return False
+    return contradicts_header(_frame(file), file.transfer_syntax, _shape(layout))
+
+
+def _shape(layout: PixelLayout) -> FrameShape:
+    return FrameShape(
         rows=layout.rows,
         columns=layout.columns,
         samples=layout.samples,
         bytes_per_sample=layout.bits_allocated // 8,
-        is_rgb=layout.photometric == "RGB",
+        photometric=layout.photometric,
     )
-    pixels = decode_frame(frame, file.transfer_syntax, shape)
-    keeps_luma = layout.photometric in ("YBR_FULL", "YBR_FULL_422")
-    return pixels[:, :, 0] if pixels.ndim == 3 and keeps_luma else pixels
 
 
 def _native(file: DicomFile, layout: PixelLayout) -> Stored:
     halved = layout.photometric == "YBR_FULL_422"
+    if halved and layout.columns % 2:
+        detail = f"{layout.columns} columns; colour that two columns share needs an even number"
+        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
     samples = 2 if halved else layout.samples
     row_bytes = layout.columns * samples * layout.bits_allocated // 8
     expected = layout.rows * row_bytes
-    _check_length(file, expected, row_bytes)
     words = layout.bits_allocated == 16 or file.pixel_vr == "OW"
     swapped = words and not file.transfer_syntax.is_little_endian
     data = file.pixel_data
     if swapped:
-        even = data[: len(data) // 2 * 2]
-        data = np.frombuffer(even, dtype=">u2").astype("<u2").data.cast("B")
+        data = data[: len(data) // 2 * 2]
+    _check_length((len(data), len(file.pixel_data) + file.missing_bytes), expected, row_bytes)
+    if swapped:
+        data = np.frombuffer(data, dtype=">u2").astype("<u2").data.cast("B")
     flat: Stored = np.frombuffer(
         data, dtype=f"<u{layout.bits_allocated // 8}", count=expected * 8 // layout.bits_allocated
     )
@@ -159,10 +188,15 @@ def _native(file: DicomFile, layout: PixelLayout) -> Stored:
     return pixels[:, :, 0] if layout.photometric == "YBR_FULL" else pixels
 
 
-def _check_length(file: DicomFile, expected: int, row_bytes: int) -> None:
-    """Compare the length of native pixels with the size; a spare row or less is padding."""
-    found = len(file.pixel_data)
-    given = found + file.missing_bytes
+def _check_length(lengths: tuple[int, int], expected: int, row_bytes: int) -> None:
+    """Compare the length of native pixels with the size; a spare row or less is padding.
+
+    Args:
+        lengths: Bytes at hand, and bytes that the element should have.
+        expected: Bytes that the size needs.
+        row_bytes: Of one row.
+    """
+    found, given = lengths
     if found < expected <= given:
         detail = f"{found} of {expected} bytes of pixels"
         raise RejectedImageError(RejectReason.TRUNCATED, detail)

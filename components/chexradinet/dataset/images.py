@@ -2,9 +2,10 @@
 
 Grey levels are kept as they are in an 8-bit file. Colour becomes luma (ITU-R BT.601), transparency
 is composed over black, a palette is looked up. A 16-bit file is mapped linearly from the range of
-its bit depth: 0-65535, but 0-4095 or 0-255 when no pixel is above that, because 12-bit and 8-bit
-images are commonly stored in 16 bits, and would be almost black otherwise. The map depends on the
-depth alone, not on the darkest and brightest pixel, so that exposures stay comparable.
+its bit depth, because detectors have 10, 12 or 14 bits, and their images would be almost black if
+16 were meant. A PNG may tell its depth (sBIT); of others it is the least of 8, 10, 12, 14 and 16
+bits that holds every pixel. The map depends on the depth alone, not on the darkest and brightest
+pixel, so that exposures stay comparable.
 """
 
 import hashlib
@@ -28,10 +29,26 @@ MAX_PIXELS = 64_000_000
 """Most pixels of an image; the largest detectors have 18 million."""
 
 _FORMATS = ("PNG", "JPEG")
-_SIGNATURES = {b"\x89PNG\r\n\x1a\n": b"IEND", b"\xff\xd8\xff": b"\xff\xd9"}
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_SIGNATURES = {_PNG: b"IEND", b"\xff\xd8\xff": b"\xff\xd9"}
+_BROKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises on files that are damaged or made up; found by mutating them."""
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-_DEPTHS = (8, 12, 16)
+_DEPTHS = (8, 10, 12, 14, 16)
 _TRANSPOSED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,7 +74,7 @@ def read_image(source: Path | IO[bytes]) -> NDArray[np.uint8]:
         try:
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 _check_head(image)
-                pixels = _grey(_upright(image))
+                pixels = _grey(_upright(image), content)
         except _TOO_LARGE as error:
             raise _too_large("over 89 million") from error
         except _BROKEN as error:
@@ -111,9 +128,9 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(method) if method is not None else image
 
 
-def _grey(image: Image.Image) -> NDArray[np.uint8]:
+def _grey(image: Image.Image, content: bytes) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):
-        return _eight_bits(np.asarray(image))
+        return _eight_bits(np.asarray(image), _significant_bits(content))
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         luma = np.asarray(layers.convert("RGB").convert("L"), dtype=np.uint16)
@@ -124,9 +141,29 @@ def _grey(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image.convert("L"))
 
 
-def _eight_bits(pixels: NDArray[np.integer]) -> NDArray[np.uint8]:
+def _significant_bits(content: bytes) -> int | None:
+    """Return what the sBIT chunk of a PNG says of its first channel, where there is a valid one."""
+    position = 8
+    while content.startswith(_PNG) and position + 9 <= len(content):
+        length, name = struct.unpack_from(">I4s", content, position)
+        if name == b"sBIT" and length:
+            bits = content[position + 8]
+            return bits if 1 <= bits <= 16 else None
+        if name == b"IDAT":
+            break
+        position += 12 + length
+    return None
+
+
+def _eight_bits(pixels: NDArray[np.integer], significant_bits: int | None) -> NDArray[np.uint8]:
+    """Map 16-bit grey levels to 8 bits.
+
+    The PNG specification wants fewer significant bits spread over the whole range, and then the
+    range is 16 bits; many writers store them as they are, and then no pixel is above them.
+    """
     highest = int(pixels.max())
-    depth = next(bits for bits in _DEPTHS if highest < 1 << bits)
+    depths = _DEPTHS if significant_bits is None else (significant_bits, 16)
+    depth = next(bits for bits in depths if highest < 1 << bits)
     largest = (1 << depth) - 1
     levels = (np.arange(largest + 1, dtype=np.uint32) * 255 + largest // 2) // largest
     return np.asarray(levels.astype(np.uint8)[pixels])

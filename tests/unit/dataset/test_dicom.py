@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydicom import uid
+from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig
 from chexradinet.dataset.dicom import (
@@ -18,7 +19,7 @@ from chexradinet.dataset.dicom import (
 )
 from chexradinet.dataset.dicom_write import encode_radiograph
 from chexradinet.dataset.geometry import fit_to_model
-from chexradinet.errors import ConfigError
+from chexradinet.errors import ConfigError, RejectedImageError
 from chexradinet.records import Box, View
 
 PLAIN = uid.ExplicitVRLittleEndian
@@ -81,10 +82,65 @@ def test_bits_beyond_the_stored_ones_are_ignored() -> None:
     assert np.array_equal(read_radiograph(dirty, DicomConfig()).pixels, clean)
 
 
-def test_a_width_of_zero_falls_back_to_the_images_own_range() -> None:
-    radiograph = read_radiograph(written(WindowCenter=100, WindowWidth=0), DicomConfig())
-    assert radiograph.header.window.startswith("own range 0 to 1279")
+def lookup_table(entries: list[int], bits: int = 12) -> list[Dataset]:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(entries), 0, bits])
+    item.add_new("LUTData", "US", entries)
+    return [item]
+
+
+WINDOW = {"WindowCenter": 100, "WindowWidth": 300}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        ({}, "the header has no window"),
+        ({"WindowCenter": 100, "WindowWidth": 0}, "the window has a width of 0"),
+        ({"WindowCenter": 100, "WindowWidth": 0.5}, "the window has a width of 0.5"),
+        ({"WindowCenter": 100}, "the window is incomplete or damaged"),
+        (
+            {**WINDOW, "VOILUTFunction": "DOE JANE"},
+            "the window has an unknown VOI LUT Function",
+        ),
+        ({"VOILUTSequence": lookup_table([0, 9], bits=17)}, "the VOI LUT is damaged"),
+        (
+            {
+                "VOILUTSequence": lookup_table([0, 9], bits=0),
+                "WindowCenter": 1,
+                "WindowWidth": -4,
+            },
+            "the VOI LUT is damaged and the window has a width of -4",
+        ),
+    ],
+)
+def test_without_a_usable_window_an_image_has_its_own_range_and_says_why(
+    attributes: dict[str, object], why: str
+) -> None:
+    radiograph = read_radiograph(written(**attributes), DicomConfig())
+    assert radiograph.header.window == f"own range 0 to 1279: {why}"
     assert (radiograph.pixels.min(), radiograph.pixels.max()) == (0, 255)
+
+
+def test_eight_bits_have_the_range_of_what_they_can_hold_after_a_rescale() -> None:
+    stored = np.array([[0, 51, 204]] * 2, dtype=np.uint8)
+    for slope, intercept in ((1, 0), (16, 0), (1, -128), (0.25, 3)):
+        attributes = {"RescaleSlope": slope, "RescaleIntercept": intercept}
+        pixels = read_radiograph(encode_radiograph(stored, PLAIN, attributes), DicomConfig()).pixels
+        assert pixels[0].tolist() == [0, 51, 204], (slope, intercept)
+
+
+def test_a_rescale_beyond_all_numbers_is_implausible() -> None:
+    content = written(RescaleSlope="1e306", RescaleIntercept="0")
+    with pytest.raises(RejectedImageError, match="implausible: Rescale"):
+        read_radiograph(content, DicomConfig())
+
+
+def test_a_lookup_table_goes_before_a_window_unless_told_otherwise() -> None:
+    content = written(**WINDOW, VOILUTSequence=lookup_table(list(range(4096))))
+    assert read_radiograph(content, DicomConfig()).header.window == "VOI LUT 1"
+    window = read_radiograph(content, DicomConfig(prefer_voi_lut=False)).header.window
+    assert window.startswith("window 1 of 1")
 
 
 def test_files_without_preamble_or_file_meta_are_read() -> None:

@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import uid
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 
 from chexradinet.config import DicomConfig
 from chexradinet.dataset.dicom import read_radiograph
 from chexradinet.dataset.dicom_write import encode_radiograph
 from chexradinet.errors import RejectedImageError
 from chexradinet.records import RejectReason
+from tests.dicom_files import with_pixel_bytes
 
 PLAIN = uid.ExplicitVRLittleEndian
 NAME = "Smith^Jürgen"
@@ -37,6 +41,14 @@ def patched(content: bytes, group: int, element: int, vr: bytes, value: int) -> 
     assert content.count(head) == 1
     place = content.index(head) + len(head)
     return content[:place] + struct.pack("<H", value) + content[place + 2 :]
+
+
+def item_bytes(item: Dataset) -> bytes:
+    stream = DicomBytesIO()
+    stream.is_little_endian, stream.is_implicit_VR = True, False
+    write_dataset(stream, item)
+    value = stream.getvalue()
+    return b"\xfe\xff\x00\xe0" + struct.pack("<I", len(value)) + value
 
 
 def test_a_file_cut_in_its_pixels_is_truncated() -> None:
@@ -99,6 +111,27 @@ def test_contradicting_depths_are_implausible_and_unusual_ones_unreadable() -> N
     assert reason_of(content) is RejectReason.UNREADABLE
 
 
+def test_without_a_known_photometric_interpretation_a_file_is_unreadable_and_says_so() -> None:
+    for given, why in ((None, "no Photometric"), ("", "no Photometric"), (NAME, "unknown Photo")):
+        content = written(PhotometricInterpretation=given)
+        assert reason_of(content) is RejectReason.UNREADABLE
+        with pytest.raises(RejectedImageError, match=why):
+            read_radiograph(content, DicomConfig())
+    for given in (f"MONOCHROME2 {NAME}", "MONOCHROME"):
+        assert reason_of(written(PhotometricInterpretation=given)) is RejectReason.UNREADABLE
+
+
+def test_an_element_that_is_a_sequence_in_place_of_text_is_not_copied() -> None:
+    item = Dataset()
+    item.PatientName = NAME
+    content = encode_radiograph(np.eye(40, dtype=np.uint8), PLAIN, {"Manufacturer": "ACME"})
+    place = content.index(b"\x08\x00\x70\x00LO")
+    body = item_bytes(item)
+    element = b"\x08\x00\x70\x00SQ\0\0" + struct.pack("<I", len(body)) + body
+    content = content[:place] + element + content[place + 12 :]
+    assert read_radiograph(content, DicomConfig()).header.manufacturer == ""
+
+
 def test_an_unknown_transfer_syntax_is_unreadable() -> None:
     content = written().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0")
     assert reason_of(content) is RejectReason.UNREADABLE
@@ -124,3 +157,28 @@ def test_a_bomb_of_black_pixels_is_refused_before_it_is_decoded(
     assert len(bomb) < 2_000
     monkeypatch.setattr("chexradinet.dataset.dicom_pixels.decode_frame", None)
     assert reason_of(bomb) is RejectReason.IMPLAUSIBLE
+
+
+def test_colour_that_two_columns_share_needs_an_even_number_of_them() -> None:
+    colour = np.zeros((33, 33, 3), dtype=np.uint8)
+    attributes = {"PhotometricInterpretation": "YBR_FULL_422"}
+    content = encode_radiograph(colour, PLAIN, attributes)
+    assert reason_of(with_pixel_bytes(content, bytes(33 * 33 * 2))) is RejectReason.IMPLAUSIBLE
+
+
+def test_words_that_lack_their_second_byte_are_truncated() -> None:
+    grey = np.zeros((33, 33), dtype=np.uint8)
+    content = encode_radiograph(grey, uid.ExplicitVRBigEndian)
+    odd = with_pixel_bytes(content, bytes(33 * 33), "OW", little=False)
+    assert reason_of(odd) is RejectReason.TRUNCATED
+
+
+@pytest.mark.parametrize("failing", ["pixel_layout", "stored_pixels"])
+def test_what_the_reader_did_not_foresee_is_unreadable(
+    failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError(NAME)
+
+    monkeypatch.setattr(f"chexradinet.dataset.dicom.{failing}", fail)
+    assert reason_of(written()) is RejectReason.UNREADABLE

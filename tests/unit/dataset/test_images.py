@@ -30,12 +30,11 @@ def reason_of(content: bytes) -> RejectReason:
     return RejectReason(caught.value.reason)
 
 
-def png_of_size(width: int, height: int) -> bytes:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        )
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
+
+def png_of_size(width: int, height: int) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(b"\0")), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
@@ -64,6 +63,25 @@ def test_png_damaged_inside_is_unreadable() -> None:
     start = content.index(b"IDAT") + 6
     content[start : start + 20] = bytes(20)
     assert reason_of(bytes(content)) is RejectReason.UNREADABLE
+
+
+def test_png_without_its_palette_is_unreadable() -> None:
+    content = encoded(Image.fromarray(RAMP).convert("P"))
+    start = content.index(b"PLTE") - 4
+    (length,) = struct.unpack(">I", content[start : start + 4])
+    assert reason_of(content[:start] + content[start + 12 + length :]) is RejectReason.UNREADABLE
+
+
+@pytest.mark.parametrize("error", [AssertionError, KeyError, TypeError, IndexError, MemoryError])
+def test_whatever_the_decoder_raises_is_unreadable(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    content = encoded(Image.fromarray(RAMP))
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    assert reason_of(content) is RejectReason.UNREADABLE
 
 
 def test_absurd_size_is_implausible_and_allocates_nothing() -> None:
@@ -128,12 +146,44 @@ def test_transparent_grey_is_composed_over_black() -> None:
     np.testing.assert_allclose(read(encoded(image)), RAMP / 5, atol=0.51)
 
 
-@pytest.mark.parametrize(("highest", "largest"), [(65535, 65535), (4096, 65535), (4095, 4095)])
+@pytest.mark.parametrize(
+    ("highest", "largest"),
+    [
+        (65535, 65535),
+        (16384, 65535),
+        (16383, 16383),
+        (4096, 16383),
+        (4095, 4095),
+        (1024, 4095),
+        (1023, 1023),
+        (256, 1023),
+    ],
+)
 def test_sixteen_bits_are_mapped_linearly_from_their_depth(highest: int, largest: int) -> None:
     deep = np.linspace(0, highest, 64 * 64).reshape(64, 64).astype(np.uint16)
     pixels = read(encoded(Image.fromarray(deep)))
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.floor(deep * 255.0 / largest + 0.5))
+
+
+@pytest.mark.parametrize(
+    ("bits", "highest", "largest"),
+    [
+        (15, 32767, 32767),
+        (15, 900, 32767),
+        (12, 1000, 4095),
+        (16, 4095, 65535),
+        (12, 65520, 65535),  # spread over the whole range, as the specification wants it
+        (0, 1000, 1023),  # no valid depth
+        (17, 1000, 1023),
+    ],
+)
+def test_a_png_that_tells_its_depth_is_believed(bits: int, highest: int, largest: int) -> None:
+    deep = np.linspace(0, highest, 64 * 64).reshape(64, 64).astype(np.uint16)
+    plain = encoded(Image.fromarray(deep))
+    end_of_head = 8 + 25
+    content = plain[:end_of_head] + chunk(b"sBIT", bytes([bits])) + plain[end_of_head:]
+    np.testing.assert_array_equal(read(content), np.floor(deep * 255.0 / largest + 0.5))
 
 
 def test_eight_bits_stored_in_sixteen_are_kept() -> None:

@@ -12,6 +12,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig, QualityConfig
+from chexradinet.dataset.cells import parse_view
 from chexradinet.dataset.dicom import read_radiograph
 from chexradinet.dataset.dicom_write import encode_radiograph
 from chexradinet.dataset.images import read_image
@@ -104,6 +105,54 @@ def test_a_frontal_adult_chest_passes_without_flags() -> None:
         ({"PatientAge": "017Y"}, RejectReason.UNDER_AGE),
         ({"PatientAge": "200M"}, RejectReason.UNDER_AGE),
         ({"PatientAge": "018Y"}, None),
+        ({"PatientAge": "000Y"}, RejectReason.UNDER_AGE),
+        (
+            {"PatientAge": "000Y", "PatientBirthDate": "19500101", "StudyDate": "20200101"},
+            None,
+        ),
+        (
+            {"PatientAge": "005D", "PatientBirthDate": "19500101", "StudyDate": "20200101"},
+            RejectReason.UNDER_AGE,
+        ),
+        ({"BodyPartExamined": "TÓRAX"}, None),
+        ({"BodyPartExamined": "Poumons"}, None),
+        ({"BodyPartExamined": None, "AnatomicRegionSequence": code("T-D3000")}, None),
+        (
+            {
+                "BodyPartExamined": "UNKNOWN",
+                "AnatomicRegionSequence": code("51185008", "структура"),
+                "SpecificCharacterSet": "ISO_IR 192",
+            },
+            None,
+        ),
+        (
+            {"BodyPartExamined": None, "AnatomicRegionSequence": code("72696002", "Knee")},
+            RejectReason.NOT_CHEST,
+        ),
+        ({"PatientBreedDescription": "NONE"}, None),
+        ({"PatientBreedDescription": "n/a"}, None),
+        ({"PatientSpeciesDescription": "UNKNOWN"}, None),
+        ({"InstitutionName": "White Horse Medical Centre"}, None),
+        ({"InstitutionName": "Clínica Veterinária"}, RejectReason.NOT_CHEST),
+        ({"InstitutionName": "Tierärztliche Praxis"}, RejectReason.NOT_CHEST),
+        ({"StudyDescription": "Dog bite, fell from horse"}, None),
+        ({"ProtocolName": "DOG THORAX"}, RejectReason.NOT_CHEST),
+        ({"ViewPosition": "AP LORDOTIC"}, RejectReason.NOT_FRONTAL),
+        ({"ViewPosition": "AP AXIAL"}, RejectReason.NOT_FRONTAL),
+        ({"ViewPosition": "PA_RLD"}, RejectReason.NOT_FRONTAL),
+        ({"ViewPosition": "AP_SUPINE"}, None),
+        ({"ViewPosition": "SWIMMERS"}, RejectReason.NOT_FRONTAL),
+        (
+            {"ViewPosition": "UNKNOWN", "SeriesDescription": "CHEST LAT"},
+            RejectReason.NOT_FRONTAL,
+        ),
+        (
+            {
+                "ViewPosition": None,
+                "ViewCodeSequence": code("272479007", "PA, in a study with LAT"),
+            },
+            None,
+        ),
     ],
 )
 def test_the_header_decides(attributes: dict[str, object], reason: RejectReason | None) -> None:
@@ -115,6 +164,10 @@ def test_the_header_decides(attributes: dict[str, object], reason: RejectReason 
     [
         ({"ViewPosition": None}, "view_unknown"),
         ({"ViewPosition": None, "SeriesDescription": "CHEST PA AND LAT"}, "view_unknown"),
+        ({"ViewPosition": "FRONTAL"}, "view_unknown"),
+        ({"ViewPosition": "FRONTAL", "SeriesDescription": "CHEST LAT"}, "view_unknown"),
+        ({"ViewPosition": "UNKNOWN"}, "view_unknown"),
+        ({"ViewPosition": "Other"}, "view_unknown"),
         ({"BodyPartExamined": None}, "body_part_unknown"),
         ({"BodyPartExamined": "UNKNOWN"}, "body_part_unknown"),
         ({"PatientAge": None}, "age_unknown"),
@@ -133,6 +186,30 @@ def test_a_view_named_in_the_series_is_taken() -> None:
     content = encode_radiograph(chest(), uid.ExplicitVRLittleEndian, attributes)
     header = read_radiograph(content, DicomConfig()).header
     assert (header.view, header.view_source) == ("AP", "description")
+
+
+@pytest.mark.parametrize(
+    "written", ["PA", "AP", "", "FRONTAL", "UNKNOWN", "NA", "N/A", "LL", "AP AXIAL", "AP LORDOTIC"]
+)
+def test_a_header_and_a_table_say_the_same_of_a_view(written: str) -> None:
+    content = encode_radiograph(chest(), uid.ExplicitVRLittleEndian, {"ViewPosition": written})
+    header = read_radiograph(content, DicomConfig()).header
+    view, rejected = parse_view(written)
+    assert header.view is view
+    assert (header.is_frontal is False) == (rejected is RejectReason.NOT_FRONTAL)
+
+
+def test_a_frontal_view_position_leaves_it_to_the_series_which_one() -> None:
+    attributes = {"ViewPosition": "FRONTAL", "SeriesDescription": "Chest PA"}
+    content = encode_radiograph(chest(), uid.ExplicitVRLittleEndian, attributes)
+    header = read_radiograph(content, DicomConfig()).header
+    assert (header.view, header.is_frontal) == ("PA", True)
+
+
+def test_a_body_part_in_utf_8_is_understood() -> None:
+    content = encode_radiograph(chest(), uid.ExplicitVRLittleEndian, {"BodyPartExamined": "TxxRAX"})
+    content = content.replace(b"TxxRAX", "TÓRAX".encode())
+    assert read_radiograph(content, DicomConfig()).header.shows_chest
 
 
 def test_the_age_limit_can_be_lifted() -> None:
