@@ -26,6 +26,7 @@ from chexradinet.errors import (
 )
 from chexradinet.flows.ledger import PlannedImage
 from chexradinet.flows.nightly_settings import ResultSettings
+from chexradinet.flows.unforeseen import refusing_faults
 from chexradinet.records import Geometry, RejectReason
 from chexradinet.store import open_store
 
@@ -108,7 +109,8 @@ def read_xray(reading: Reading, image: PlannedImage) -> XRay | Excluded:
         return _excluded(image, REJECTED, error.reason, error.detail)
     read = time.perf_counter()
     try:
-        return _decoded(reading, image.key, content, (started, read))
+        with refusing_faults():
+            return _decoded(reading, image.key, content, (started, read))
     except RejectedImageError as error:
         return _excluded(image, REJECTED, error.reason, error.detail)
 

@@ -5,16 +5,11 @@ identifier leaves the worker.
 """
 
 import io
-import logging
-import struct
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,26 +24,15 @@ from chexradinet.dataset.deidentify import (
 from chexradinet.dataset.geometry import fit_to_model
 from chexradinet.dataset.header_table import HeaderRow
 from chexradinet.dataset.images import pixel_digest, read_image
-from chexradinet.errors import ChexRadiNetError, RejectedImageError
+from chexradinet.errors import RejectedImageError
 from chexradinet.flows.sources import DICOM_SUFFIXES, Source
-from chexradinet.records import Geometry, RejectReason, View
+from chexradinet.flows.unforeseen import refusing_faults
+from chexradinet.records import Geometry, View
 
 if TYPE_CHECKING:
     from chexradinet.dataset.dicom_header import RadiographHeader
 
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-_UNFORESEEN = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    cv2.error,
-    struct.error,
-)
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,25 +123,12 @@ def _decode(
 ) -> Outcome:
     try:
         content = source.read(file)
-        if is_dicom(file, content, config):
-            return _survived(_decode_dicom, content, config, key or deidentification_key())
-        return _survived(_decode_picture, content, config)
+        with refusing_faults():
+            if is_dicom(file, content, config):
+                return _decode_dicom(content, config, key or deidentification_key())
+            return _decode_picture(content, config)
     except RejectedImageError as error:
         return Refused(error.reason, error.detail)
-
-
-def _survived(decode: Callable[..., Outcome], content: bytes, *settings: object) -> Outcome:
-    """Decode; what the readers did not foresee refuses one file and does not end the batch."""
-    try:
-        return decode(content, *settings)
-    except ChexRadiNetError:
-        raise
-    except _UNFORESEEN as error:
-        # The text of such an error may quote the file, its type and place cannot.
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        fault = f"{type(error).__name__} at line {place.lineno} of {Path(place.filename).name}"
-        _LOG.warning("a fault of the reader, please report it: %s", fault)
-        return Refused(RejectReason.UNREADABLE, f"a fault of the reader: {fault}")
 
 
 def _decode_picture(content: bytes, config: IngestConfig) -> Decoded:

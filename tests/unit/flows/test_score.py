@@ -223,6 +223,25 @@ def test_a_crash_while_decoding_costs_no_small_night_either(
     assert workers == [2]
 
 
+def test_a_fault_of_the_reader_costs_one_x_ray_and_quotes_nothing_of_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add_png(0)
+    world.add_dicom(1)
+    planned(world)
+
+    def fault(*_: object) -> None:
+        raise ValueError("SECRET^NAME")
+
+    monkeypatch.setattr(nightly_read, "_dicom", fault)
+    result = scored(world)
+    assert result.images.num_rows == 1
+    (row,) = result.rejected.to_pylist()
+    assert row["reason"] == "unreadable"
+    assert row["detail"].startswith("a fault of the reader: ValueError at line ")
+    assert "SECRET" not in row["detail"]
+
+
 def test_a_shard_that_is_not_there_is_refused(world: World) -> None:
     world.add_png(0)
     planned(world)
