@@ -184,7 +184,7 @@ def _caption(case: ScoredCase, width: int) -> Picture:
 def _unlike_line(case: ScoredCase) -> str:
     distance = case.out_of_distribution_score
     said = "" if distance is None else f" (distance {distance:.1f})"
-    return f"Out of distribution{said}: unlike the X-rays that the model was calibrated on"
+    return f"Out of distribution{said}: scores say little"
 
 
 def _finding_lines(case: ScoredCase) -> list[str]:

@@ -53,7 +53,7 @@ th, td { padding: 5px 6px; text-align: right; border-bottom: 1px solid var(--lin
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; font-weight: 600; }
 tbody th { font-weight: 500; }
 th.text, td.text { text-align: left; white-space: normal; }
-th.uid, td.uid { overflow-wrap: anywhere; }
+th.uid, td.uid { min-width: 13em; overflow-wrap: anywhere; }
 td { white-space: nowrap; }
 td small, th small { display: block; color: var(--soft); font-size: .78em; font-weight: 400;
   white-space: nowrap; }

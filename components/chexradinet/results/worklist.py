@@ -186,7 +186,7 @@ def worklist_section(entries: Sequence[Entry], config: WorklistConfig) -> str:
         for position, entry in enumerate(entries, start=1)
     ]  # fmt: skip
     headers = [
-        "", "study", "reason", "first finding", "flagged", "notes", "priority", "X-rays",
+        "", "study", "reason", "first finding", "flagged", "notes", "priority", "X\u2011rays",
         "arrived, UTC", "due, UTC",
     ]  # fmt: skip
     due = {index for index, entry in enumerate(entries) if entry.reason == "due"}

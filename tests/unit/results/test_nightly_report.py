@@ -100,7 +100,7 @@ def test_only_identifiers_may_be_broken_anywhere(tmp_path: Path) -> None:
     found = table("t", "", ["", "study", "note"], [["1", "1.2.3", "a word"]], (), 3, (1,))
     assert '<th scope="row" class="text">1</th><td class="text uid">1.2.3</td>' in found
     style = page(tmp_path)
-    assert "th.uid, td.uid { overflow-wrap: anywhere; }" in style
+    assert "th.uid, td.uid { min-width: 13em; overflow-wrap: anywhere; }" in style
     assert "white-space: normal; }" in style
 
 
