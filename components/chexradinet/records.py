@@ -163,9 +163,12 @@ class Geometry:
     column_offset: float = 0.0
     """Original column of the model's left edge; negative where the model image was padded."""
     row_spacing_mm: float | None = None
-    """Distance between original rows in millimetres (detector plane), where the header tells it."""
+    """Distance between original rows in millimetres, where the header tells it."""
     column_spacing_mm: float | None = None
-    """Distance between original columns in millimetres (detector plane), where known."""
+    """Distance between original columns in millimetres, where known."""
+    spacing_source: str = ""
+    """`imager_pixel_spacing` (at the detector), `pixel_spacing` (there too, or corrected for
+    magnification, in a plane that the header may not tell), or empty for any other."""
 
     def to_original(self, box: Box) -> Box:
         """Map a box in model pixels to original pixels, unclipped."""

@@ -124,6 +124,7 @@ def to_model(
         column_offset=geometry.column_offset * column_factor,
         row_spacing_mm=header.row_spacing_mm,
         column_spacing_mm=header.column_spacing_mm,
+        spacing_source=header.spacing_source,
     )
 
 

@@ -58,7 +58,7 @@ class RadiographHeader:
     rows: int
     columns: int
     row_spacing_mm: float | None
-    """Distance between rows at the detector, where the header tells it."""
+    """Distance between rows, where the header tells it; in which plane, `spacing_source` says."""
     column_spacing_mm: float | None
     spacing_source: str
     """`imager_pixel_spacing`, `pixel_spacing` or empty."""

@@ -25,7 +25,7 @@ from chexradinet.flows.ledger import (
     read_plan,
     write_index,
 )
-from chexradinet.flows.nightly_dicom import remove_dicom
+from chexradinet.flows.nightly_dicom import keep_dicom
 from chexradinet.flows.nightly_files import night_key, put_files, write_scores
 from chexradinet.flows.nightly_merge import Merged, earlier_scores, merge
 from chexradinet.flows.nightly_model import Scorer, open_scorer
@@ -76,8 +76,8 @@ def collect_plan(ledger: Ledger, plan: Plan, scorer: Scorer) -> Night:
         _put_of_night(ledger, plan, "report.html", report.read_bytes())
         _put_worklist(ledger, plan, scorer, waiting, folder)
         page = report.read_bytes()
-    for object_key in sorted(merged.duplicates):
-        remove_dicom(ledger, plan.date, object_key)
+    if scorer.settings.dicom_results:
+        keep_dicom(ledger, plan, (image.object_key for image in merged.images))
     write_index(ledger, plan.number, merged.index)
     _complete(ledger, plan, merged, digests)
     night = night_of(plan, merged, scorer, drift, (page, time.perf_counter() - started))

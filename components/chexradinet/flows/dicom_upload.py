@@ -5,7 +5,8 @@
 Address and credentials are those of the archive as a source: `DICOMWEB_TOKEN`, or `DICOMWEB_USER`
 and `DICOMWEB_PASSWORD`, and `DICOMWEB_CA_BUNDLE` (see `store.dicomweb`). Identifiers of results are
 derived, so that sending them again gives the archive nothing new: an instance that it has already
-counts as done. A run that broke off is simply repeated.
+counts as done. A run that broke off is simply repeated. Send a night's results once its plans are
+complete: before, some may still be taken away, such as those of a duplicate.
 """
 
 import json

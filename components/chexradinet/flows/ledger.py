@@ -12,6 +12,7 @@ finds it there. Plans are completed in the order of their numbers. No clock take
 import bisect
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from chexradinet.store.protocol import ObjectStore
 
 SCHEMA = 1
 """Version of every document and table of the ledger."""
+_log = logging.getLogger(__name__)
 _PLAN = re.compile(r"^(\d{6})/(plan|complete)\.json$")
 
 
@@ -224,12 +226,34 @@ def completions(ledger: Ledger, numbers: list[int]) -> Iterator[dict[str, Any]]:
 
 
 def write_index(ledger: Ledger, number: int, index: pa.Table) -> None:
-    """Write what became of each X-ray of a plan: `key`, `etag`, `image_key`, `status`."""
-    key = ledger.plan_key(number, "index.parquet")
-    ledger.store.put(key, table_bytes(index, "nightly-index", SCHEMA))
+    """Write what became of each X-ray of a plan, once: `key`, `etag`, `image_key`, `status`."""
+    data = table_bytes(index, "nightly-index", SCHEMA)
+    try:
+        ledger.store.create(ledger.plan_key(number, "index.parquet"), data)
+    except StoreConflictError:
+        # Equal rows in perhaps other bytes, by another release: `complete.json` has their digest.
+        _log.info("plan %d has its index already", number)
 
 
-def read_index(ledger: Ledger, number: int) -> pa.Table:
-    """Read what became of each X-ray of a complete plan."""
+def read_index(ledger: Ledger, number: int, head: Mapping[str, Any] | None = None) -> pa.Table:
+    """Read what became of each X-ray of a complete plan.
+
+    Args:
+        ledger: Of the results.
+        number: Of the plan.
+        head: Its `complete.json`, if read already.
+
+    Raises:
+        ArtifactError: the plan is not complete, or its index is not the one it was completed with.
+    """
+    head = head or read_completion(ledger, number)
+    if head is None:
+        raise ArtifactError(f"plan {number} is not complete; collect it first")
     key = ledger.plan_key(number, "index.parquet")
-    return table_of(ledger.store.get(key), "nightly-index", SCHEMA, key)
+    data = ledger.store.get(key)
+    found, written = hashlib.sha256(data).hexdigest(), head["index_sha256"]
+    if found != written:
+        raise ArtifactError(
+            f"{key} has SHA-256 {found}, written was {written}; restore it from an earlier version"
+        )
+    return table_of(data, "nightly-index", SCHEMA, key)

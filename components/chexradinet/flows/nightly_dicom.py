@@ -1,12 +1,13 @@
 """DICOM results of an X-ray: the one place where the nightly run asks for them.
 
-An X-ray's files lie in a folder of its own, named after its object, so that collecting can take
-away those of a duplicate. Their UIDs and bytes follow from the X-ray and the model: a rerun writes
-the same files again.
+An X-ray's files lie in a folder of its own, named after its plan and its object, so that collecting
+can take away those of an X-ray without scores, and never those of another plan. Their UIDs and
+bytes follow from the X-ray and the model: a rerun writes the same files again.
 """
 
 import hashlib
 import logging
+from collections.abc import Iterable
 
 from chexradinet import __version__
 from chexradinet.errors import (
@@ -20,6 +21,7 @@ from chexradinet.flows.ledger import Ledger, Plan, PlannedImage
 from chexradinet.flows.nightly_cases import NightCase, NightFinding
 from chexradinet.flows.nightly_model import Scorer
 from chexradinet.flows.nightly_read import planned_content
+from chexradinet.flows.nightly_rows import urgency
 from chexradinet.records import FeatureStatus
 from chexradinet.regions.feature_names import FEATURE_NAMES
 from chexradinet.results.dicom_cases import ScoredCase, ScoredFinding, ScoringModel
@@ -27,10 +29,9 @@ from chexradinet.results.dicom_cases import ScoredCase, ScoredFinding, ScoringMo
 _log = logging.getLogger(__name__)
 
 
-def dicom_folder(ledger: Ledger, date: str, object_key: str) -> str:
+def dicom_folder(ledger: Ledger, plan: Plan, object_key: str) -> str:
     """Return what the keys of an X-ray's DICOM results start with."""
-    name = hashlib.sha256(object_key.encode()).hexdigest()[:16]
-    return ledger.key("dicom", f"date={date}", name, "")
+    return _start(ledger, plan) + hashlib.sha256(object_key.encode()).hexdigest()[:16] + "/"
 
 
 def write_dicom(
@@ -53,16 +54,27 @@ def write_dicom(
     except (StoreConflictError, StoreNotFoundError, RejectedImageError, DicomResultError) as error:
         _log.warning("no DICOM results of X-ray %s: %s", case.image_key[:12], type(error).__name__)
         return 0
-    folder = dicom_folder(ledger, plan.date, case.object_key)
+    folder = dicom_folder(ledger, plan, case.object_key)
     for name, data in sorted(files.items()):
         ledger.store.put(folder + name, data)
     return len(files)
 
 
-def remove_dicom(ledger: Ledger, date: str, object_key: str) -> None:
-    """Take away the DICOM results of an X-ray that turned out to be a duplicate."""
-    for info in list(ledger.store.list(dicom_folder(ledger, date, object_key))):
-        ledger.store.delete(info.key)
+def keep_dicom(ledger: Ledger, plan: Plan, object_keys: Iterable[str]) -> None:
+    """Take away a plan's DICOM results but for those of these X-rays.
+
+    Others are of duplicates, and of X-rays that a killed run wrote them for and that changed or
+    vanished before they were scored again.
+    """
+    kept = {dicom_folder(ledger, plan, key) for key in object_keys}
+    for info in list(ledger.store.list(_start(ledger, plan))):
+        if f"{info.key.rpartition('/')[0]}/" not in kept:
+            ledger.store.delete(info.key)
+
+
+def _start(ledger: Ledger, plan: Plan) -> str:
+    """Return what the keys of all DICOM results of a plan start with."""
+    return ledger.key("dicom", f"date={plan.date}", f"{plan.number:06d}-")
 
 
 def _files(
@@ -86,8 +98,8 @@ def _files(
             pixels=pixels,
             geometry=case.geometry,
             model_side_px=case.pixels.shape[0],
-            heatmap=first.heatmap,
-            heatmap_finding=first.finding,
+            heatmap=None if first is None else first.heatmap,
+            heatmap_finding="" if first is None else first.finding,
             findings=tuple(_finding(found) for found in case.findings),
             model=ScoringModel(
                 bundle_digest=case.model_digest,
@@ -97,6 +109,8 @@ def _files(
             ),
             content_at=image.arrived,
             quality_notes=case.quality,
+            out_of_distribution=case.out_of_distribution,
+            out_of_distribution_score=case.ood_score,
         ),
     )
     return {
@@ -105,13 +119,10 @@ def _files(
     }
 
 
-def _first(case: NightCase, scorer: Scorer) -> NightFinding:
-    """Return the finding whose heatmap is drawn: the most urgent flagged one, else of all."""
-    config = scorer.settings.worklist
-    return min(
-        case.flagged or case.findings,
-        key=lambda found: (-config.urgency_of(found.finding) * found.probability, found.finding),
-    )
+def _first(case: NightCase, scorer: Scorer) -> NightFinding | None:
+    """Return the finding whose heatmap is drawn: the most urgent flagged one, None without."""
+    found = urgency(case, scorer.settings)
+    return None if found is None else found[1]
 
 
 def _finding(found: NightFinding) -> ScoredFinding:

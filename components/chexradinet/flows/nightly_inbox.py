@@ -111,7 +111,7 @@ def taken_images(
         # A plan whose newest X-ray is older than all that is listed did nothing of it.
         if oldest is None or newest < oldest or not counts(head["bundle_digest"], head["date"]):
             continue
-        index = read_index(ledger, head["number"])
+        index = read_index(ledger, head["number"], head)
         columns = (index.column(name).to_pylist() for name in ("key", "etag", "status"))
         taken |= {
             (key, etag)

@@ -37,6 +37,7 @@ class NightImage:
     manufacturer: str
     quality: str
     out_of_distribution: bool | None
+    out_of_distribution_score: float | None
     pixel_mean: float
     pixel_std: float
     probabilities: tuple[float, ...]
@@ -120,7 +121,7 @@ def earlier_scores(ledger: Ledger, plan: Plan, complete: Sequence[int]) -> dict[
     for head in completions(ledger, before):
         if head["bundle_digest"] != plan.bundle_digest:
             continue
-        for image_key in _scored_keys(read_index(ledger, head["number"])):
+        for image_key in _scored_keys(read_index(ledger, head["number"], head)):
             found.setdefault(image_key, head["number"])
     return found
 

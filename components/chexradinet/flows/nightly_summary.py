@@ -14,7 +14,7 @@ from chexradinet.flows.ledger import Plan
 from chexradinet.flows.nightly_merge import Merged, NightImage
 from chexradinet.flows.nightly_model import Scorer
 from chexradinet.results.drift import drift
-from chexradinet.results.nightly_report import FlaggedCase, NightReport
+from chexradinet.results.nightly_contents import FlaggedCase, NightReport, OutsideXRay
 from chexradinet.results.reference import Population
 from chexradinet.results.worklist import WaitingImage
 
@@ -129,7 +129,8 @@ def night_report(
     """
     images, findings = merged.images, scorer.findings
     thresholds = thresholds_of(scorer)
-    distributions = {} if scorer.reference is None else scorer.reference.document["distributions"]
+    known = {} if scorer.reference is None else scorer.reference.document
+    distributions = known.get("distributions", {})
     return NightReport(
         date=plan.date,
         plan=plan.number,
@@ -151,6 +152,8 @@ def night_report(
             if f"score:{finding}" in distributions
         },
         num_out_of_distribution=num_outside(merged),
+        ood_rule=known.get("ood", {}).get("rule", ""),
+        outside=_outside(images),
         quality=dict(
             sorted(Counter(code for i in images for code in i.quality.split(";") if code).items())
         ),
@@ -176,6 +179,16 @@ def num_outside(merged: Merged) -> int | None:
     """Return how many X-rays the model was not made for, None where it cannot tell."""
     known = [i.out_of_distribution for i in merged.images if i.out_of_distribution is not None]
     return sum(known) if known or not merged.images else None
+
+
+def _outside(images: Iterable[NightImage]) -> list[OutsideXRay]:
+    """Return the X-rays that are out of distribution, the farthest first."""
+    found = [
+        OutsideXRay(study_uid=image.study_uid, distance=image.out_of_distribution_score or 0.0)
+        for image in images
+        if image.out_of_distribution
+    ]
+    return sorted(found, key=lambda one: (-one.distance, one.study_uid))
 
 
 def with_timings(report: NightReport, timings: Path, score_s: float) -> NightReport:

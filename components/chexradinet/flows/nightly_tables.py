@@ -17,7 +17,7 @@ from chexradinet.artifacts import table_bytes, table_of
 from chexradinet.errors import ArtifactError
 from chexradinet.regions.feature_names import FEATURE_NAMES
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of every table here."""
 
 RADIOMICS_COLUMNS = tuple(f"radiomics_{name}" for name in FEATURE_NAMES)
@@ -41,6 +41,7 @@ SCORES = pa.schema(
         ("region_status", pa.string()),
         *_BOX_PX,
         *_BOX_MM,
+        ("spacing_source", pa.string()),
         ("peak_row_px", pa.float64()),
         ("peak_column_px", pa.float64()),
         ("view", pa.string()),
@@ -94,6 +95,7 @@ IMAGES = pa.schema(
         ("manufacturer", pa.string()),
         ("quality", pa.string()),
         ("out_of_distribution", pa.bool_()),
+        ("out_of_distribution_score", pa.float64()),
         ("pixel_mean", pa.float64()),
         ("pixel_std", pa.float64()),
         ("probabilities", pa.list_(pa.float64())),

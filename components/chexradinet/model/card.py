@@ -46,7 +46,7 @@ _LIMITS = """\
 
 def model_card(info: "BundleInfo") -> str:
     """Render the card of a bundle as Markdown; it claims nothing that `info` does not hold."""
-    parts = [_head(info), _PURPOSE, _METHOD, _data(info), _results(info)]
+    parts = [_head(info), _PURPOSE, _METHOD, _data(info), _calibration(info), _results(info)]
     return "\n".join([*parts, _LIMITS])
 
 
@@ -77,6 +77,28 @@ def _data(info: "BundleInfo") -> str:
             "",
         ]
     )
+
+
+def _calibration(info: "BundleInfo") -> str:
+    head = ["## Calibration and thresholds", ""]
+    found = info.calibration
+    if not found:
+        said = "Not calibrated: scores are not probabilities, and nothing is flagged."
+        return "\n".join([*head, said, ""])
+    where = f"{_shown(found.get('num_images'))} images of the {_shown(found.get('split'))} split"
+    lines = [
+        f"- Probabilities: {found.get('method', 'not recorded')}; fitted on {where}.",
+        f"- Operating thresholds: {found.get('rule', 'not recorded')}; the target is "
+        f"{_shown(found.get('target_sensitivity'))}, on the same images.",
+    ]
+    for name, one in (found.get("findings") or {}).items():
+        if one.get("status") == "not_calibrated":
+            reason = one.get("reason") or "reason not recorded"
+            lines.append(f"- {name} is not calibrated ({reason}): a plain sigmoid, never flagged.")
+    outside = ((info.reference or {}).get("ood") or {}).get("rule")
+    if outside:
+        lines.append(f"- Unlike the training data: {outside}")
+    return "\n".join([*head, *lines, ""])
 
 
 def _results(info: "BundleInfo") -> str:

@@ -7,6 +7,7 @@ Coordinates: see `records`. The heatmap covers the model's square, regions are i
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +78,7 @@ class ScoredCase:
     heatmap: Array | None
     """Map of `heatmap_finding` over the model's square, any resolution; None for no colour."""
     heatmap_finding: str = ""
-    """The finding whose map is drawn; empty without a map."""
+    """The finding whose map is drawn, if it is flagged; empty without a map."""
     findings: tuple[ScoredFinding, ...]
     """All findings of the model, in its order."""
     model: ScoringModel
@@ -86,6 +87,10 @@ class ScoredCase:
     """When the results count as made; the caller's, so that a rerun gives equal files."""
     quality_notes: tuple[str, ...] = ()
     """Codes of what the quality gate let pass but noted, such as `view_unknown`."""
+    out_of_distribution: bool | None = None
+    """Whether the model was not made for X-rays like this one; None where it cannot tell."""
+    out_of_distribution_score: float | None = None
+    """Distance from the X-rays it was calibrated on, at least 0; None where it cannot tell."""
 
     def __post_init__(self) -> None:
         """Check that there is something to say, and that the pixels are one of the two kinds."""
@@ -99,6 +104,17 @@ class ScoredCase:
         names = {finding.name for finding in self.findings}
         known = self.heatmap is None or self.heatmap_finding in names
         require(known, "heatmap_finding", self.heatmap_finding, "one of the case's findings")
+        distance = self.out_of_distribution_score
+        known = distance is None or (isfinite(distance) and distance >= 0)
+        require(known, "out_of_distribution_score", distance, "at least 0")
+
+    @property
+    def drawn(self) -> ScoredFinding | None:
+        """The finding whose map and region are drawn; None without a map or where not flagged."""
+        if self.heatmap is None:
+            return None
+        named = (one for one in self.findings if one.name == self.heatmap_finding)
+        return next((one for one in named if one.flagged), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -45,6 +45,11 @@ CALIBRATED = Code("CALIBRATED", PRIVATE_SCHEME, "Probability is calibrated")
 INTENDED_USE = Code("INTENDED_USE", PRIVATE_SCHEME, "Intended use")
 NOT_DIAGNOSTIC = Code("NOT_DIAGNOSTIC", PRIVATE_SCHEME, "Not for diagnostic use")
 QUALITY_NOTE = Code("QUALITY_NOTE", PRIVATE_SCHEME, "Note of the quality gate")
+OUT_OF_DISTRIBUTION = Code("OUT_OF_DISTRIBUTION", PRIVATE_SCHEME, "Out of distribution")
+"""Whether the X-ray is unlike those that the model was calibrated on."""
+DISTRIBUTION_DISTANCE = Code(
+    "DISTRIBUTION_DISTANCE", PRIVATE_SCHEME, "Distance from the X-rays it was calibrated on"
+)
 
 
 def finding_code(name: str) -> Code:

@@ -25,6 +25,7 @@ MIN_WIDTH_PX = 480
 _BANNER_COLOR = (176, 0, 32)
 _WHITE = (255, 255, 255)
 _GREY = (170, 170, 170)
+_WARNING = (255, 130, 130)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LINE_PX = 30
 _MARGIN_PX = 12
@@ -58,7 +59,7 @@ def case_picture(case: ScoredCase) -> Picture:
         RGB, shape (H', W', 3).
     """
     frame = _frame(case.geometry)
-    shown = next((one for one in case.findings if one.name == case.heatmap_finding), None)
+    shown = case.drawn
     region = frame.box(shown.region) if shown is not None and shown.region else None
     canvas = overlay(_radiograph(case, frame), _heatmap(case, frame), region)
     for finding in case.findings:
@@ -90,7 +91,7 @@ def _radiograph(case: ScoredCase, frame: _Frame) -> Picture:
 
 
 def _heatmap(case: ScoredCase, frame: _Frame) -> npt.NDArray[np.float32] | None:
-    if case.heatmap is None:
+    if case.heatmap is None or case.drawn is None:
         return None
     finite = np.nan_to_num(np.asarray(case.heatmap, dtype=np.float32), posinf=0, neginf=0)
     cell_px = case.model_side_px / np.array(finite.shape, dtype=np.float64)
@@ -166,6 +167,8 @@ def _banner(width: int) -> Picture:
 
 def _caption(case: ScoredCase, width: int) -> Picture:
     lines = [(text, _WHITE) for text in _finding_lines(case)]
+    if case.out_of_distribution:
+        lines.insert(0, (_unlike_line(case), _WARNING))
     model = case.model
     lines.append((f"ChexRadiNet {model.software_version}, round {model.round}", _GREY))
     lines.append((f"model {model.bundle_digest[:16]}", _GREY))
@@ -176,6 +179,12 @@ def _caption(case: ScoredCase, width: int) -> Picture:
         place = (_MARGIN_PX, number * _LINE_PX)
         cv2.putText(strip, text, place, _FONT, scale, color, 1, cv2.LINE_AA)
     return strip
+
+
+def _unlike_line(case: ScoredCase) -> str:
+    distance = case.out_of_distribution_score
+    said = "" if distance is None else f" (distance {distance:.1f})"
+    return f"Out of distribution{said}: scores say little"
 
 
 def _finding_lines(case: ScoredCase) -> list[str]:
@@ -190,5 +199,4 @@ def _finding_line(finding: ScoredFinding, case: ScoredCase) -> str:
     line = f"{_words(finding.name)}: {kind} {finding.probability:.2f}"
     if finding.threshold is not None:
         line += f" (threshold {finding.threshold:.2f})"
-    drawn = case.heatmap is not None and finding.name == case.heatmap_finding
-    return f"{line} - heatmap shown" if drawn else line
+    return f"{line} - heatmap shown" if finding is case.drawn else line

@@ -3,7 +3,8 @@
     Imaging Measurement Report (TID 1500)
       observer: the model, as a device
       Imaging Measurements
-        group of the image: intended use, notes of the quality gate          (TID 1501)
+        group of the image: intended use, notes of the quality gate,
+          whether it is out of distribution, and how far                     (TID 1501)
         group a finding: certainty, threshold, flag, calibration             (TID 1501)
           the same with a region, where it is flagged and has one            (TID 1410)
 
@@ -85,9 +86,17 @@ def _image_group(case: ScoredCase, source: SourceImage) -> sr.MeasurementsAndQua
     evaluations = [sr.QualitativeEvaluation(coded.INTENDED_USE, coded.NOT_DIAGNOSTIC)]
     for note in case.quality_notes:
         evaluations.append(sr.QualitativeEvaluation(coded.QUALITY_NOTE, coded.private_code(note)))
+    if case.out_of_distribution is not None:
+        answer = _yes_or_no(case.out_of_distribution)
+        evaluations.append(sr.QualitativeEvaluation(coded.OUT_OF_DISTRIBUTION, answer))
+    distance, taken = case.out_of_distribution_score, []
+    if distance is not None:
+        value = round(float(distance), 4)
+        taken.append(sr.Measurement(coded.DISTRIBUTION_DISTANCE, value, coded.NO_UNITS))
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(case, source, "image"),
         algorithm_id=_algorithm(case.model),
+        measurements=taken or None,
         qualitative_evaluations=evaluations,
         source_images=[_source_of_group(source)],
     )

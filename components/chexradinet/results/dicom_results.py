@@ -29,9 +29,9 @@ from chexradinet.results.dicom_report import DEVICE_NAME, model_name, report_con
 from chexradinet.results.dicom_source import SourceImage, read_source
 from chexradinet.results.dicom_uids import IMPLEMENTATION_UID, derived_number, derived_uid
 
-STRUCTURED_REPORT = "structured-report/1"
+STRUCTURED_REPORT = "structured-report/2"
 """Kind in the identifiers; its number rises when the same case would give another report."""
-SECONDARY_CAPTURE = "secondary-capture/1"
+SECONDARY_CAPTURE = "secondary-capture/2"
 """Kind in the identifiers; its number rises when the same case would give another picture."""
 
 _SERIES_NUMBERS = {STRUCTURED_REPORT: 9101, SECONDARY_CAPTURE: 9102}
@@ -97,7 +97,7 @@ def _secondary_capture(source: SourceImage, case: ScoredCase) -> Dataset:
     capture.BurnedInAnnotation = "YES"
     capture.PatientOrientation = list(source.patient_orientation)
     capture.ImageComments = BANNER
-    shown = f"heatmap of {case.heatmap_finding}" if case.heatmap is not None else "no heatmap"
+    shown = "no heatmap" if case.drawn is None else f"heatmap of {case.drawn.name}"
     capture.DerivationDescription = (
         f"Radiograph with {shown} and regions by {model_name(case.model)}, "
         f"bundle sha256 {case.model.bundle_digest}"
@@ -132,9 +132,11 @@ def _result(source: SourceImage, case: ScoredCase, kind: str) -> Dataset:
     result.ManufacturerModelName = model_name(model)
     result.DeviceSerialNumber = model.bundle_digest
     result.SoftwareVersions = model.software_version
-    day, moment = case.content_at.strftime("%Y%m%d"), case.content_at.strftime("%H%M%S")
-    result.InstanceCreationDate = result.ContentDate = day
-    result.InstanceCreationTime = result.ContentTime = moment
+    made_at = source.local_time(case.content_at)
+    result.InstanceCreationDate = result.ContentDate = made_at.strftime("%Y%m%d")
+    result.InstanceCreationTime = result.ContentTime = made_at.strftime("%H%M%S")
+    if source.utc_offset:
+        result.TimezoneOffsetFromUTC = source.utc_offset
     return result
 
 

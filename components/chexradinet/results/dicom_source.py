@@ -12,7 +12,7 @@ import re
 import struct
 import warnings
 from dataclasses import dataclass
-from datetime import date, time
+from datetime import UTC, date, datetime, time, timedelta, timezone
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -67,6 +67,21 @@ class SourceImage:
     """Direction of rows and columns, such as `L` and `F`; empty where unknown."""
     lossy: Dataset
     """Attributes that tell of lossy compression in the source's past; empty without."""
+    utc_offset: str
+    """Timezone Offset From UTC (0008,0201), such as `+0900`; empty where it tells none."""
+
+    def local_time(self, moment: datetime) -> datetime:
+        """Return a moment by the clock of the source's dates and times; in UTC where unknown.
+
+        Args:
+            moment: Of any time zone; without one it is UTC.
+        """
+        known = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        if not self.utc_offset:
+            return known.astimezone(UTC)
+        hours, minutes = int(self.utc_offset[1:3]), int(self.utc_offset[3:])
+        east = timedelta(hours=hours, minutes=minutes)
+        return known.astimezone(timezone(-east if self.utc_offset[0] == "-" else east))
 
 
 def read_source(header: Dataset) -> SourceImage:
@@ -99,6 +114,7 @@ def _read(header: Dataset) -> SourceImage:
         patient_and_study=_patient_and_study(header),
         patient_orientation=_orientation(header),
         lossy=_lossy(header),
+        utc_offset=_utc_offset(header),
     )
 
 
@@ -194,6 +210,14 @@ def _orientation(header: Dataset) -> tuple[str, ...]:
         return ()
     valid = len(letters) == 2 and all(_ANATOMICAL.match(part) for part in letters)
     return letters if valid else ()
+
+
+def _utc_offset(header: Dataset) -> str:
+    """Read `+HHMM` or `-HHMM` between -1200 and +1400; `-0000` is no offset (PS3.3 C.12.1.1.1)."""
+    found = _text(header, "TimezoneOffsetFromUTC")
+    if not re.fullmatch(r"[+-]\d{2}[0-5]\d", found, re.ASCII) or found == "-0000":
+        return ""
+    return found if -1200 <= int(found) <= 1400 else ""
 
 
 def _lossy(header: Dataset) -> Dataset:

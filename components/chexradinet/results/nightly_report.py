@@ -4,11 +4,11 @@ Everything but the section on timings is the same, byte for byte, when a killed 
 another run.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from chexradinet.results.nightly_contents import NightReport
 from chexradinet.results.nightly_plots import score_histograms
 from chexradinet.results.page import (
     bullets,
@@ -31,51 +31,7 @@ NOTICE = (
     "For research and for ordering a worklist, not for diagnosis. A score is no finding, and a low "
     "score excludes none. Nightly scoring is not emergency triage."
 )
-_MAX_EXCLUDED = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlaggedCase:
-    """One X-ray of the report's pictures."""
-
-    png: bytes
-    study_uid: str
-    finding: str
-    probability: float
-    threshold: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class NightReport:
-    """What the report of a plan shows."""
-
-    date: str
-    plan: int
-    model_digest: str
-    num_planned: int
-    num_scored: int
-    num_studies: int
-    excluded: Sequence[Mapping[str, Any]]
-    """Rows of the table of rejected objects."""
-    probabilities: Mapping[str, Sequence[float]]
-    """Finding to calibrated probabilities of all scored X-rays."""
-    num_flagged: Mapping[str, int]
-    """Finding to flagged X-rays."""
-    thresholds: Mapping[str, float | None]
-    """Finding to operating threshold."""
-    drift: Mapping[str, Any] | None
-    """What `drift` returned; None where the model has no reference."""
-    reference: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Finding to its distribution in the reference."""
-    num_out_of_distribution: int | None = None
-    """None where the model has no reference."""
-    quality: Mapping[str, int] = field(default_factory=dict)
-    """Quality code to scored X-rays that have it."""
-    cases: Sequence[FlaggedCase] = ()
-    timings: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
-    """What took time to its seconds: all together, the median and the longest of an X-ray."""
-    score_s: float = 0.0
-    """Seconds that the shards took, added up."""
+_MAX_LISTED = 200
 
 
 def write_night_report(path: Path, report: NightReport) -> None:
@@ -83,6 +39,7 @@ def write_night_report(path: Path, report: NightReport) -> None:
     sections = [
         _counts(report),
         _drift(report),
+        _outside(report),
         _findings(report),
         _pictures(report),
         _excluded(report),
@@ -93,12 +50,63 @@ def write_night_report(path: Path, report: NightReport) -> None:
 
 
 def write_worklist_page(
-    path: Path, date: str, entries: Sequence[Entry], config: WorklistConfig
+    path: Path,
+    date: str,
+    entries: Sequence[Entry],
+    config: WorklistConfig,
+    unscored: Mapping[tuple[str, str], int] | None = None,
 ) -> None:
-    """Write the worklist as one self-contained HTML file."""
+    """Write the worklist as one self-contained HTML file.
+
+    Args:
+        path: The file.
+        date: Of the night.
+        entries: The studies, in order.
+        config: By what they were ordered.
+        unscored: Status and reason to objects of the night that have no score, so that the list
+            cannot name them; None where that was not counted.
+    """
     subtitle = f"{len(entries)} studies"
-    parts = [paragraph(NOTICE), worklist_section(entries, config)]
+    parts = [paragraph(NOTICE), _missing(unscored), worklist_section(entries, config)]
     write_page(path, f"Worklist of {date}", subtitle, parts, NOTICE)
+
+
+def _missing(unscored: Mapping[tuple[str, str], int] | None) -> str:
+    """Say what the list lacks: whoever reads by it alone would never see these."""
+    if unscored is None:
+        return ""
+    total = sum(unscored.values())
+    if not total:
+        return section("Not on this list", paragraph("Every X-ray of the night has a score."))
+    said = f"Files of the night that have no score: {count(total)}. Read them without the list."
+    return section("Not on this list", paragraph(said), _by_reason(unscored))
+
+
+def _by_reason(counts: Mapping[tuple[str, str], int]) -> str:
+    rows = [
+        [status, reason.replace("_", " "), count(num)]
+        for (status, reason), num in sorted(counts.items())
+    ]
+    return table("By reason", "", ["status", "reason", "files"], rows, text_columns=2)
+
+
+def _outside(report: NightReport) -> str:
+    if report.num_out_of_distribution is None:
+        return ""
+    rows = [[one.study_uid, f"{one.distance:.2f}"] for one in report.outside[:_MAX_LISTED]]
+    more = len(report.outside) - len(rows)
+    return section(
+        "Unlike the training data",
+        paragraph(report.ood_rule),
+        table(
+            "Out of distribution",
+            "A score of such an X-ray says little." + (f" {more} more." if more else ""),
+            ["study", "distance"],
+            rows,
+            uid_columns=(0,),
+        )
+        or paragraph("No X-ray."),
+    )
 
 
 def _counts(report: NightReport) -> str:
@@ -111,7 +119,7 @@ def _counts(report: NightReport) -> str:
             (
                 "unlike the training data",
                 count(outside),
-                "the model has no reference" if outside is None else "out of distribution",
+                "the model has no reference" if outside is None else "out of distribution, below",
             ),
         ]
     )
@@ -186,21 +194,12 @@ def _pictures(report: NightReport) -> str:
 
 
 def _excluded(report: NightReport) -> str:
-    reasons: dict[tuple[str, str], int] = {}
-    for row in report.excluded:
-        key = (str(row["status"]), str(row["reason"]))
-        reasons[key] = reasons.get(key, 0) + 1
-    summary = [[status, reason, count(num)] for (status, reason), num in sorted(reasons.items())]
-    rows = [
-        [str(row["object_key"]), str(row["reason"]), str(row["detail"])]
-        for row in report.excluded[:_MAX_EXCLUDED]
-    ]
-    note = "" if len(report.excluded) <= _MAX_EXCLUDED else f"The first {_MAX_EXCLUDED}."
+    counts = Counter((str(row["status"]), str(row["reason"])) for row in report.excluded)
+    # By number alone: an object's name is its sender's, and may hold that of the patient.
+    listed = paragraph(f"rejected-{report.plan:06d}.csv, beside this file, names them.")
     return section(
         "Without a score",
-        table("By reason", "", ["status", "reason", "objects"], summary, text_columns=2),
-        table("Objects", note, ["object", "reason", "detail"], rows, text_columns=3)
-        or paragraph("Every object was scored."),
+        _by_reason(counts) + listed if counts else paragraph("Every object was scored."),
     )
 
 

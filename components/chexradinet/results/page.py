@@ -35,8 +35,7 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 4px; }
 h2 { font-size: 1.15rem; margin: 34px 0 8px; padding-bottom: 4px;
   border-bottom: 1px solid var(--line); }
 p { margin: 6px 0; max-width: 78ch; }
-.soft, .note { color: var(--soft); }
-.note { font-size: .82rem; }
+.soft, .note { color: var(--soft); } .note { font-size: .82rem; }
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 16px 0; padding: 0; list-style: none; }
 .cards li { flex: 1 1 124px; background: var(--band); border: 1px solid var(--line);
   border-radius: 6px; padding: 10px 12px; }
@@ -53,20 +52,17 @@ th, td { padding: 5px 6px; text-align: right; border-bottom: 1px solid var(--lin
   vertical-align: top; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; font-weight: 600; }
 tbody th { font-weight: 500; }
-th.text, td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+th.text, td.text { text-align: left; white-space: normal; }
+th.uid, td.uid { min-width: 13em; overflow-wrap: anywhere; }
 td { white-space: nowrap; }
-thead th.text { overflow-wrap: normal; }
 td small, th small { display: block; color: var(--soft); font-size: .78em; font-weight: 400;
   white-space: nowrap; }
-tr.marked { background: var(--mark); }
-tr.marked th, tr.marked td { font-weight: 650; }
+tr.marked { background: var(--mark); } tr.marked th, tr.marked td { font-weight: 650; }
 figure { margin: 12px 0; }
-figure > img { display: block; max-width: 100%; height: auto; border-radius: 4px;
-  background: #fff; }
+figure > img { display: block; max-width: 100%; height: auto; border-radius: 4px; background: #fff }
 figcaption { color: var(--soft); font-size: .82rem; padding-top: 4px; overflow-wrap: anywhere; }
 .panel { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 16px; }
-.panel figure { margin: 0; }
-.panel img { width: 100%; background: #000; }
+.panel figure { margin: 0; } .panel img { width: 100%; background: #000; }
 .panel b { color: var(--ink); }
 ul.plain { padding-left: 20px; margin: 6px 0; max-width: 90ch; }
 footer { margin-top: 40px; padding-top: 8px; border-top: 1px solid var(--line); }
@@ -152,6 +148,7 @@ def table(
     rows: Sequence[Sequence[Cell]],
     marked: Collection[int] = (),
     text_columns: int = 1,
+    uid_columns: Collection[int] = (),
 ) -> str:
     """Return a table with its caption and, below it, on what the numbers were measured.
 
@@ -162,6 +159,7 @@ def table(
         rows: Cells; the first of a row is its heading.
         marked: Indices of the rows to stress.
         text_columns: Leading columns set flush left; the others are numbers.
+        uid_columns: Indices of columns of identifiers, which may be broken anywhere.
     """
     if not rows:
         return ""
@@ -170,7 +168,7 @@ def table(
         for index, cell in enumerate(headers)
     )
     body = "\n".join(
-        f"<tr{_MARKED if index in marked else ''}>{_row(cells, text_columns)}</tr>"
+        f"<tr{_MARKED if index in marked else ''}>{_row(cells, text_columns, uid_columns)}</tr>"
         for index, cells in enumerate(rows)
     )
     line = f"<span>{escape(protocol)}</span>" if protocol else ""
@@ -180,11 +178,11 @@ def table(
     )
 
 
-def _row(cells: Sequence[Cell], text_columns: int) -> str:
+def _row(cells: Sequence[Cell], text_columns: int, uid_columns: Collection[int]) -> str:
     parts = []
     for index, cell in enumerate(cells):
         opening, closing = ('th scope="row"', "th") if index == 0 else ("td", "td")
-        style = _align(index, text_columns)
+        style = ' class="text uid"' if index in uid_columns else _align(index, text_columns)
         parts.append(f"<{opening}{style}>{_content(cell)}</{closing}>")
     return "".join(parts)
 

