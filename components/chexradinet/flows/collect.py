@@ -37,6 +37,7 @@ from chexradinet.flows.nightly_summary import (
     night_report,
     with_timings,
 )
+from chexradinet.flows.nightly_unscored import unscored_files
 from chexradinet.flows.nightly_worklist import end_of, studies_of
 from chexradinet.results.nightly_report import write_night_report, write_worklist_page
 from chexradinet.results.worklist import WaitingImage, worklist, worklist_csv
@@ -68,13 +69,14 @@ def collect_plan(ledger: Ledger, plan: Plan, scorer: Scorer) -> Night:
     numbers, complete = plan_numbers(ledger)
     _require_order(plan, numbers, complete)
     merged = merge(ledger, plan, earlier_scores(ledger, plan, complete))
-    waiting = studies_of(ledger, plan, merged, complete, scorer.settings.worklist)
+    listed = studies_of(ledger, plan, merged, complete, scorer.settings.worklist)
+    unscored = unscored_files(ledger, listed.earlier, merged)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files, drift, report = _write(ledger, plan, merged, scorer, folder)
         digests = put_files(ledger, plan, files)
         _put_of_night(ledger, plan, "report.html", report.read_bytes())
-        _put_worklist(ledger, plan, scorer, waiting, folder)
+        _put_worklist(ledger, plan, scorer, (listed.images, unscored), folder)
         page = report.read_bytes()
     if scorer.settings.dicom_results:
         keep_dicom(ledger, plan, (image.object_key for image in merged.images))
@@ -113,13 +115,18 @@ def _write(
 
 
 def _put_worklist(
-    ledger: Ledger, plan: Plan, scorer: Scorer, waiting: Sequence[WaitingImage], folder: Path
+    ledger: Ledger,
+    plan: Plan,
+    scorer: Scorer,
+    files: tuple[Sequence[WaitingImage], Mapping[tuple[str, str], int]],
+    folder: Path,
 ) -> None:
     config = scorer.settings.worklist
-    entries = worklist(waiting, end_of(plan.date), config)
+    scored, unscored = files
+    entries = worklist(scored, end_of(plan.date), config)
     _put_of_night(ledger, plan, "worklist.csv", worklist_csv(entries).encode())
     page = folder / "worklist.html"
-    write_worklist_page(page, plan.date, entries, config)
+    write_worklist_page(page, plan.date, entries, config, unscored)
     _put_of_night(ledger, plan, "worklist.html", page.read_bytes())
 
 

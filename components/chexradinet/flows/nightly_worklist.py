@@ -7,12 +7,23 @@ the cap, whether it has been read or not: nothing here knows that.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 from chexradinet.flows.ledger import Ledger, Plan, read_completion, read_plan
 from chexradinet.flows.nightly_merge import Merged, NightImage, merged_before
 from chexradinet.flows.nightly_summary import waiting_images
 from chexradinet.results.worklist import WaitingImage, WorklistConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaysList:
+    """What is on the worklist of a day."""
+
+    images: tuple[WaitingImage, ...]
+    """Scored X-rays."""
+    earlier: tuple[Plan, ...]
+    """Plans before the one that is being collected whose X-rays are all on the list."""
 
 
 def end_of(day: str) -> datetime:
@@ -22,8 +33,8 @@ def end_of(day: str) -> datetime:
 
 def studies_of(
     ledger: Ledger, plan: Plan, merged: Merged, complete: Sequence[int], config: WorklistConfig
-) -> list[WaitingImage]:
-    """Return the X-rays of the list of a plan's day; one scored again counts by its last scores.
+) -> DaysList:
+    """Return the list of a plan's day; an X-ray that was scored again counts by its last scores.
 
     Args:
         ledger: Of the results.
@@ -33,6 +44,7 @@ def studies_of(
         config: Cap and interval.
     """
     found: dict[str, WaitingImage] = {}
+    earlier = []
     window = _newly_due(ledger, plan, complete, config)
     for number in complete:
         head = read_completion(ledger, number) if number < plan.number else None
@@ -42,13 +54,15 @@ def studies_of(
         if not is_new and datetime.fromisoformat(head["newest_arrival"]) <= window[0]:
             continue
         other = read_plan(ledger, number)
+        earlier += [other] if is_new else []
         images = [
             image
             for image in merged_before(ledger, other)
             if is_new or window[0] < image.arrived <= window[1]
         ]
         found |= _by_key(images, other)
-    return list((found | _by_key(merged.images, plan)).values())
+    found |= _by_key(merged.images, plan)
+    return DaysList(images=tuple(found.values()), earlier=tuple(earlier))
 
 
 def _newly_due(

@@ -128,8 +128,8 @@ def _ood_test(
     rows = one_row_per_patient(night.patient_ids)
     flagged = int(flags[rows].sum())
     num = int(rule["num_held_out_patients"])
-    above = max(1.0, (num + 1) * (1 - rule["quantile"]))
-    rates = generator.beta(above, max(1.0, num + 1 - above), size=_SAMPLES)
+    above = (num + 1) * rule["rate"]
+    rates = generator.beta(above, num + 1 - above, size=_SAMPLES)
     null = generator.binomial(len(rows), rates)
     exceeded = int((null >= flagged).sum())
     return {"fraction": flagged / len(rows), "p_value": (1 + exceeded) / (_SAMPLES + 1)}

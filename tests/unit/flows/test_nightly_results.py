@@ -82,7 +82,7 @@ def test_the_peak_lies_where_the_map_is_highest_in_pixels_of_an_image_that_is_no
         add_wide_png(world, number)
     world.run()
     bundle = load_bundle(next((world.root / "models").glob("*/bundle.json")).parent)
-    reading = nightly_read.Reading(str(world.inbox), bundle.info.preprocessing, NO_GATE)
+    reading = nightly_read.Reading(str(world.inbox), bundle.info.preprocessing, NO_GATE, b"salt")
     rows = {(row["object_key"], row["finding"]): row for row in world.table("part-")}
     peaks = set()
     for image in read_plan(open_ledger(world.results_uri), 1).images:
