@@ -9,6 +9,7 @@ import pandas as pd
 
 from chexradinet.config import PreprocessingConfig, QualityConfig, digest_of
 from chexradinet.records import Geometry, LabelledBox, RejectReason, Split, View
+from chexradinet.replacing import Head
 
 SCHEMA = 1
 """Version of everything in the directory."""
@@ -16,6 +17,8 @@ KIND = "dataset"
 MANIFEST = "manifest.parquet"
 REJECTED = "rejected.parquet"
 DOCUMENT = "dataset.json"
+DATASET_HEAD = Head(DOCUMENT, KIND)
+"""By which a directory is known for a data set."""
 ID_COLUMNS = (
     "image_id",
     "patient_id",

@@ -36,6 +36,7 @@ from chexradinet.flows.sources import (
     is_xray_name,
     open_source,
 )
+from chexradinet.flows.targets import require_target
 from chexradinet.flows.watching import watched
 from chexradinet.records import RejectReason, Split
 
@@ -58,7 +59,8 @@ def ingest(
     Args:
         source: Folder with images at any depth and label tables at its top: a path, `file://`,
             `s3://`, `minio://`; or `dicomweb://` with study dates.
-        target: Directory of the data set; it appears when complete, and replaces an older one.
+        target: Directory of the data set; it appears when complete, and replaces an older data set
+            and nothing else.
         config: Convention, preprocessing, splits and limits.
         progress: Told after each file.
         labels: Folder of the label tables where they do not lie in the source.
@@ -67,7 +69,8 @@ def ingest(
         What `dataset.json` holds.
 
     Raises:
-        ConfigError: identifiers must be replaced, and the environment holds no key.
+        ConfigError: identifiers must be replaced, and the environment holds no key; or `target`
+            cannot be made, holds something else, or overlaps what is read.
         SourceError: the source is missing, empty, or no folder that can be read.
         StoreError: a store cannot be read any more; what was finished is kept for the next run.
         LabelTableError: a table is damaged or contradicts itself.
@@ -75,6 +78,7 @@ def ingest(
     """
     if is_archive(source):
         config = replace(config, format=SourceFormat.DICOM)
+    require_target(target, source, labels)
     key = optional_key(config.format is SourceFormat.DICOM)
     with discreet(key), open_source(source, config, labels) as opened:
         task = _prepared(opened, source, config, key)

@@ -11,8 +11,9 @@ from chexradinet.dataset.format import open_dataset
 from chexradinet.errors import MismatchError
 from chexradinet.flows.sharding import Shard
 from chexradinet.flows.watching import watched
-from chexradinet.regions.format import read_regions, write_features
+from chexradinet.regions.format import FEATURES_HEAD, read_regions, write_features
 from chexradinet.regions.radiomics import extract_features
+from chexradinet.replacing import require_replaceable
 
 
 @watched("radiomics")
@@ -37,9 +38,11 @@ def radiomics(
         progress: Called with the number of regions done and of all.
 
     Raises:
+        ConfigError: `target` holds something else than features, or cannot be made.
         ArtifactError: an input cannot be read.
         MismatchError: the regions were found in another data set.
     """
+    require_replaceable(target, FEATURES_HEAD)
     data = open_dataset(dataset)
     found = read_regions(regions)
     if found.provenance["dataset_digest"] != data.digest:

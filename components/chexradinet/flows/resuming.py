@@ -22,6 +22,7 @@ from chexradinet import __version__
 from chexradinet.artifacts import put_in_place, read_document, sha256_of, write_document
 from chexradinet.config import IngestConfig, StoreConfig
 from chexradinet.dataset.deidentify import DeidentificationKey, coded
+from chexradinet.dataset.schema import DATASET_HEAD
 from chexradinet.dataset.shards import shard_name
 from chexradinet.errors import ArtifactError, SourceError
 from chexradinet.flows.kept_shards import KeptShards
@@ -136,7 +137,7 @@ def working_on(target: Path, digest: str, store: StoreConfig) -> Iterator[Checkp
         checkpoint = Checkpoint(folder, KeptShards(folder, digest, store))
         try:
             yield checkpoint
-            put_in_place(checkpoint.data, target)
+            put_in_place(checkpoint.data, target, DATASET_HEAD)
         except BaseException:
             if not checkpoint.num_shards:
                 shutil.rmtree(folder)
