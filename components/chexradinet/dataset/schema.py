@@ -91,6 +91,10 @@ class DatasetInfo:
     """Limits that DICOM files were judged by; None where the source had none."""
     deidentified: bool = False
     """Whether codes stand for the source's identifiers."""
+    ingest: Mapping[str, Any] = field(default_factory=dict)
+    """By which settings it was made: `format`, `uncertain`, `validation_fraction` and
+    `test_fraction`; and `ignored_files`, how many files of the source were of other kinds. Empty in
+    data sets of earlier releases."""
 
     @property
     def preprocessing_digest(self) -> str:
@@ -118,6 +122,8 @@ class DatasetInfo:
             document["quality"] = asdict(self.quality)
         if self.deidentified:
             document["deidentified"] = True
+        if self.ingest:
+            document["ingest"] = dict(self.ingest)
         return document
 
 

@@ -53,10 +53,12 @@ def ingest_to(
     location = parse_uri(out)
     if report:
         require_report(report)
-    local = Path(location.key) if location.bucket is None else _work_folder(out) / "dataset"
+    local, finished = Path(location.key), None
     if location.bucket is not None:
+        work = _work_folder(out)
+        local, finished = work / "dataset", work / "finished.json"
         require_prefix(out, source, labels, config)
-    info = ingest(source, local, config, progress, labels)
+    info = ingest(source, local, config, progress, labels, finished)
     if report:
         report_ingest(local, Path(report))
     if location.bucket is not None:

@@ -22,6 +22,7 @@ from chexradinet import __version__
 from chexradinet.artifacts import put_in_place, read_document, sha256_of, write_document
 from chexradinet.config import IngestConfig, StoreConfig
 from chexradinet.dataset.deidentify import DeidentificationKey, coded
+from chexradinet.dataset.format import DatasetInfo, open_dataset
 from chexradinet.dataset.schema import DATASET_HEAD
 from chexradinet.dataset.shards import shard_name
 from chexradinet.errors import ArtifactError, SourceError
@@ -30,7 +31,7 @@ from chexradinet.flows.reading import Decoded, Outcome, Refused, facts_of
 from chexradinet.flows.sources import Listed
 
 _logger = logging.getLogger(__name__)
-_KIND, _SCHEMA = "ingest-outcomes", 1
+_KIND, _FINISHED, _SCHEMA = "ingest-outcomes", "ingest-finished", 1
 _TABLE_SUFFIXES = (".csv", ".csv.gz", ".txt", ".txt.gz")
 
 
@@ -116,6 +117,27 @@ class Checkpoint:
         if not shard.is_file() or sha256_of(shard) != content["shard"]:
             return None  # the machine went down before the shard was on disk
         return [_outcome_of(values) for values in content["outcomes"]]
+
+
+def note_finished(note: Path, work: str, made: DatasetInfo) -> None:
+    """Note from which work a data set was made, just before it is put in place.
+
+    Args:
+        note: The file to write.
+        work: What `work_digest` returned.
+        made: The complete data set.
+    """
+    write_document(note, _FINISHED, _SCHEMA, {"work": work, "dataset": made.digest})
+
+
+def finished_dataset(note: Path, work: str, target: Path) -> DatasetInfo | None:
+    """Return the data set at a target if it is whole and was made from this work, else None."""
+    try:
+        content = read_document(note, _FINISHED, _SCHEMA)
+        made = open_dataset(target).info
+    except ArtifactError:
+        return None
+    return made if content == content | {"work": work, "dataset": made.digest} else None
 
 
 @contextmanager

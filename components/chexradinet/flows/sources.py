@@ -21,6 +21,16 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 """Ends of names of DICOM files."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
 """Files that count as X-rays; others are tables, licences and the like."""
+_TEXTS = (".csv", ".tsv", ".txt", ".json", ".xml", ".md", ".log")
+_DOCUMENT_SUFFIXES = (
+    *_TEXTS,
+    *(f"{suffix}.gz" for suffix in _TEXTS),
+    *(".html", ".htm", ".css", ".js", ".pdf", ".rtf", ".doc", ".docx", ".xls", ".xlsx"),
+    *(".yaml", ".yml"),
+)
+_DOCUMENTS = ("dicomdir", "autorun.inf", "desktop.ini", "thumbs.db")
+"""Names of what comes with X-rays: a medium's index, and what systems leave in folders."""
+KINDS_READ = "PNG, JPEG, DICOM"
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """Largest file that is read."""
 
@@ -109,14 +119,16 @@ def is_xray_name(name: str, any_dicom: bool) -> bool:
 
     Args:
         name: Relative to the source.
-        any_dicom: Count also names without a suffix, and with one of digits as in a UID: archives
-            and media name DICOM files so. A medium's index, `DICOMDIR`, never counts.
+        any_dicom: Count every file but documents: archives and media name DICOM files by numbers,
+            by UIDs, or with suffixes of their own. What is none gets a reason when it is read.
     """
-    bare = PurePosixPath(name).name
-    if bare.casefold().endswith(IMAGE_SUFFIXES):
-        return True
-    suffix = PurePosixPath(name).suffix[1:].casefold()
-    return any_dicom and bare != "DICOMDIR" and (suffix in ("", "ima") or suffix.isdecimal())
+    return name.casefold().endswith(IMAGE_SUFFIXES) or (any_dicom and not is_document(name))
+
+
+def is_document(name: str) -> bool:
+    """Tell whether a file is a table, a text, or another document by its name: never an X-ray."""
+    bare = PurePosixPath(name).name.casefold()
+    return bare in _DOCUMENTS or bare.endswith(_DOCUMENT_SUFFIXES)
 
 
 @contextmanager
@@ -177,10 +189,17 @@ def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[Listed]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", above | {real})
         else:
             yield Listed(prefix + entry.name, _stamp(entry))
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that leads in a circle, or where we may not look: reading says so
 
 
 def _stamp(entry: "os.DirEntry[str]") -> str:
