@@ -199,7 +199,9 @@ def _fill(
     """Decode what is not decoded yet, and give everything to the writer."""
     config, plan = task.config, task.plan
     decode = decoder(task.source, config, task.key)
-    fresh = decode_in_order(plan.files[len(checkpoint.restored) :], decode, config.num_workers)
+    fresh = decode_in_order(
+        plan.files[len(checkpoint.restored) :], decode, config.num_workers, task.has_headers
+    )
     rejections, images = list(plan.rejections), []
     headers: dict[HeaderRow, HeaderRow] = {}
     for settled in settle(plan, checkpoint.outcomes(fresh), task.place):

@@ -1,6 +1,5 @@
 """What the regions look like: 102 radiomics features of each."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from chexradinet.dataset.format import open_dataset
 from chexradinet.errors import MismatchError
 from chexradinet.flows.sharding import Shard
 from chexradinet.flows.watching import watched
+from chexradinet.processors import available_processors
 from chexradinet.regions.format import FEATURES_HEAD, read_regions, write_features
 from chexradinet.regions.radiomics import extract_features
 from chexradinet.replacing import require_replaceable
@@ -53,7 +53,7 @@ def radiomics(
     shard = shard or Shard(0, 1)
     part = found.table.iloc[shard.part_of(np.arange(len(found.table)))].reset_index(drop=True)
     rows = data.row_of(part["image_id"].to_numpy())
-    workers = num_workers or len(os.sched_getaffinity(0))
+    workers = num_workers or available_processors()
     table = extract_features(data.images, part, rows, config, workers, progress)
     provenance = shard.provenance(data.digest, found.provenance["bundle_digest"], config)
     write_features(target, table, provenance)

@@ -8,6 +8,7 @@ So it writes the bytes that an undisturbed run would have written. What the mach
 fetched from where `kept_shards` has a copy.
 """
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -25,7 +26,7 @@ from chexradinet.dataset.deidentify import DeidentificationKey, coded
 from chexradinet.dataset.format import DatasetInfo, open_dataset
 from chexradinet.dataset.schema import DATASET_HEAD
 from chexradinet.dataset.shards import shard_name
-from chexradinet.errors import ArtifactError, SourceError
+from chexradinet.errors import ArtifactError, SourceError, StoreFullError
 from chexradinet.flows.kept_shards import KeptShards
 from chexradinet.flows.reading import Decoded, Outcome, Refused, facts_of
 from chexradinet.flows.sources import Listed
@@ -149,7 +150,7 @@ def working_on(target: Path, digest: str, store: StoreConfig) -> Iterator[Checkp
 
     Raises:
         SourceError: another process is writing this data set.
-        StoreError: finished shards are kept in a store, and it cannot be read.
+        StoreError: finished shards are kept in a store, and it cannot be read; or the disk is full.
     """
     folder = target.with_name(f".{target.name}.resume-{digest[:16]}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,9 +161,14 @@ def working_on(target: Path, digest: str, store: StoreConfig) -> Iterator[Checkp
         try:
             yield checkpoint
             put_in_place(checkpoint.data, target, DATASET_HEAD)
-        except BaseException:
+        except BaseException as error:
             if not checkpoint.num_shards:
                 shutil.rmtree(folder)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFullError(
+                    f"no space is left for {target}; free some, then run again: finished shards "
+                    "are kept"
+                ) from error
             raise
         shutil.rmtree(folder)
     _remove_stale(target)

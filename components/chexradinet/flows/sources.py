@@ -146,6 +146,8 @@ def open_source(source: str, config: IngestConfig, labels: str = "") -> Iterator
         ConfigError: the URI cannot be read.
     """
     if labels:
+        if "://" not in labels and Path(labels).is_file():
+            raise SourceError(f"labels {labels} is a file; give the folder that the table lies in")
         with open_source(labels, config) as beside, _opened(source, config, beside.tables) as found:
             yield found
     else:
@@ -168,11 +170,23 @@ def _opened(source: str, config: IngestConfig, labels: Path | None) -> Iterator[
             yield bucket
         return
     path = Path(location.key) if "://" in source else Path(source)
-    if not path.exists():
-        raise SourceError(f"{source} does not exist; give a folder with images and a label table")
+    _require_folder(path, source)
+    yield Folder(path, labels)
+
+
+def _require_folder(path: Path, source: str) -> None:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise SourceError(
+            f"{source} does not exist; give a folder with images and a label table"
+        ) from None
+    except OSError as error:
+        raise SourceError(
+            f"{source} cannot be read: {error.strerror}; give another path"
+        ) from error
     if not path.is_dir():
         raise SourceError(f"{source} is a file; give the folder that holds images and label table")
-    yield Folder(path, labels)
 
 
 def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[Listed]:
