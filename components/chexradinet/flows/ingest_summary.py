@@ -56,8 +56,9 @@ def _notes(info: DatasetInfo) -> list[str]:
     empty = empty_splits(info.counts, info.ingest)
     if empty:
         notes.append(
-            f"No X-ray is in the {' and '.join(empty)} split: all {info.counts['images']} are of "
-            f"{info.counts['patients']} patients. Are patient ids placeholders?"
+            f"No X-ray is in the {' and '.join(empty)} split, all {info.counts['images']} are of "
+            f"{info.counts['patients']} patients: are ids of patients placeholders, or does the "
+            "table give splits without it?"
         )
     ignored = info.ingest.get("ignored_files", 0)
     if ignored:

@@ -10,6 +10,7 @@ fetched from where `kept_shards` has a copy.
 
 import errno
 import fcntl
+import glob
 import hashlib
 import logging
 import os
@@ -175,7 +176,7 @@ def working_on(target: Path, digest: str, store: StoreConfig) -> Iterator[Checkp
 
 
 def _remove_stale(target: Path) -> None:
-    for folder in target.parent.glob(f".{target.name}.resume-*"):
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.resume-*"):
         with _locked(folder) as is_mine:
             if is_mine:
                 shutil.rmtree(folder)

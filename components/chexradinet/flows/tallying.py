@@ -77,7 +77,8 @@ def warn_of_empty_splits(counts: Mapping[str, Any], settings: Mapping[str, Any])
     empty = empty_splits(counts, settings)
     if empty:
         _logger.warning(
-            "no X-ray is in the %s split: all %d are of %d patients; are patient ids placeholders?",
+            "no X-ray is in the %s split, all %d are of %d patients: are ids of patients "
+            "placeholders, or does the table give splits without it?",
             " and the ".join(empty),
             counts["images"],
             counts["patients"],

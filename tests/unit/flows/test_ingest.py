@@ -185,7 +185,7 @@ def test_placeholder_patient_ids_are_told_where_they_leave_a_split_empty(
 ) -> None:
     for number in range(4):
         folder.image(f"{number}.png", noise(number), row="anonymous,Mass,")
-    told = "no X-ray is in the validation and the test split: all 4 are of 1 patients"
+    told = "no X-ray is in the validation and the test split, all 4 are of 1 patients"
     folder.ingest(validation_fraction=0.0, test_fraction=0.0)
     assert told not in caplog.text
     folder.ingest()

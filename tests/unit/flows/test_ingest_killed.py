@@ -235,6 +235,14 @@ def test_full_disk_is_told_and_finished_shards_are_kept(
     assert len(counted.files) == 30 - 16
 
 
+def test_folders_of_other_targets_are_not_taken_for_stale_ones(
+    phantom: Path, tmp_path: Path
+) -> None:
+    (left,) = interrupted(phantom, tmp_path / "other", 24)
+    ingest(str(phantom), tmp_path / "oth*", SMALL)
+    assert left.is_dir()
+
+
 def test_second_process_writing_the_same_data_set_is_refused(phantom: Path, tmp_path: Path) -> None:
     def ingest_again(done: int, total: int) -> None:
         with pytest.raises(SourceError, match="another process is writing"):
