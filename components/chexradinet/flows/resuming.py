@@ -33,7 +33,9 @@ from chexradinet.flows.reading import Decoded, Outcome, Refused, facts_of
 from chexradinet.flows.sources import Listed
 
 _logger = logging.getLogger(__name__)
-_KIND, _FINISHED, _SCHEMA = "ingest-outcomes", "ingest-finished", 1
+_KIND, _FINISHED, _SCHEMA = "ingest-outcomes", "ingest-finished", 2
+"""The schema is also to be raised where equal listings and tables come to another plan: outcomes
+are kept in the plan's order."""
 _TABLE_SUFFIXES = (".csv", ".csv.gz", ".txt", ".txt.gz")
 
 
@@ -41,7 +43,7 @@ def work_digest(
     files: Sequence[Listed], tables: Path, config: IngestConfig, key: DeidentificationKey | None
 ) -> str:
     """Return the digest of all that decides what an ingest writes, the release included."""
-    digest = hashlib.sha256(f"{__version__}\0{config.digest()}".encode())
+    digest = hashlib.sha256(f"{__version__}\0{_SCHEMA}\0{config.digest()}".encode())
     digest.update(coded(key, "work", "").encode() if key is not None else b"")
     for file in files:
         digest.update(os.fsencode(f"{file.name}\0{file.stamp}\0"))
