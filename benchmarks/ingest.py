@@ -6,6 +6,7 @@ torchxrayvision does: pydicom decodes with its default plug-ins, modality LUT an
 doubles, and scikit-image resizes with anti-aliasing. Where scikit-image is not installed, the SciPy
 calls that it makes stand in for it; the result is the same to the last bit. Our pixels must be
 identical to the slow reference: window first, pixel by pixel in doubles, then the area average.
+What a second worker gains: `benchmarks.ingest_memory`.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import importlib
 import importlib.util
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -45,7 +45,6 @@ TARGETS = {
     uid.JPEGLSLossless: 2.7,
     uid.JPEG2000Lossless: 1.35,
 }
-TARGET_TWO_WORKERS = 1.7
 
 
 def radiograph(rows: int = 2048) -> NDArray[np.uint16]:
@@ -132,67 +131,13 @@ def compare(path: Path, repeats: int) -> tuple[float, float]:
     return theirs, mine
 
 
-def seconds_for(num_processes: int, path: Path, num_files: int) -> tuple[float, float]:
-    """Share the reading of a file, many times, between processes.
-
-    Returns:
-        Wall time of all, and the sum of the processes' own processor time, in seconds.
-    """
-    share = num_files // num_processes
-    command = [sys.executable, "-m", "benchmarks.ingest", "--read", str(path), str(share)]
-    running = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(num_processes)
-    ]
-    for process in running:
-        assert process.stdout is not None
-        process.stdout.readline()  # imports are done
-    start = time.perf_counter()
-    for process in running:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    spent = [float(process.communicate()[0]) for process in running]
-    return time.perf_counter() - start, sum(spent)
-
-
-def read_many(path: Path, num_files: int) -> None:
-    """Read a file many times once told to: what a worker process does."""
-    ours(path)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    start = time.process_time()
-    for _ in range(num_files):
-        ours(path)
-    print(time.process_time() - start)
-
-
-def report_two_workers(path: Path) -> bool:
-    """Print what a second worker gains; return whether it is enough.
-
-    The wall time tells it on an idle machine. What other programs take away from it, processor time
-    leaves out: two workers that do not hinder each other spend together what one would.
-    """
-    (wall, alone), (wall_of_two, together) = (seconds_for(n, path, 400) for n in (1, 2))
-    by_wall, by_processor = wall / wall_of_two, 2 * alone / together
-    print(
-        f"two workers: x{by_wall:.2f} by the clock, x{by_processor:.2f} by processor time "
-        f"(needed {TARGET_TWO_WORKERS}, by the clock on an idle machine)"
-    )
-    return max(by_wall, by_processor) >= TARGET_TWO_WORKERS
-
-
 def main() -> int:
     """Print the table; return 1 where pixels differ or a ratio is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--read", nargs=2, metavar=("FILE", "TIMES"))
     options = parser.parse_args()
     cv2.setNumThreads(1)
     warnings.simplefilter("ignore")
-    if options.read:
-        read_many(Path(options.read[0]), int(options.read[1]))
-        return 0
     missed = False
     with tempfile.TemporaryDirectory() as folder:
         paths = write_files(Path(folder))
@@ -207,8 +152,6 @@ def main() -> int:
                 f"{syntax.keyword:22} peer {theirs:6.1f} ms, ours {mine:6.1f} ms, "
                 f"x{theirs / mine:.2f} (needed {target}), {pixels}"
             )
-        plain = paths[uid.ExplicitVRLittleEndian]
-        missed |= not report_two_workers(plain)
     return int(missed)
 
 

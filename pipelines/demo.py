@@ -9,6 +9,7 @@ from rich.table import Table
 
 from chexradinet.dataset.phantom import write_phantom
 from chexradinet.dataset.phantom_dicom import write_phantom_inbox
+from chexradinet.errors import ConfigError
 from chexradinet.results.metrics import headline_rows, read_metrics
 from pipelines.compile import compile_nightly, compile_training
 from pipelines.parameters import Value, load_compiled, parse_settings
@@ -50,8 +51,14 @@ def run_demo(folder: Path, seed: int, console: Console) -> None:
         console: Where progress is shown.
 
     Raises:
+        ConfigError: `folder` holds anything but an earlier demo.
         LocalRunError: a stage failed.
     """
+    if any(folder.glob("*")) and not any(folder.glob("phantom-*")):
+        raise ConfigError(
+            f"{folder} is not empty and holds no earlier demo, so nothing is put there; give "
+            "another path with --folder"
+        )
     started = time.monotonic()
     run = time.strftime("%Y%m%d-%H%M%S")
     evaluation = _train(folder, seed, run, console)

@@ -12,8 +12,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from chexradinet.errors import ChexRadiNetError
+from chexradinet.errors import ChexRadiNetError, ConfigError
 from pipelines.parameters import Value
+
+ARGUMENTS_FILE, LOG_FILE = "arguments.json", "run.log"
+"""What every run leaves in its folder."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Executing task '([^']+)'")
@@ -91,15 +94,17 @@ def run_locally(
         environment: Variables that the stages see beside this process's own.
 
     Raises:
+        ConfigError: `run_folder` holds anything but an earlier run.
         LocalRunError: a stage failed, or kfp skipped a condition that it could not evaluate.
     """
+    _require_run_folder(run_folder)
     run_folder.mkdir(parents=True, exist_ok=True)
-    given = run_folder / "arguments.json"
+    given = run_folder / ARGUMENTS_FILE
     given.write_text(json.dumps(dict(arguments), indent=1), encoding="utf-8")
     command = [sys.executable, "-m", "pipelines.local_runner"]
     watcher = _Watcher(console)
     with (
-        (run_folder / "run.log").open("w", encoding="utf-8") as log,
+        (run_folder / LOG_FILE).open("w", encoding="utf-8") as log,
         subprocess.Popen(
             [*command, str(compiled), str(given), str(run_folder)],
             stdout=subprocess.PIPE,
@@ -115,9 +120,22 @@ def run_locally(
     if process.returncode or watcher.faults:
         told = watcher.cause.removeprefix("chexradinet.errors.")
         said = "\n".join(watcher.faults) or told or "\n".join(watcher.recent[-15:])
-        raise LocalRunError(f"the run failed; its log is {run_folder / 'run.log'}\n{said}")
+        raise LocalRunError(f"the run failed; its log is {run_folder / LOG_FILE}\n{said}")
     outputs: dict[str, str] = json.loads((run_folder / "outputs.json").read_text(encoding="utf-8"))
     return outputs
+
+
+def _require_run_folder(run_folder: Path) -> None:
+    """Refuse a folder whose files a run could replace without being one of its own."""
+    if run_folder.exists() and not run_folder.is_dir():
+        raise ConfigError(f"{run_folder} is a file; give the path of a folder")
+    if not run_folder.exists() or next(run_folder.iterdir(), None) is None:
+        return
+    if not all((run_folder / name).is_file() for name in (ARGUMENTS_FILE, LOG_FILE)):
+        raise ConfigError(
+            f"{run_folder} is not empty and holds no earlier run ({ARGUMENTS_FILE}, {LOG_FILE}), "
+            "so nothing is put there; give another path, or empty it yourself"
+        )
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterable[str]:

@@ -59,6 +59,13 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
         validation_fraction: float = 0.1,
         split_seed: int = 0,
         max_reject_fraction: float = 0.5,
+        labels: str = "",
+        test_fraction: float = 0.1,
+        voi_index: int = 0,
+        min_age_years: float = 18.0,
+        check_inversion: bool = True,
+        ingest_workers: int = 0,
+        ingest_shard_size: int = 4096,
         backbone: str = "resnet50",
         map_stride: int = 16,
         initial_weights: str = "",
@@ -103,6 +110,13 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             validation_fraction: Part of the training patients that validates, where none is given.
             split_seed: Seed of that part; it is recorded in the data set.
             max_reject_fraction: Rejected part of the source above which the run fails.
+            labels: Folder or s3:// prefix of the label tables; empty where they lie in the source.
+            test_fraction: Part of all patients that tests, where the table names no split at all.
+            voi_index: Which of several windows of a DICOM file to apply, from 0.
+            min_age_years: Youngest patient of a DICOM file; 0 takes all. Pictures are all taken.
+            check_inversion: Reject DICOM images that contradict their header's polarity.
+            ingest_workers: Processes that decode; 0 takes what processors and memory allow.
+            ingest_shard_size: Images after which a killed ingest can go on.
             backbone: resnet18, resnet34, resnet50 or resnet18-narrow.
             map_stride: Input pixels a heatmap cell covers: 8, 16 or 32. Finer locates better.
             initial_weights: torchvision state dict to start from; empty starts at random.
@@ -145,6 +159,13 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             validation_fraction=validation_fraction,
             split_seed=split_seed,
             max_reject_fraction=max_reject_fraction,
+            labels=labels,
+            test_fraction=test_fraction,
+            voi_index=voi_index,
+            min_age_years=min_age_years,
+            check_inversion=check_inversion,
+            num_workers=ingest_workers,
+            shard_size=ingest_shard_size,
         )
         with_checkpoints(on_processor(ingested, placement, ingest_memory))
         with_deidentification(with_archive(ingested))

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chexradinet.errors import ArtifactError
+from chexradinet.replacing import TABLE_KEY, Head, require_replaceable
 
-_TABLE_KEY = b"chexradinet"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -39,25 +39,46 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def writing_directory(target: Path) -> Iterator[Path]:
+def writing_directory(target: Path, head: Head | None) -> Iterator[Path]:
     """Yield a temporary directory that becomes `target` when the block ends without an error.
 
-    An older `target` is replaced. On an error the temporary directory is removed and `target` stays
-    as it was; after a kill it stays behind under a name that no reader looks at.
+    On an error the temporary directory is removed and `target` stays as it was; after a kill it
+    stays behind under a name that no reader looks at.
+
+    Args:
+        target: Directory to make.
+        head: Of the artifact that it becomes; only an older one of its kind is replaced. None
+            replaces whatever is there: for places that no user names.
+
+    Raises:
+        ConfigError: `target` holds something else, or cannot be made.
     """
+    if head is not None:
+        require_replaceable(target, head)
     temporary = _temporary_sibling(target)
     temporary.mkdir()
     try:
         yield temporary
-        put_in_place(temporary, target)
+        put_in_place(temporary, target, head)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def put_in_place(complete: Path, target: Path) -> None:
-    """Rename a complete directory to `target` on its file system, in place of an older one."""
+def put_in_place(complete: Path, target: Path, head: Head | None) -> None:
+    """Rename a complete directory to `target` on its file system, in place of an older one.
+
+    Args:
+        complete: The directory.
+        target: Where it goes.
+        head: As `writing_directory` takes it.
+
+    Raises:
+        ConfigError: `target` holds something else by now.
+    """
     for path in complete.rglob("*"):
         _sync(path)
+    if head is not None:
+        require_replaceable(target, head)
     if target.is_dir() and not target.is_symlink():
         shutil.rmtree(target)
     elif target.exists():
@@ -152,7 +173,7 @@ def write_table(
     head = {"schema": version, "kind": kind, "provenance": dict(provenance or {})}
     table = pa.Table.from_pandas(frame, preserve_index=False)
     table = table.replace_schema_metadata(
-        {**(table.schema.metadata or {}), _TABLE_KEY: json.dumps(head, sort_keys=True).encode()}
+        {**(table.schema.metadata or {}), TABLE_KEY: json.dumps(head, sort_keys=True).encode()}
     )
     with writing_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
@@ -170,7 +191,7 @@ def read_table(path: Path, kind: str, version: int) -> tuple[pd.DataFrame, dict[
         raise ArtifactError(f"{path} is missing; needed is a {kind!r} table") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(f"{path} is no whole Parquet file ({error}); make it again") from error
-    head = json.loads((table.schema.metadata or {}).get(_TABLE_KEY, b"{}"))
+    head = json.loads((table.schema.metadata or {}).get(TABLE_KEY, b"{}"))
     check_schema(head, kind, version, path)
     provenance: dict[str, Any] = head["provenance"]
     return table.to_pandas(), provenance
@@ -179,7 +200,7 @@ def read_table(path: Path, kind: str, version: int) -> tuple[pd.DataFrame, dict[
 def table_bytes(table: pa.Table, kind: str, version: int) -> bytes:
     """Return a Parquet file with its kind and schema version; equal tables give equal bytes."""
     head = {"schema": version, "kind": kind, "provenance": {}}
-    described = table.replace_schema_metadata({_TABLE_KEY: json.dumps(head, sort_keys=True)})
+    described = table.replace_schema_metadata({TABLE_KEY: json.dumps(head, sort_keys=True)})
     sink = pa.BufferOutputStream()
     pq.write_table(described, sink, compression="zstd")
     written: bytes = sink.getvalue().to_pybytes()
@@ -196,6 +217,6 @@ def table_of(data: bytes, kind: str, version: int, where: str) -> pa.Table:
         table = pq.read_table(pa.BufferReader(data))
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(f"{where} is no whole Parquet file ({error}); restore it") from error
-    head = json.loads((table.schema.metadata or {}).get(_TABLE_KEY, b"{}"))
+    head = json.loads((table.schema.metadata or {}).get(TABLE_KEY, b"{}"))
     check_schema(head, kind, version, Path(where))
     return table

@@ -93,20 +93,34 @@ def ingest(
     labels: Annotated[str, typer.Option(help="Folder of the label tables, if elsewhere.")] = "",
     report: Annotated[str, typer.Option(help="HTML file to write the ingest report to.")] = "",
     voi_index: Annotated[int, typer.Option(min=0, help="Which DICOM window of several.")] = 0,
-    min_age_years: Annotated[float, typer.Option(help="Youngest patient of a DICOM file.")] = 18,
+    prefer_voi_lut: Annotated[bool, typer.Option(help="A VOI LUT goes before a window.")] = True,
+    min_age_years: Annotated[
+        float, typer.Option(help="Youngest patient of a DICOM file; 0 takes all, as pictures do.")
+    ] = 18,
+    min_side_px: Annotated[int, typer.Option(help="Shortest side of a DICOM image.")] = 32,
+    check_inversion: Annotated[
+        bool, typer.Option(help="Reject DICOM images that contradict their polarity.")
+    ] = True,
     shard_size: Annotated[int, typer.Option(min=1, help="Images a file; also of a resume.")] = 4096,
-    num_workers: Annotated[int, typer.Option(min=0, help="Processes; 0 uses all cores.")] = 0,
+    num_workers: Annotated[
+        int, typer.Option(min=0, help="Processes; 0 uses what cores and memory allow.")
+    ] = 0,
 ) -> None:
     """Decode X-rays once into a data set; a killed run goes on where it was."""
     from chexradinet.flows.ingest_upload import ingest_to
+    from chexradinet.flows.tallying import told
 
     config = IngestConfig(
         format=data_format,
         findings=tuple(name for name in findings.split(",") if name),
         preprocessing=PreprocessingConfig(
-            image_side=side, geometry=geometry, dicom=DicomConfig(voi_index=voi_index)
+            image_side=side,
+            geometry=geometry,
+            dicom=DicomConfig(voi_index=voi_index, prefer_voi_lut=prefer_voi_lut),
         ),
-        quality=QualityConfig(min_age_years=min_age_years),
+        quality=QualityConfig(
+            min_age_years=min_age_years, min_side_px=min_side_px, check_inversion=check_inversion
+        ),
         uncertain=uncertain,
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
@@ -118,6 +132,8 @@ def ingest(
     with _bar("ingest", "files") as progress:
         info = ingest_to(source, out, config, progress, labels=labels, report=report)
     console.print(f"{info.counts['images']} images in {out}", highlight=False)
+    if info.counts["rejected"]:
+        console.print(f"rejected: {told(info.counts['rejected'])}", highlight=False)
 
 
 @app.command()

@@ -204,7 +204,7 @@ class IngestConfig:
     shard_size: int = 4096
     """Images in a file of pixels."""
     num_workers: int = 0
-    """Processes that decode; 0 takes one a processor core, 1 decodes in this process."""
+    """Processes that decode; 0 takes what processors and memory allow, 1 only this process."""
     store: "StoreConfig" = field(default_factory=lambda: StoreConfig())
     """How object storage or an archive is talked to."""
 

@@ -74,6 +74,7 @@ def fill(url: str) -> dict[str, bytes]:
     study = generate_uid()
     wanted = [radiograph("20260101", "CR"), radiograph("20260115", "DX", study)]
     wanted.append(radiograph("20260115", "DX", study))
+    wanted += [radiograph("20260116", "DR"), radiograph("20260117", "RG")]
     others = [
         radiograph("20260115", "CT", study),
         radiograph("20260115", "CT"),
@@ -128,9 +129,9 @@ def test_radiographs_of_the_dates_are_listed_once_and_fetched_as_stored(
     for page_size in (dicomweb.PAGE_SIZE, 1):
         monkeypatch.setattr(dicomweb, "PAGE_SIZE", page_size)
         refs = list(list_instances(orthanc.uri + JANUARY))
-        assert len(refs) == 3
+        assert len(refs) == 5
         assert {ref.sop_uid: fetch(ref) for ref in refs} == orthanc.files
-        assert sorted(ref.modality for ref in refs) == ["CR", "DX", "DX"]
+        assert sorted(ref.modality for ref in refs) == ["CR", "DR", "DX", "DX", "RG"]
 
 
 def test_compressed_radiograph_comes_in_its_own_transfer_syntax(
@@ -159,7 +160,7 @@ def test_radiograph_that_is_gone_is_told(orthanc: SimpleNamespace) -> None:
 
 
 def test_another_radiograph_than_asked_for_is_refused(orthanc: SimpleNamespace) -> None:
-    first, second, _ = list_instances(orthanc.uri + JANUARY)
+    first, second, *_ = list_instances(orthanc.uri + JANUARY)
     mixed = dicomweb.InstanceRef(
         uri=first.uri,
         study_uid=second.study_uid,

@@ -48,7 +48,7 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 def test_without_credentials_none_are_sent(archive: SimpleNamespace) -> None:
     assert list(list_instances(archive.uri, QUICK)) == []
-    assert archive.asked == [None, None]
+    assert archive.asked == [None] * len(dicomweb.MODALITIES)
 
 
 def test_token_is_sent(archive: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_refusals_are_told_at_once(
 def test_overload_is_waited_out(archive: SimpleNamespace) -> None:
     archive.statuses = [503, 429]
     assert list(list_instances(archive.uri, StoreConfig(retry_total_s=20))) == []
-    assert len(archive.asked) == 4
+    assert len(archive.asked) == 2 + len(dicomweb.MODALITIES)
 
 
 def test_overload_that_lasts_is_unavailable(archive: SimpleNamespace) -> None:
@@ -146,7 +146,7 @@ def test_study_behind_a_page_of_known_ones_is_not_lost(
         query = parse_qs(url.query)
         if url.path == "/x/studies":
             start = int(query.get("offset", ["0"])[0])
-            uids = studies[query["ModalitiesInStudy"][0]][start : start + 1]
+            uids = studies.get(query["ModalitiesInStudy"][0], [])[start : start + 1]
             return json.dumps([{"0020000D": {"Value": [uid]}} for uid in uids]).encode()
         study = url.path.split("/")[3]
         return json.dumps(

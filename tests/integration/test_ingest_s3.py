@@ -29,6 +29,7 @@ from chexradinet.errors import (
 from chexradinet.flows.ingest import ingest
 from chexradinet.flows.ingest_upload import WORK_VARIABLE, ingest_to
 from chexradinet.flows.remote_sources import Bucket
+from chexradinet.flows.sources import Folder
 from chexradinet.store import (
     download_directory,
     list_uris,
@@ -85,7 +86,7 @@ def test_bucket_gives_the_same_bytes_and_digest_as_a_folder(
     ]
     assert {info.digest for info in infos} == {infos[0].digest}
     assert infos[0].counts["images"] == 9
-    assert infos[0].counts["rejected"] == {"not_labelled": 1, "truncated": 1}
+    assert infos[0].counts["rejected"] == {"duplicate": 1, "truncated": 1}
     assert all(bytes_of(tmp_path / str(n)) == bytes_of(tmp_path / "0") for n in range(4))
 
 
@@ -123,6 +124,7 @@ def test_upload_that_failed_is_made_up_for_without_decoding(
     use_server: Callable[[SimpleNamespace], None],
     new_bucket: Callable[[SimpleNamespace], str],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = start_minio()
     use_server(server)
@@ -137,9 +139,12 @@ def test_upload_that_failed_is_made_up_for_without_decoding(
         ingest_to(str(source), out, config, lose_the_server)
     assert open_dataset(next((tmp_path / "work").rglob("dataset"))).info.counts["images"] == 9
     server.start()
+    reads = counted_reads(monkeypatch, Folder)
     info = ingest_to(str(source), out, config)
+    assert reads == []
     download_directory(out, tmp_path / "fetched")
     assert open_dataset(tmp_path / "fetched").digest == info.digest
+    assert list((tmp_path / "work").rglob("*.npy")) == []
 
 
 def test_missing_bucket_and_empty_prefix_are_told(s3_uri: str, tmp_path: Path) -> None:
@@ -149,16 +154,18 @@ def test_missing_bucket_and_empty_prefix_are_told(s3_uri: str, tmp_path: Path) -
         ingest("s3://no-such-bucket-here/x", tmp_path / "dataset", dicom_config())
 
 
-def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that the files read from buckets from now on are added to."""
+def counted_reads(
+    monkeypatch: pytest.MonkeyPatch, source: type[Bucket] | type[Folder] = Bucket
+) -> list[str]:
+    """Return a list that the files read from this kind of source from now on are added to."""
     files: list[str] = []
-    read = Bucket.read
+    read: Callable[..., bytes] = source.read
 
-    def noted(bucket: Bucket, file: str) -> bytes:
+    def noted(opened: object, file: str) -> bytes:
         files.append(file)
-        return read(bucket, file)
+        return read(opened, file)
 
-    monkeypatch.setattr(Bucket, "read", noted)
+    monkeypatch.setattr(source, "read", noted)
     return files
 
 
@@ -244,7 +251,7 @@ def test_object_removed_or_replaced_after_listing_is_a_rejection(
             store.delete("z/cut.dcm")
 
     info = ingest(s3_uri, tmp_path / "dataset", dicom_config(), remove)
-    assert info.counts["rejected"] == {"missing": 1, "not_labelled": 1}
+    assert info.counts["rejected"] == {"duplicate": 1, "missing": 1}
 
 
 PROGRAM = """

@@ -19,26 +19,40 @@ from chexradinet.artifacts import (
     writing_directory,
     writing_file,
 )
-from chexradinet.errors import ArtifactError
+from chexradinet.errors import ArtifactError, ConfigError
+from chexradinet.replacing import Head
+
+HEAD = Head("dataset.json", "dataset")
 
 
 def test_an_error_while_writing_leaves_the_old_directory_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "dataset"
-    with writing_directory(target) as folder:
-        (folder / "one").write_text("old")
-    with pytest.raises(RuntimeError, match="disk"), writing_directory(target) as folder:  # noqa: PT012
-        (folder / "one").write_text("new")
+    with writing_directory(target, HEAD) as folder:
+        write_document(folder / HEAD.name, HEAD.kind, 1, {"text": "old"})
+    with pytest.raises(RuntimeError, match="disk"), writing_directory(target, HEAD) as folder:  # noqa: PT012
+        write_document(folder / HEAD.name, HEAD.kind, 1, {"text": "new"})
         raise RuntimeError("disk")
-    assert (target / "one").read_text() == "old"
+    assert read_document(target / HEAD.name, HEAD.kind, 1)["text"] == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
 def test_a_finished_directory_replaces_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "dataset"
     for text in ("old", "new"):
-        with writing_directory(target) as folder:
+        with writing_directory(target, HEAD) as folder:
+            write_document(folder / HEAD.name, HEAD.kind, 1, {})
             (folder / text).write_text(text)
-    assert [path.name for path in target.iterdir()] == ["new"]
+    assert sorted(path.name for path in target.iterdir()) == [HEAD.name, "new"]
+
+
+def test_what_comes_into_the_place_while_it_is_written_stays(tmp_path: Path) -> None:
+    target = tmp_path / "dataset"
+    with pytest.raises(ConfigError, match="not empty"), writing_directory(target, HEAD) as folder:  # noqa: PT012
+        write_document(folder / HEAD.name, HEAD.kind, 1, {})
+        target.mkdir()
+        (target / "thesis.doc").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+    assert [path.name for path in target.iterdir()] == ["thesis.doc"]
 
 
 def test_a_killed_writer_leaves_nothing_under_the_name_of_the_artifact(tmp_path: Path) -> None:
@@ -46,7 +60,7 @@ def test_a_killed_writer_leaves_nothing_under_the_name_of_the_artifact(tmp_path:
     script = (
         "import sys, time\nfrom pathlib import Path\n"
         "from chexradinet.artifacts import writing_directory\n"
-        "with writing_directory(Path(sys.argv[1])) as folder:\n"
+        "with writing_directory(Path(sys.argv[1]), None) as folder:\n"
         "    (folder / 'half').write_bytes(b'x' * 1000)\n"
         "    print('half written', flush=True)\n"
         "    time.sleep(60)\n"

@@ -175,6 +175,8 @@ def parse_boxes(line: Line, text: str) -> tuple[LabelledBox, ...]:
         return ()
     try:
         return tuple(_labelled_box(line, item) for item in json.loads(text))
+    except RecursionError as error:
+        raise LabelTableError(f"{line.place}: boxes are lists in lists without end") from error
     except (ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
         raise LabelTableError(
             f"{line.place}: boxes must be a JSON list of objects with finding, top, left, bottom "

@@ -156,6 +156,7 @@ def _info_of(document: Mapping[str, Any]) -> DatasetInfo:
         files=document["files"],
         quality=QualityConfig(**document["quality"]) if "quality" in document else None,
         deidentified=document.get("deidentified", False),
+        ingest=document.get("ingest", {}),
     )
 
 

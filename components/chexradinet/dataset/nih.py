@@ -21,6 +21,7 @@ from chexradinet.dataset.cells import (
     parse_view,
 )
 from chexradinet.dataset.tables import (
+    NO_TEXT,
     LabelTable,
     Line,
     TableRow,
@@ -29,7 +30,7 @@ from chexradinet.dataset.tables import (
     read_lines,
     the_table,
 )
-from chexradinet.errors import ConfigError, LabelTableError
+from chexradinet.errors import ConfigError, LabelTableError, SourceError
 from chexradinet.findings import NIH_FINDINGS
 from chexradinet.records import Box, LabelledBox, Split
 
@@ -132,7 +133,8 @@ def read_split_lists(folder: Path) -> dict[str, Split]:
     """Read the official split: image name to split; empty where the folder has no list.
 
     Raises:
-        LabelTableError: only one list is there, or an image is in both.
+        LabelTableError: only one list is there, it is damaged, or an image is in both.
+        SourceError: a list cannot be read.
     """
     splits: dict[str, Split] = {}
     found = []
@@ -140,8 +142,7 @@ def read_split_lists(folder: Path) -> dict[str, Split]:
         for path in (folder / name, folder / f"{name}.gz"):
             if not path.is_file():
                 continue
-            with open_text(path) as stream:
-                names = [line.strip() for line in stream if line.strip()]
+            names = _names_in(path)
             if any(splits.get(image, split) is not split for image in names):
                 raise LabelTableError(f"{path.name} and its counterpart share an image; mend them")
             splits |= dict.fromkeys(names, split)
@@ -150,6 +151,19 @@ def read_split_lists(folder: Path) -> dict[str, Split]:
     if len(found) == 1:
         raise LabelTableError(f"of the official lists only {found[0]} is there; add or remove one")
     return splits
+
+
+def _names_in(path: Path) -> list[str]:
+    try:
+        with open_text(path) as stream:
+            return [line.strip() for line in stream if line.strip()]
+    except NO_TEXT as error:
+        raise LabelTableError(
+            f"{path.name} is not UTF-8 text or no whole gzip file ({type(error).__name__}); "
+            "download it again"
+        ) from error
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}; check its rights") from error
 
 
 def _check_lists(table: str, rows: tuple[TableRow, ...], splits: Mapping[str, Split]) -> None:

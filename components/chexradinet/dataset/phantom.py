@@ -10,6 +10,7 @@ Not a model of any disease: nothing measured on it says how well anything works 
 """
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ from chexradinet.dataset.phantom_findings import (
     box_of,
     place_in_lung,
 )
+from chexradinet.errors import ConfigError
 from chexradinet.findings import NO_FINDING
 from chexradinet.records import LabelledBox, Split, View
 
@@ -47,6 +49,8 @@ _IMAGES_OF_BLOCK = (0, 1, 1, 2, 2, 2)
 """Patients come in blocks of three, with one, two and three X-rays."""
 _SPLITS_OF_BLOCK = (Split.TRAIN,) * 4 + (Split.VALIDATION, Split.TEST)
 """Splits of six blocks in turn: two thirds, a sixth, a sixth of the images."""
+_TABLE, _PATIENT = "labels.csv", "phantom-"
+_COLUMNS = ("file", "patient", "findings", "view", "age", "sex", "split", "boxes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,13 +211,14 @@ def write_phantom(
     Other arguments are those of `make_phantom`.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range, or `folder` holds anything but older phantom
+            images.
     """
+    _require_phantom(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    columns = ["file", "patient", "findings", "view", "age", "sex", "split", "boxes"]
-    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as stream:
+    with (folder / _TABLE).open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(columns)
+        writer.writerow(_COLUMNS)
         images = iter_phantom(num_images, image_side, seed, shortcut=shortcut)
         for index, item in enumerate(images):
             file = f"images/{index:06d}.png"
@@ -222,7 +227,7 @@ def write_phantom(
             writer.writerow(
                 [
                     file,
-                    f"phantom-{seed}-{item.patient:06d}",
+                    f"{_PATIENT}{seed}-{item.patient:06d}",
                     "|".join(item.findings) or NO_FINDING,
                     item.view.value,
                     item.age,
@@ -231,3 +236,21 @@ def write_phantom(
                     json.dumps(boxes) if boxes else "",
                 ]
             )
+
+
+def _require_phantom(folder: Path) -> None:
+    """Refuse a folder in which writing would replace somebody's images or label table."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give the path of a folder to make")
+    if not folder.exists() or next(folder.iterdir(), None) is None:
+        return
+    table = folder / _TABLE
+    with (
+        table.open(encoding="utf-8", errors="replace") if table.is_file() else io.StringIO() as rows
+    ):
+        head, first = rows.readline().rstrip("\n"), rows.readline()
+    if head != ",".join(_COLUMNS) or f",{_PATIENT}" not in first:
+        raise ConfigError(
+            f"{folder} is not empty and holds no phantom images, so nothing in it is replaced; "
+            "give another path, or empty it yourself"
+        )

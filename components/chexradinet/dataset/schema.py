@@ -9,6 +9,7 @@ import pandas as pd
 
 from chexradinet.config import PreprocessingConfig, QualityConfig, digest_of
 from chexradinet.records import Geometry, LabelledBox, RejectReason, Split, View
+from chexradinet.replacing import Head
 
 SCHEMA = 1
 """Version of everything in the directory."""
@@ -16,6 +17,8 @@ KIND = "dataset"
 MANIFEST = "manifest.parquet"
 REJECTED = "rejected.parquet"
 DOCUMENT = "dataset.json"
+DATASET_HEAD = Head(DOCUMENT, KIND)
+"""By which a directory is known for a data set."""
 ID_COLUMNS = (
     "image_id",
     "patient_id",
@@ -88,6 +91,10 @@ class DatasetInfo:
     """Limits that DICOM files were judged by; None where the source had none."""
     deidentified: bool = False
     """Whether codes stand for the source's identifiers."""
+    ingest: Mapping[str, Any] = field(default_factory=dict)
+    """By which settings it was made: `format`, `uncertain`, `validation_fraction` and
+    `test_fraction`; and `ignored_files`, how many files of the source were of other kinds. Empty in
+    data sets of earlier releases."""
 
     @property
     def preprocessing_digest(self) -> str:
@@ -115,6 +122,8 @@ class DatasetInfo:
             document["quality"] = asdict(self.quality)
         if self.deidentified:
             document["deidentified"] = True
+        if self.ingest:
+            document["ingest"] = dict(self.ingest)
         return document
 
 

@@ -7,6 +7,7 @@ folder into a `LabelTable`; this one holds the record and what all of them share
 import csv
 import gzip
 import re
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,11 @@ from typing import TextIO
 
 from chexradinet.errors import LabelTableError, SourceError
 from chexradinet.records import LabelledBox, RejectReason, Split, View
+
+NO_TEXT = (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error)
+"""What reading a file that is not UTF-8 text, or no whole gzip file, raises."""
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,10 +152,8 @@ def read_lines(path: Path, needed: Collection[str]) -> Iterator[Line]:
                         "mend the row"
                     )
                 yield line
-    except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError) as error:
-        raise LabelTableError(
-            f"{path.name} is not a CSV table in UTF-8 ({type(error).__name__}); save it as one"
-        ) from error
+    except (*NO_TEXT, csv.Error) as error:
+        raise LabelTableError(f"{path.name} {_no_text(error)}") from error
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}; check its rights") from error
 
@@ -159,8 +163,11 @@ def _by_column(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
 
 
 def open_text(path: Path) -> TextIO:
-    """Open a text file in UTF-8, decompressing `.gz`, line endings left as they are."""
-    if path.suffix == ".gz":
+    """Open a text file in UTF-8, decompressing `.gz`, line endings left as they are.
+
+    What reading it can raise, beside `OSError`, is in `NO_TEXT`.
+    """
+    if path.suffix.casefold() == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
 
@@ -172,6 +179,10 @@ def find_tables(folder: Path, needed: Collection[str]) -> list[Path]:
 
 def list_tables(folder: Path) -> list[Path]:
     """Return the CSV tables directly in a folder, sorted by name."""
+    return [path for path in _named_like_tables(folder) if not path.is_dir()]
+
+
+def _named_like_tables(folder: Path) -> list[Path]:
     paths = sorted(folder.iterdir())
     return [path for path in paths if path.name.casefold().endswith((".csv", ".csv.gz"))]
 
@@ -183,20 +194,51 @@ def the_table(folder: Path, needed: Collection[str], what: str) -> Path:
         SourceError: there is none, or more than one.
     """
     found = find_tables(folder, needed)
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found or list_tables(folder)) or "no CSV file"
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
         raise SourceError(
-            f"needed is one {what} with columns {', '.join(needed)} in {folder}, found are "
-            f"{len(found)} (tables there: {names}); keep exactly one"
+            f"{len(found)} tables in {folder} can be the {what}: {names}; keep exactly one"
+        )
+    if not found:
+        told = "; ".join(_why_not(path, needed) for path in _named_like_tables(folder))
+        raise SourceError(
+            f"needed is one {what} with columns {', '.join(needed)} in {folder}; "
+            f"{told or 'there is no CSV file'}"
         )
     return found[0]
+
+
+def _why_not(path: Path, needed: Collection[str]) -> str:
+    """Return what keeps a file from being the table that is looked for, and what to do."""
+    if path.is_dir():
+        return f"{path.name} is a folder"
+    try:
+        with open_text(path) as stream:
+            line = stream.readline()
+    except NO_TEXT as error:
+        return f"{path.name} {_no_text(error)}"
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    used = [name for mark, name in _SEPARATORS.items() if line.count(mark) > line.count(",")]
+    if used:
+        return f"{path.name} has {used[0]} between its columns, not commas: save it with them"
+    missing = [name for name in needed if name not in _header(path)]
+    return f"{path.name} has no column {', '.join(missing)}"
+
+
+def _no_text(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "is not UTF-8 text, but perhaps UTF-16 or a Windows code page: save it as CSV UTF-8"
+    if isinstance(error, csv.Error):
+        return f"is no CSV table ({error}): save it as one, in UTF-8"
+    return "is no whole gzip file: compress or download it again"
 
 
 def _header(path: Path) -> list[str]:
     try:
         with open_text(path) as stream:
             return [column_key(name) for name in next(csv.reader(stream), [])]
-    except (UnicodeDecodeError, csv.Error, OSError, EOFError):
+    except (*NO_TEXT, csv.Error, OSError):
         return []  # not a table at all, so not the one looked for
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from chexradinet.artifacts import sha256_of, write_document, write_table, writing_directory
 from chexradinet.config import canonical_json, require
 from chexradinet.dataset.schema import (
+    DATASET_HEAD,
     DOCUMENT,
     ID_COLUMNS,
     KIND,
@@ -159,9 +160,9 @@ def writing_dataset(
         shard_size: Most images in a shard, at least 1.
 
     Raises:
-        ConfigError: `shard_size` is below 1.
+        ConfigError: `shard_size` is below 1, or `target` holds something else than a data set.
     """
-    with writing_directory(target) as directory:
+    with writing_directory(target, DATASET_HEAD) as directory:
         writer = DatasetWriter(directory, info, shard_size)
         try:
             yield writer

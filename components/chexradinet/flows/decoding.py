@@ -1,8 +1,10 @@
 """Files to model pixels on a pool of processes: in order, with bounded memory, whatever happens.
 
 Processes, because some decoders are Python and because compiled ones can crash: a file that kills
-its process costs itself, not the run. The pool spawns: a forked copy of a process that runs threads
-can hang.
+the process it is decoded in costs itself, not the run. What is decoded in this process takes the
+run with it: everything where one worker is asked for, and pictures where others are not worth
+while. DICOM files, whose many codecs are the likely ones to crash, never are by default. The pool
+spawns: a forked copy of a process that runs threads can hang.
 """
 
 import ctypes
@@ -20,7 +22,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Generic, TypeVar
 
-from chexradinet.errors import RejectedImageError
+from chexradinet.errors import RejectedImageError, WorkerError
+from chexradinet.processors import workers_for
 from chexradinet.records import RejectReason
 
 FEW_FILES = 64
@@ -30,6 +33,9 @@ START_S = 5.0
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _LARGEST_ARRAY_BYTES, _KEPT_BYTES = 128 << 20, 512 << 20
+_WORKER_BYTES, _OWN_BYTES = 768 << 20, 1 << 30
+"""Most that a worker holds, what it keeps freed included, on 3000x2500 files of 16 bits (measured:
+230 MiB beside `_KEPT_BYTES`); and what this process needs beside them."""
 _BATCH_SIZE = 8
 _BATCHES_AHEAD = 3
 _logger = logging.getLogger(__name__)
@@ -40,22 +46,35 @@ Result = TypeVar("Result")
 
 
 def decode_in_order(
-    files: Sequence[Item], decode: Callable[[Item], Result], num_workers: int
+    files: Sequence[Item],
+    decode: Callable[[Item], Result],
+    num_workers: int,
+    isolated: bool = False,
 ) -> Iterator[Result | RejectedImageError]:
     """Yield the outcome of each file, in order; a file that kills its process is a rejection.
 
     Args:
         files: What `decode` takes, such as names; a few batches a worker are decoded ahead.
         decode: Picklable, as what `decoder` returned.
-        num_workers: Processes; 1 decodes in this one; 0 takes one a core where it is worth while.
+        num_workers: Processes; 1 decodes in this one; 0 takes one a core, as far as memory allows,
+            where it is worth while.
+        isolated: With `num_workers` 0, decode nothing in this process, however little there is.
+
+    Raises:
+        WorkerError: no process can be started.
     """
     _keep_freed_memory()
+    if num_workers == 0 and isolated:
+        workers = 1 if len(files) <= FEW_FILES else workers_for(_WORKER_BYTES, _OWN_BYTES)
+        yield from _decode_in_processes(files, decode, workers)
+        return
     if num_workers == 0:
         started = time.perf_counter()
         yield from map(decode, files[:FEW_FILES])
         seconds_each = (time.perf_counter() - started) / FEW_FILES
         files = files[FEW_FILES:]
-        num_workers = (os.cpu_count() or 1) if seconds_each * len(files) > START_S else 1
+        worthwhile = seconds_each * len(files) > START_S
+        num_workers = workers_for(_WORKER_BYTES, _OWN_BYTES) if worthwhile else 1
     if num_workers == 1:
         yield from map(decode, files)
     else:
@@ -123,6 +142,7 @@ class _Pool(Generic[Item, Result]):
         outcomes: list[Result | RejectedImageError] = []
         executor = _started(1)
         try:
+            _require_start(executor)
             for file in batch:
                 try:
                     outcomes.append(executor.submit(self._decode, file).result())
@@ -140,6 +160,17 @@ def _started(num_workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
         num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker
     )
+
+
+def _require_start(executor: ProcessPoolExecutor) -> None:
+    """Tell processes that cannot start from files that kill them."""
+    try:
+        executor.submit(int).result()
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            "decoding processes end before they decode anything; a script that calls this must "
+            'keep its own work under `if __name__ == "__main__":`, or set num_workers to 1'
+        ) from error
 
 
 def _prepare_worker() -> None:

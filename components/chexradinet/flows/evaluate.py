@@ -17,16 +17,22 @@ from chexradinet.artifacts import writing_directory
 from chexradinet.config import EvaluationConfig, RadiomicsConfig, RegionConfig
 from chexradinet.dataset.format import Dataset, open_dataset
 from chexradinet.dataset.header_table import read_headers
-from chexradinet.errors import ArtifactError
+from chexradinet.errors import ArtifactError, ConfigError
 from chexradinet.flows.court import compared_arms, figures, open_court, protocols
 from chexradinet.flows.evidence import image_statistics, report_evidence
 from chexradinet.flows.judge import Judged
 from chexradinet.flows.watching import watched
-from chexradinet.model.bundle import read_bundle_info, replace_info
+from chexradinet.model.bundle import BUNDLE_HEAD, read_bundle_info, replace_info
 from chexradinet.model.inference import predict
 from chexradinet.records import Split
+from chexradinet.replacing import require_replaceable
 from chexradinet.results.calibration import Calibration, apply_calibration, fit_calibration
-from chexradinet.results.metrics import metrics_document, write_metrics
+from chexradinet.results.metrics import (
+    EVALUATION_HEAD,
+    METRICS_FILE,
+    metrics_document,
+    write_metrics,
+)
 from chexradinet.results.reference import Population, Reference, build_reference
 from chexradinet.results.report import write_report
 from chexradinet.results.telemetry import TrainingTelemetry, push
@@ -107,10 +113,15 @@ def evaluate(
         radiomics: Settings of the features that the report contrasts.
 
     Raises:
+        ConfigError: `best` or `target` hold something else, or are one place.
         ArtifactError: an input cannot be read.
         MismatchError: a model was trained on another data set.
         SourceError: the data set has no test image.
     """
+    if best.resolve() == target.resolve():
+        raise ConfigError(f"best and evaluation are both {target}; give each a directory")
+    require_replaceable(best, BUNDLE_HEAD)
+    require_replaceable(target, EVALUATION_HEAD)
     data = open_dataset(dataset)
     court = open_court(data, regions, config)
     rounds = distinct_rounds(arms.rounds)
@@ -137,8 +148,8 @@ def evaluate(
     )
     document["bundle_digest"] = digest
     evidence = report_evidence(judged[chosen], data, court.rows, calibration, radiomics, regions)
-    with writing_directory(target) as folder:
-        write_metrics(folder / "metrics.json", document)
+    with writing_directory(target, EVALUATION_HEAD) as folder:
+        write_metrics(folder / METRICS_FILE, document)
         write_report(folder / "report.html", document, evidence.panel, evidence.contrast)
     push(_telemetry(judged))
     _log.info("best round %d of %d; bundle %s", document["best_round"], len(judged), digest[:12])

@@ -12,9 +12,10 @@ from chexradinet.model.bundle import load_bundle, require_match
 from chexradinet.model.inference import predict
 from chexradinet.records import Split
 from chexradinet.regions.extract import extract_regions
-from chexradinet.regions.format import write_regions
+from chexradinet.regions.format import REGIONS_HEAD, write_regions
 from chexradinet.regions.select import guiding_findings
 from chexradinet.regions.tables import regions_table
+from chexradinet.replacing import require_replaceable
 
 
 @watched("heatmap")
@@ -31,9 +32,11 @@ def heatmap(
         shard: Which part of the training images; None for all.
 
     Raises:
+        ConfigError: `target` holds something else than regions, or cannot be made.
         ArtifactError: the bundle or the data set cannot be read.
         MismatchError: the bundle was made for other findings or another preprocessing.
     """
+    require_replaceable(target, REGIONS_HEAD)
     data = open_dataset(dataset)
     loaded = load_bundle(bundle)
     require_match(

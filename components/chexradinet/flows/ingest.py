@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from chexradinet.config import IngestConfig, SourceFormat
 from chexradinet.dataset.deidentify import DeidentificationKey
@@ -20,24 +20,34 @@ from chexradinet.dataset.format import DatasetInfo, DatasetWriter, Rejection
 from chexradinet.dataset.header_table import HEADERS, HeaderRow, write_headers
 from chexradinet.dataset.splits import assign_splits
 from chexradinet.dataset.tables import LabelTable, TableRow
-from chexradinet.errors import ArtifactError, SourceError, TooManyRejectsError
+from chexradinet.errors import SourceError
 from chexradinet.flows.decoding import decode_in_order
 from chexradinet.flows.doubtful import attach_doubtful
 from chexradinet.flows.ingest_plan import Plan, plan_ingest, read_table
 from chexradinet.flows.naming import discreet, name_of, optional_key
 from chexradinet.flows.placing import Placement
 from chexradinet.flows.reading import decoder
-from chexradinet.flows.resuming import Checkpoint, work_digest, working_on
+from chexradinet.flows.resuming import (
+    Checkpoint,
+    finished_dataset,
+    note_finished,
+    work_digest,
+    working_on,
+)
 from chexradinet.flows.settling import Image, settle
 from chexradinet.flows.sources import (
     DICOM_SUFFIXES,
+    KINDS_READ,
+    Listed,
     Source,
     is_archive,
     is_xray_name,
     open_source,
 )
+from chexradinet.flows.tallying import check_counts, check_rejected, warn_of_empty_splits
+from chexradinet.flows.targets import require_target
 from chexradinet.flows.watching import watched
-from chexradinet.records import RejectReason, Split
+from chexradinet.records import Split
 
 Progress = Callable[[int, int], None]
 """Called with the number of files done and of all files to decode."""
@@ -52,22 +62,27 @@ def ingest(
     config: IngestConfig,
     progress: Progress | None = None,
     labels: str = "",
+    finished: Path | None = None,
 ) -> DatasetInfo:
     """Read a source and write its data set.
 
     Args:
         source: Folder with images at any depth and label tables at its top: a path, `file://`,
             `s3://`, `minio://`; or `dicomweb://` with study dates.
-        target: Directory of the data set; it appears when complete, and replaces an older one.
+        target: Directory of the data set; it appears when complete, and replaces an older data set
+            and nothing else.
         config: Convention, preprocessing, splits and limits.
         progress: Told after each file.
         labels: Folder of the label tables where they do not lie in the source.
+        finished: File that notes what the data set is made from. A run that finds its own work
+            noted there, and the data set at `target`, reads no X-ray; None notes nothing.
 
     Returns:
         What `dataset.json` holds.
 
     Raises:
-        ConfigError: identifiers must be replaced, and the environment holds no key.
+        ConfigError: identifiers must be replaced, and the environment holds no key; or `target`
+            cannot be made, holds something else, or overlaps what is read.
         SourceError: the source is missing, empty, or no folder that can be read.
         StoreError: a store cannot be read any more; what was finished is kept for the next run.
         LabelTableError: a table is damaged or contradicts itself.
@@ -75,6 +90,7 @@ def ingest(
     """
     if is_archive(source):
         config = replace(config, format=SourceFormat.DICOM)
+    require_target(target, source, labels)
     key = optional_key(config.format is SourceFormat.DICOM)
     with discreet(key), open_source(source, config, labels) as opened:
         task = _prepared(opened, source, config, key)
@@ -85,14 +101,23 @@ def ingest(
             split_seed=config.split_seed,
             quality=config.quality if task.has_headers else None,
             deidentified=task.key is not None,
+            ingest=task.settings,
         )
+        made = None if finished is None else finished_dataset(finished, task.digest, target)
+        if made is not None and made.source == info.source:
+            check_rejected(made.counts["rejected"], made.counts["images"], config)
+            return made
         with working_on(target, task.digest, config.store) as checkpoint:
             writer = DatasetWriter(checkpoint.data, info, config.shard_size, checkpoint.num_shards)
             try:
                 _fill(writer, task, checkpoint, progress)
-                return writer.finish()
+                made = writer.finish()
+                if finished is not None:
+                    note_finished(finished, task.digest, made)
             finally:
                 writer.abandon()
+    warn_of_empty_splits(made.counts, made.ingest)
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +133,25 @@ class _Task:
     digest: str
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What `dataset.json` says of how it was made."""
+        config = self.config
+        return {
+            "format": config.format.value,
+            "uncertain": config.uncertain,
+            "validation_fraction": config.validation_fraction,
+            "test_fraction": config.test_fraction,
+            "ignored_files": self.plan.num_ignored,
+        }
+
+    @property
     def place(self) -> Placement:
         """What is the same for all X-rays."""
         return Placement(
             side=self.config.preprocessing.image_side,
             box_frame=None if self.table is None else self.table.box_frame,
             key=self.key,
+            min_age_years=self.config.quality.min_age_years,
         )
 
 
@@ -125,9 +163,11 @@ def _prepared(
     opened: Source, source: str, config: IngestConfig, key: DeidentificationKey | None
 ) -> _Task:
     any_dicom = config.format is SourceFormat.DICOM
-    found = [
-        file for file in opened.files() if is_archive(source) or is_xray_name(file.name, any_dicom)
-    ]
+    found: list[Listed] = []
+    others: list[Listed] = []
+    for file in opened.files():
+        taken = is_archive(source) or is_xray_name(file.name, any_dicom)
+        (found if taken else others).append(file)
     # One order everywhere: folders, buckets and archives list in different ones.
     found.sort(key=lambda file: os.fsencode(file.name))
     if not found:
@@ -137,12 +177,17 @@ def _prepared(
     table = read_table(opened.tables, config)
     for note, times in ({} if table is None else table.notes).items():
         _logger.warning("label table: %d values set to unknown: %s", times, note)
+    plan = plan_ingest(
+        table, [file.name for file in found], config, key, [file.name for file in others]
+    )
+    if plan.num_ignored:
+        _logger.warning("%d files of other kinds than %s are ignored", plan.num_ignored, KINDS_READ)
     return _Task(
         source=opened,
         config=config,
         key=key,
         table=table,
-        plan=plan_ingest(table, [file.name for file in found], config, key),
+        plan=plan,
         has_headers=has_headers,
         digest=work_digest(found, opened.tables, config, key),
     )
@@ -154,7 +199,9 @@ def _fill(
     """Decode what is not decoded yet, and give everything to the writer."""
     config, plan = task.config, task.plan
     decode = decoder(task.source, config, task.key)
-    fresh = decode_in_order(plan.files[len(checkpoint.restored) :], decode, config.num_workers)
+    fresh = decode_in_order(
+        plan.files[len(checkpoint.restored) :], decode, config.num_workers, task.has_headers
+    )
     rejections, images = list(plan.rejections), []
     headers: dict[HeaderRow, HeaderRow] = {}
     for settled in settle(plan, checkpoint.outcomes(fresh), task.place):
@@ -173,8 +220,9 @@ def _fill(
     for rejection in rejections:
         name = name_of(task.key, "file", rejection.source_uri)
         writer.reject(replace(rejection, source_uri=name))
-    _check_rejections(rejections, len(rejections) + len(images), config)
-    _check_counts(plan, rejections, len(images))
+    reasons = Counter(rejection.reason.value for rejection in rejections)
+    check_rejected(reasons, len(images), config)
+    check_counts(plan, rejections, len(images))
     if config.format is SourceFormat.DICOM:
         splits = assign_splits([image.row for image in images], config)
         writer.assign_splits([row.split or Split.TRAIN for row in splits])
@@ -203,31 +251,3 @@ def _attach_headers(writer: DatasetWriter, images: Sequence[_Light]) -> None:
     ids, headers = [image.image_id for image in images], [image.header for image in images]
     write_headers(writer.directory, ids, headers)
     writer.attach(HEADERS)
-
-
-def _check_rejections(
-    rejections: Sequence[Rejection], num_inputs: int, config: IngestConfig
-) -> None:
-    rejected = len(rejections)
-    if rejected <= config.max_reject_fraction * num_inputs and rejected < num_inputs:
-        return
-    reasons = Counter(rejection.reason.value for rejection in rejections)
-    counted = ", ".join(f"{reason} {times}" for reason, times in reasons.most_common())
-    raise TooManyRejectsError(
-        f"{rejected} of {num_inputs} X-rays were rejected ({counted}); allowed is a part of "
-        f"{config.max_reject_fraction}, and one must remain; check source and format, or raise "
-        "max_reject_fraction"
-    )
-
-
-def _check_counts(plan: Plan, rejections: Sequence[Rejection], num_images: int) -> None:
-    """Hold that each input came out once; a row without a file is one only where it is left."""
-    unused = (
-        sum(item.reason is RejectReason.MISSING for item in rejections) if plan.unmatched else 0
-    )
-    came_out = len(rejections) + num_images
-    if not plan.num_inputs <= came_out <= plan.num_inputs + unused:
-        raise ArtifactError(
-            f"{plan.num_inputs} X-rays came in, {came_out} are in the data set and its "
-            "rejections; this is a fault of ingest, please report it"
-        )

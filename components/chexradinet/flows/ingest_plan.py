@@ -19,7 +19,8 @@ from chexradinet.dataset.nih import read_nih_table
 from chexradinet.dataset.rsna import read_rsna_table
 from chexradinet.dataset.splits import assign_splits
 from chexradinet.dataset.tables import LabelTable, TableRow, list_tables
-from chexradinet.flows.matching import find_file, index_files
+from chexradinet.flows.matching import find_files, index_files, match_rows
+from chexradinet.flows.sources import KINDS_READ, is_document
 from chexradinet.records import RejectReason
 
 TABLES: Mapping[SourceFormat, Callable[[Path, IngestConfig], LabelTable]] = {
@@ -34,6 +35,7 @@ TABLES: Mapping[SourceFormat, Callable[[Path, IngestConfig], LabelTable]] = {
 
 _UNNAMED = "no row of the table names it"
 _ONLY_NAMED = "only the table names it"
+_OTHER_KIND = f"kind not read; {KINDS_READ}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,8 @@ class Plan:
     """Rows that may name a SOP Instance UID, by its code."""
     needs_row: bool = True
     """Whether a file without a row is rejected."""
+    num_ignored: int = 0
+    """Files of other kinds that no row names and that are no documents."""
 
 
 def read_table(folder: Path, config: IngestConfig) -> LabelTable | None:
@@ -71,6 +75,7 @@ def plan_ingest(
     files: Sequence[str],
     config: IngestConfig,
     key: DeidentificationKey | None,
+    others: Sequence[str] = (),
 ) -> Plan:
     """Decide for each row and each file what happens to it.
 
@@ -79,9 +84,10 @@ def plan_ingest(
         files: All image files of the source, relative to it.
         config: How missing splits are made.
         key: Codes the UIDs that rows of a table of DICOM files may name.
+        others: All other files of the source.
 
     Raises:
-        LabelTableError: the splits contradict each other.
+        LabelTableError: the splits contradict each other, or a row's name is that of several files.
     """
     if table is None:
         rows: tuple[TableRow | None, ...] = (None,) * len(files)
@@ -91,18 +97,23 @@ def plan_ingest(
     if config.format is SourceFormat.DICOM and key is not None:
         assign_splits(table.rows, config)  # contradictions are told before hours of decoding
         return _by_file(table, files, key)
-    return _by_row(table, files, config)
+    return _by_row(table, files, config, others)
 
 
-def _by_row(table: LabelTable, files: Sequence[str], config: IngestConfig) -> Plan:
-    index = index_files(files)
+def _by_row(
+    table: LabelTable, files: Sequence[str], config: IngestConfig, others: Sequence[str]
+) -> Plan:
+    matched = match_rows(table.name, [row.file for row in table.rows], files)
+    index_of_others = index_files(others) if None in matched else {}
     rows, found, rejections = [], [], []
     named: set[str] = set()
-    for row in table.rows:
-        file = find_file(row.file, index)
-        named.add(file or "")
+    for row, file in zip(table.rows, matched, strict=True):
+        other = find_files(row.file, index_of_others) if file is None else []
+        named.update([file or "", *other])
         if row.rejected is not None:
             rejections.append(Rejection(file or row.file, row.rejected, "by the label table"))
+        elif file is None and other:
+            rejections.append(Rejection(other[0], RejectReason.NOT_AN_IMAGE, _OTHER_KIND))
         elif file is None:
             rejections.append(Rejection(row.file, RejectReason.MISSING, _ONLY_NAMED))
         else:
@@ -115,16 +126,17 @@ def _by_row(table: LabelTable, files: Sequence[str], config: IngestConfig) -> Pl
         files=tuple(found),
         rejections=tuple(rejections),
         num_inputs=len(table.rows) + len(unnamed),
+        num_ignored=sum(name not in named and not is_document(name) for name in others),
     )
 
 
 def _by_file(table: LabelTable, files: Sequence[str], key: DeidentificationKey) -> Plan:
-    index = index_files(files)
     row_of: dict[str, TableRow] = {}
     unmatched: dict[str, TableRow] = {}
     rejections = []
-    for row in table.rows:
-        file = find_file(row.file, index)
+    names = [row.file for row in table.rows]
+    matched = match_rows(table.name, names, files, may_be_uids=True)
+    for row, file in zip(table.rows, matched, strict=True):
         if file is None or file in row_of:
             unmatched[coded(key, "image", row.file)] = row
         else:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from chexradinet.dataset.format import Dataset, open_dataset
+from chexradinet.dataset.format import Dataset, DatasetInfo, open_dataset
 from chexradinet.dataset.header_table import read_doubtful, read_headers
+from chexradinet.flows.sources import KINDS_READ
+from chexradinet.flows.tallying import empty_splits
 from chexradinet.results.ingest_report import IngestSummary, Thumbnail, write_ingest_report
 
 SHOWN_FLAGS = ("polarity_unsure", "view_unknown", "burned_in_unknown", "body_part_unknown")
@@ -39,12 +41,29 @@ def report_ingest(dataset: Path, target: Path) -> None:
         },
         positives=counts["positives"],
         views={str(view): int(count) for view, count in views.items()},
+        notes=_notes(data.info),
     )
     rejected = [
         Thumbnail(image=picture, image_id=name, reason=f"rejected: {reason}")
         for name, reason, picture in read_doubtful(dataset)
     ]
     write_ingest_report(target, summary, [*rejected[:MAX_KEPT], *_flagged(data)])
+
+
+def _notes(info: DatasetInfo) -> list[str]:
+    """Return what a reader must know beside the counts."""
+    notes = []
+    empty = empty_splits(info.counts, info.ingest)
+    if empty:
+        notes.append(
+            f"No X-ray is in the {' and '.join(empty)} split, all {info.counts['images']} are of "
+            f"{info.counts['patients']} patients: are ids of patients placeholders, or does the "
+            "table give splits without it?"
+        )
+    ignored = info.ingest.get("ignored_files", 0)
+    if ignored:
+        notes.append(f"{ignored} files of other kinds than {KINDS_READ} were ignored.")
+    return notes
 
 
 def _flagged(data: Dataset) -> list[Thumbnail]:

@@ -6,23 +6,20 @@ upload goes on from what it left.
 
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from chexradinet.config import IngestConfig
 from chexradinet.dataset.format import DatasetInfo
-from chexradinet.dataset.schema import DOCUMENT
 from chexradinet.errors import ConfigError
 from chexradinet.flows.ingest import Progress, ingest
 from chexradinet.flows.ingest_summary import report_ingest
+from chexradinet.flows.targets import DATASET_FILES, require_prefix, require_report
 from chexradinet.store import open_store, parse_uri, upload_directory
 
 WORK_VARIABLE = "CHEXRADINET_WORK"
 """Environment variable with the folder that data sets are made in before they are uploaded."""
-
-_OURS = re.compile(r"(images-\d{5}|doubtful)\.npy|[a-z]+\.parquet")
 
 
 def ingest_to(
@@ -49,12 +46,19 @@ def ingest_to(
         What `dataset.json` holds.
 
     Raises:
-        ConfigError: the address cannot be read, or the local folder belongs to somebody else.
+        ConfigError: the address cannot be read, the local folder belongs to somebody else, or
+            `out` or `report` hold something else.
         ChexRadiNetError: as `ingest`, or the store cannot be written; run again to go on.
     """
     location = parse_uri(out)
-    local = Path(location.key) if location.bucket is None else _work_folder(out) / "dataset"
-    info = ingest(source, local, config, progress, labels)
+    if report:
+        require_report(report)
+    local, finished = Path(location.key), None
+    if location.bucket is not None:
+        work = _work_folder(out)
+        local, finished = work / "dataset", work / "finished.json"
+        require_prefix(out, source, labels, config)
+    info = ingest(source, local, config, progress, labels, finished)
     if report:
         report_ingest(local, Path(report))
     if location.bucket is not None:
@@ -82,5 +86,5 @@ def _remove_older(out: str, info: DatasetInfo, config: IngestConfig) -> None:
     store, prefix = open_store(out, config.store)
     for found in list(store.list(prefix)):
         name = found.key[len(prefix) :]
-        if name not in info.files and name != DOCUMENT and _OURS.fullmatch(name):
+        if name not in info.files and DATASET_FILES.fullmatch(name):
             store.delete(found.key)

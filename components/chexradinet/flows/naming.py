@@ -13,7 +13,8 @@ from chexradinet.dataset.deidentify import KEY_VARIABLE, DeidentificationKey, co
 from chexradinet.dataset.deidentify import deidentification_key as needed_key
 from chexradinet.errors import LabelTableError, SourceError
 
-_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+"""What `repr` gives for a text, also where it holds both kinds of quotes."""
 _COLUMNS = re.compile(r"its columns are [^;]*;", re.DOTALL)
 _HIDDEN = "(not shown)"
 

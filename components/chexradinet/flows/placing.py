@@ -18,6 +18,8 @@ class Placement:
     """Height and width of model pixels."""
     box_frame: tuple[int, int] | None
     """Height and width of the image that boxes are measured in; None: the file."""
+    min_age_years: float = 0.0
+    """Youngest patient of a DICOM file, by the table's age."""
     key: DeidentificationKey | None
     """Makes codes of the source's names; None keeps them."""
 

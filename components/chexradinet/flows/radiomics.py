@@ -1,6 +1,5 @@
 """What the regions look like: 102 radiomics features of each."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,10 @@ from chexradinet.dataset.format import open_dataset
 from chexradinet.errors import MismatchError
 from chexradinet.flows.sharding import Shard
 from chexradinet.flows.watching import watched
-from chexradinet.regions.format import read_regions, write_features
+from chexradinet.processors import available_processors
+from chexradinet.regions.format import FEATURES_HEAD, read_regions, write_features
 from chexradinet.regions.radiomics import extract_features
+from chexradinet.replacing import require_replaceable
 
 
 @watched("radiomics")
@@ -37,9 +38,11 @@ def radiomics(
         progress: Called with the number of regions done and of all.
 
     Raises:
+        ConfigError: `target` holds something else than features, or cannot be made.
         ArtifactError: an input cannot be read.
         MismatchError: the regions were found in another data set.
     """
+    require_replaceable(target, FEATURES_HEAD)
     data = open_dataset(dataset)
     found = read_regions(regions)
     if found.provenance["dataset_digest"] != data.digest:
@@ -50,7 +53,7 @@ def radiomics(
     shard = shard or Shard(0, 1)
     part = found.table.iloc[shard.part_of(np.arange(len(found.table)))].reset_index(drop=True)
     rows = data.row_of(part["image_id"].to_numpy())
-    workers = num_workers or len(os.sched_getaffinity(0))
+    workers = num_workers or available_processors()
     table = extract_features(data.images, part, rows, config, workers, progress)
     provenance = shard.provenance(data.digest, found.provenance["bundle_digest"], config)
     write_features(target, table, provenance)

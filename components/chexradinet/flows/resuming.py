@@ -8,7 +8,9 @@ So it writes the bytes that an undisturbed run would have written. What the mach
 fetched from where `kept_shards` has a copy.
 """
 
+import errno
 import fcntl
+import glob
 import hashlib
 import logging
 import os
@@ -22,14 +24,18 @@ from chexradinet import __version__
 from chexradinet.artifacts import put_in_place, read_document, sha256_of, write_document
 from chexradinet.config import IngestConfig, StoreConfig
 from chexradinet.dataset.deidentify import DeidentificationKey, coded
+from chexradinet.dataset.format import DatasetInfo, open_dataset
+from chexradinet.dataset.schema import DATASET_HEAD
 from chexradinet.dataset.shards import shard_name
-from chexradinet.errors import ArtifactError, SourceError
+from chexradinet.errors import ArtifactError, SourceError, StoreFullError
 from chexradinet.flows.kept_shards import KeptShards
 from chexradinet.flows.reading import Decoded, Outcome, Refused, facts_of
 from chexradinet.flows.sources import Listed
 
 _logger = logging.getLogger(__name__)
-_KIND, _SCHEMA = "ingest-outcomes", 1
+_KIND, _FINISHED, _SCHEMA = "ingest-outcomes", "ingest-finished", 2
+"""The schema is also to be raised where equal listings and tables come to another plan: outcomes
+are kept in the plan's order."""
 _TABLE_SUFFIXES = (".csv", ".csv.gz", ".txt", ".txt.gz")
 
 
@@ -37,7 +43,7 @@ def work_digest(
     files: Sequence[Listed], tables: Path, config: IngestConfig, key: DeidentificationKey | None
 ) -> str:
     """Return the digest of all that decides what an ingest writes, the release included."""
-    digest = hashlib.sha256(f"{__version__}\0{config.digest()}".encode())
+    digest = hashlib.sha256(f"{__version__}\0{_SCHEMA}\0{config.digest()}".encode())
     digest.update(coded(key, "work", "").encode() if key is not None else b"")
     for file in files:
         digest.update(os.fsencode(f"{file.name}\0{file.stamp}\0"))
@@ -117,6 +123,27 @@ class Checkpoint:
         return [_outcome_of(values) for values in content["outcomes"]]
 
 
+def note_finished(note: Path, work: str, made: DatasetInfo) -> None:
+    """Note from which work a data set was made, just before it is put in place.
+
+    Args:
+        note: The file to write.
+        work: What `work_digest` returned.
+        made: The complete data set.
+    """
+    write_document(note, _FINISHED, _SCHEMA, {"work": work, "dataset": made.digest})
+
+
+def finished_dataset(note: Path, work: str, target: Path) -> DatasetInfo | None:
+    """Return the data set at a target if it is whole and was made from this work, else None."""
+    try:
+        content = read_document(note, _FINISHED, _SCHEMA)
+        made = open_dataset(target).info
+    except ArtifactError:
+        return None
+    return made if content == content | {"work": work, "dataset": made.digest} else None
+
+
 @contextmanager
 def working_on(target: Path, digest: str, store: StoreConfig) -> Iterator[Checkpoint]:
     """Yield a checkpoint whose `data` becomes `target` when the block ends without an error.
@@ -126,7 +153,7 @@ def working_on(target: Path, digest: str, store: StoreConfig) -> Iterator[Checkp
 
     Raises:
         SourceError: another process is writing this data set.
-        StoreError: finished shards are kept in a store, and it cannot be read.
+        StoreError: finished shards are kept in a store, and it cannot be read; or the disk is full.
     """
     folder = target.with_name(f".{target.name}.resume-{digest[:16]}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,17 +163,22 @@ def working_on(target: Path, digest: str, store: StoreConfig) -> Iterator[Checkp
         checkpoint = Checkpoint(folder, KeptShards(folder, digest, store))
         try:
             yield checkpoint
-            put_in_place(checkpoint.data, target)
-        except BaseException:
+            put_in_place(checkpoint.data, target, DATASET_HEAD)
+        except BaseException as error:
             if not checkpoint.num_shards:
                 shutil.rmtree(folder)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFullError(
+                    f"no space is left for {target}; free some, then run again: finished shards "
+                    "are kept"
+                ) from error
             raise
         shutil.rmtree(folder)
     _remove_stale(target)
 
 
 def _remove_stale(target: Path) -> None:
-    for folder in target.parent.glob(f".{target.name}.resume-*"):
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.resume-*"):
         with _locked(folder) as is_mine:
             if is_mine:
                 shutil.rmtree(folder)

@@ -15,6 +15,7 @@ from chexradinet.flows.train import round_summary, training_data
 from chexradinet.flows.validation import validate
 from chexradinet.flows.watching import Heartbeat, watched
 from chexradinet.model.bundle import (
+    BUNDLE_HEAD,
     BundleInfo,
     LoadedBundle,
     load_bundle,
@@ -26,6 +27,7 @@ from chexradinet.model.training import Regions, fit, run_digest
 from chexradinet.records import FeatureStatus, Split
 from chexradinet.regions.format import FeaturesArtifact, read_features
 from chexradinet.regions.normalisation import RadiomicsNormalisation, fit_normalisation
+from chexradinet.replacing import require_replaceable
 
 _log = logging.getLogger(__name__)
 
@@ -70,11 +72,13 @@ def retrain(
         progress: Called with the step, the number of steps and the loss.
 
     Raises:
+        ConfigError: `target` holds something else than a bundle, or cannot be made.
         ArtifactError: an input cannot be read.
         MismatchError: the bundle or the features belong to another data set.
         TrainingError: the loss left the finite numbers.
         Interrupted: the process was asked to end; the message says where its state is.
     """
+    require_replaceable(target, BUNDLE_HEAD)
     data = open_dataset(dataset)
     loaded = load_bundle(bundle)
     require_match(

@@ -36,18 +36,25 @@ def settle(
             continue
         facts = outcome.facts
         told = row or waiting.pop(facts.image_id, None)
-        if told is None and plan.needs_row:
+        if _names(facts) & seen:
+            detail = "an earlier row has the same pixels or the same SOP Instance UID"
+            yield Rejection(file, RejectReason.DUPLICATE, detail)
+        elif told is None and plan.needs_row:
             yield not_labelled(file)
         elif told is not None and told.rejected is not None:
             yield Rejection(file, told.rejected, "by the label table")
-        elif _names(facts) & seen:
-            detail = "an earlier row has the same pixels or the same SOP Instance UID"
-            yield Rejection(file, RejectReason.DUPLICATE, detail)
+        elif facts.header is not None and _is_under_age(told, place):
+            yield Rejection(file, RejectReason.UNDER_AGE, "by the label table")
         else:
             seen |= _names(facts)
             yield Image(image_record(told, file, facts, place), told, outcome)
     for unused in waiting.values():
         yield only_named(unused)
+
+
+def _is_under_age(row: TableRow | None, place: Placement) -> bool:
+    """Judge what the table says; the gate has judged what the header says."""
+    return row is not None and row.age is not None and row.age < place.min_age_years
 
 
 def _names(facts: Facts) -> set[bytes]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from chexradinet.artifacts import write_document, writing_directory
 from chexradinet.config import RadiomicsConfig, RegionConfig, require
+from chexradinet.replacing import Head
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,5 +43,5 @@ class Shard:
 
 def skip(target: Path) -> None:
     """Write what a stage leaves in a closed round: a directory that says that it was skipped."""
-    with writing_directory(target) as folder:
+    with writing_directory(target, Head("skipped.json", "skipped")) as folder:
         write_document(folder / "skipped.json", "skipped", 1, {})

@@ -21,6 +21,16 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 """Ends of names of DICOM files."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
 """Files that count as X-rays; others are tables, licences and the like."""
+_TEXTS = (".csv", ".tsv", ".txt", ".json", ".xml", ".md", ".log")
+_DOCUMENT_SUFFIXES = (
+    *_TEXTS,
+    *(f"{suffix}.gz" for suffix in _TEXTS),
+    *(".html", ".htm", ".css", ".js", ".pdf", ".rtf", ".doc", ".docx", ".xls", ".xlsx"),
+    *(".yaml", ".yml"),
+)
+_DOCUMENTS = ("dicomdir", "autorun.inf", "desktop.ini", "thumbs.db")
+"""Names of what comes with X-rays: a medium's index, and what systems leave in folders."""
+KINDS_READ = "PNG, JPEG, DICOM"
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """Largest file that is read."""
 
@@ -109,14 +119,16 @@ def is_xray_name(name: str, any_dicom: bool) -> bool:
 
     Args:
         name: Relative to the source.
-        any_dicom: Count also names without a suffix, and with one of digits as in a UID: archives
-            and media name DICOM files so. A medium's index, `DICOMDIR`, never counts.
+        any_dicom: Count every file but documents: archives and media name DICOM files by numbers,
+            by UIDs, or with suffixes of their own. What is none gets a reason when it is read.
     """
-    bare = PurePosixPath(name).name
-    if bare.casefold().endswith(IMAGE_SUFFIXES):
-        return True
-    suffix = PurePosixPath(name).suffix[1:].casefold()
-    return any_dicom and bare != "DICOMDIR" and (suffix in ("", "ima") or suffix.isdecimal())
+    return name.casefold().endswith(IMAGE_SUFFIXES) or (any_dicom and not is_document(name))
+
+
+def is_document(name: str) -> bool:
+    """Tell whether a file is a table, a text, or another document by its name: never an X-ray."""
+    bare = PurePosixPath(name).name.casefold()
+    return bare in _DOCUMENTS or bare.endswith(_DOCUMENT_SUFFIXES)
 
 
 @contextmanager
@@ -134,6 +146,8 @@ def open_source(source: str, config: IngestConfig, labels: str = "") -> Iterator
         ConfigError: the URI cannot be read.
     """
     if labels:
+        if "://" not in labels and Path(labels).is_file():
+            raise SourceError(f"labels {labels} is a file; give the folder that the table lies in")
         with open_source(labels, config) as beside, _opened(source, config, beside.tables) as found:
             yield found
     else:
@@ -156,11 +170,23 @@ def _opened(source: str, config: IngestConfig, labels: Path | None) -> Iterator[
             yield bucket
         return
     path = Path(location.key) if "://" in source else Path(source)
-    if not path.exists():
-        raise SourceError(f"{source} does not exist; give a folder with images and a label table")
+    _require_folder(path, source)
+    yield Folder(path, labels)
+
+
+def _require_folder(path: Path, source: str) -> None:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise SourceError(
+            f"{source} does not exist; give a folder with images and a label table"
+        ) from None
+    except OSError as error:
+        raise SourceError(
+            f"{source} cannot be read: {error.strerror}; give another path"
+        ) from error
     if not path.is_dir():
         raise SourceError(f"{source} is a file; give the folder that holds images and label table")
-    yield Folder(path, labels)
 
 
 def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[Listed]:
@@ -177,10 +203,17 @@ def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[Listed]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", above | {real})
         else:
             yield Listed(prefix + entry.name, _stamp(entry))
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that leads in a circle, or where we may not look: reading says so
 
 
 def _stamp(entry: "os.DirEntry[str]") -> str:

@@ -17,11 +17,12 @@ from chexradinet.dataset.format import Dataset, open_dataset
 from chexradinet.flows.interruption import safeguard
 from chexradinet.flows.validation import validate
 from chexradinet.flows.watching import Heartbeat, watched
-from chexradinet.model.bundle import BundleInfo, model_card, save_bundle
+from chexradinet.model.bundle import BUNDLE_HEAD, BundleInfo, model_card, save_bundle
 from chexradinet.model.guidance import build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights
 from chexradinet.model.training import TrainingData, fit, run_digest
 from chexradinet.records import Split
+from chexradinet.replacing import require_replaceable
 from chexradinet.store.opening import open_object
 
 Progress = Callable[[int, int, float], None]
@@ -49,10 +50,12 @@ def train(
         progress: Called after each step.
 
     Raises:
+        ConfigError: `target` holds something else than a bundle, or cannot be made.
         ArtifactError: the data set or the weights cannot be read.
         TrainingError: there is no labelled training image, or the loss left the finite numbers.
         Interrupted: the process was asked to end; the message says where its state is.
     """
+    require_replaceable(target, BUNDLE_HEAD)
     data = open_dataset(dataset)
     classifier = build_network(network, len(data.info.findings), seed=config.seed)
     if initial_weights:

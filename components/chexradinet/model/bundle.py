@@ -19,6 +19,7 @@ from torch import Tensor
 
 from chexradinet.artifacts import writing_directory
 from chexradinet.errors import ArtifactError, MismatchError
+from chexradinet.model.bundle_info import BUNDLE_HEAD as BUNDLE_HEAD
 from chexradinet.model.bundle_info import (
     CARD_FILE,
     INFO_FILE,
@@ -81,7 +82,7 @@ def save_bundle(
     tensors = _prefixed(_NETWORK_PREFIX, network.state_dict())
     if heads is not None:
         tensors |= _prefixed(_HEADS_PREFIX, heads.state_dict())
-    with writing_directory(target) as folder:
+    with writing_directory(target, BUNDLE_HEAD) as folder:
         save_file(tensors, folder / WEIGHTS_FILE)
         return write_info(folder, info, model_card)
 
@@ -126,7 +127,7 @@ def copy_bundle(source: Path, target: Path) -> str:
         ArtifactError: the source is incomplete or changed.
     """
     digest = verify_bundle(source)
-    with writing_directory(target) as folder:
+    with writing_directory(target, BUNDLE_HEAD) as folder:
         for name in (WEIGHTS_FILE, CARD_FILE, INFO_FILE):
             shutil.copyfile(source / name, folder / name)
         verify_bundle(folder)
@@ -161,7 +162,7 @@ def replace_info(
         if not name.startswith(_REFERENCE_PREFIX)
     }
     arrays = {name: torch.from_numpy(np.array(value)) for name, value in reference_arrays.items()}
-    with writing_directory(target) as folder:
+    with writing_directory(target, BUNDLE_HEAD) as folder:
         save_file(tensors | _prefixed(_REFERENCE_PREFIX, arrays), folder / WEIGHTS_FILE)
         return write_info(folder, info, model_card(info))
 

@@ -8,12 +8,15 @@ from typing import Any
 from chexradinet.artifacts import read_document, sha256_of, write_document
 from chexradinet.config import NetworkConfig, PreprocessingConfig, canonical_json, digest_of
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
+from chexradinet.replacing import Head
 
 KIND = "bundle"
 SCHEMA = 1
 WEIGHTS_FILE = "weights.safetensors"
 INFO_FILE = "bundle.json"
 CARD_FILE = "model-card.md"
+BUNDLE_HEAD = Head(INFO_FILE, KIND)
+"""By which a directory is known for a bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from chexradinet.artifacts import read_document, sha256_of, write_document, writing_directory
 from chexradinet.errors import ArtifactError, MismatchError
+from chexradinet.replacing import Head
 
 KIND = "training-checkpoint"
 SCHEMA = 1
@@ -54,7 +55,7 @@ def save_checkpoint(target: Path, run: str, trained: Trained, position: Position
     tensors = {f"modules.{name}": value for name, value in trained.modules.state_dict().items()}
     for index, moments in optimizer["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-    with writing_directory(target) as folder:
+    with writing_directory(target, Head(POSITION_FILE, KIND)) as folder:
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / _STATE_FILE
         )

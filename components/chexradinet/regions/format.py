@@ -20,11 +20,14 @@ from chexradinet.errors import ArtifactError
 from chexradinet.regions.feature_names import FEATURE_NAMES
 from chexradinet.regions.shards import MAPS_DIGEST, arranged
 from chexradinet.regions.tables import FEATURE_COLUMNS, REGION_COLUMNS, checked_table
+from chexradinet.replacing import Head
 
 SCHEMA = 1
 """Version of both formats."""
 
 REGIONS_FILE, MAPS_FILE, FEATURES_FILE = "regions.parquet", "maps.npy", "features.parquet"
+REGIONS_HEAD, FEATURES_HEAD = Head(REGIONS_FILE, "regions"), Head(FEATURES_FILE, "features")
+"""By which a directory is known for one of the two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ def write_regions(
             "a heatmap holds values beyond float16's 65504; divide the maps by a positive constant "
             "before writing: regions do not depend on it"
         )
-    with writing_directory(target) as directory:
+    with writing_directory(target, REGIONS_HEAD) as directory:
         np.save(directory / MAPS_FILE, halved)
         _write_regions_table(directory, table, provenance)
 
@@ -123,7 +126,7 @@ def write_features(target: Path, table: pd.DataFrame, provenance: Mapping[str, A
         ArtifactError: the table's columns are others.
     """
     ordered = checked_table(table, FEATURE_COLUMNS, target)
-    with writing_directory(target) as directory:
+    with writing_directory(target, FEATURES_HEAD) as directory:
         write_table(directory / FEATURES_FILE, ordered, "features", SCHEMA, provenance)
 
 
@@ -164,7 +167,7 @@ def merge_regions(paths: Sequence[Path], target: Path) -> None:
         )
     size = sizes.pop() if sizes else shards[0].maps.shape[1:]
     table = pd.concat([shard.table for shard in shards], ignore_index=True)
-    with writing_directory(target) as directory:
+    with writing_directory(target, REGIONS_HEAD) as directory:
         # Filled shard by shard through the file, so memory does not grow with the data set.
         merged = np.lib.format.open_memmap(
             directory / MAPS_FILE, mode="w+", dtype=np.float16, shape=(len(table), *size)

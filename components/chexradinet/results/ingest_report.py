@@ -49,6 +49,8 @@ class IngestSummary:
     """Finding to split to positive cases."""
     views: Mapping[str, int] = field(default_factory=dict)
     """View to images; the empty name is unknown."""
+    notes: Sequence[str] = ()
+    """What a reader must know beside the counts, a sentence each."""
 
 
 def write_ingest_report(
@@ -74,6 +76,7 @@ def write_ingest_report(
     more = len(doubtful) - len(shown)
     sections = [
         _cards(summary, num_rejected),
+        *(page.paragraph(note) for note in summary.notes),
         page.section("Rejected", _rejected(summary, num_rejected, protocol)),
         page.section("Splits", _splits(summary, protocol)),
         page.section("Findings", _positives(summary, protocol)),

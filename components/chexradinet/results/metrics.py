@@ -21,12 +21,16 @@ import numpy as np
 
 from chexradinet.artifacts import read_document, write_document
 from chexradinet.errors import ArtifactError
+from chexradinet.replacing import Head
 from chexradinet.results.localization import LOCALIZATION_KEYS
 
 KIND = "metrics"
 """Kind of the document."""
 SCHEMA = 1
 """Its schema version."""
+METRICS_FILE = "metrics.json"
+EVALUATION_HEAD = Head(METRICS_FILE, KIND)
+"""By which a directory is known for an evaluation."""
 CONTROLS = ("random", "swapped")
 """Prefixes of the localisation controls."""
 LOCALIZATION_FIELDS = tuple(

@@ -16,6 +16,13 @@ def ingest(
     validation_fraction: float,
     split_seed: int,
     max_reject_fraction: float,
+    labels: str,
+    test_fraction: float,
+    voi_index: int,
+    min_age_years: float,
+    check_inversion: bool,
+    num_workers: int,
+    shard_size: int,
     dataset: dsl.Output[dsl.Dataset],
     ingest_report: dsl.Output[dsl.HTML],
 ) -> None:
@@ -23,9 +30,11 @@ def ingest(
     from pathlib import Path
 
     from chexradinet.config import (
+        DicomConfig,
         GeometryMode,
         IngestConfig,
         PreprocessingConfig,
+        QualityConfig,
         SourceFormat,
         choice,
     )
@@ -39,13 +48,20 @@ def ingest(
             format=choice(SourceFormat, "data_format", data_format),
             findings=tuple(name for name in findings.split(",") if name),
             preprocessing=PreprocessingConfig(
-                image_side=image_side, geometry=choice(GeometryMode, "geometry", geometry)
+                image_side=image_side,
+                geometry=choice(GeometryMode, "geometry", geometry),
+                dicom=DicomConfig(voi_index=voi_index),
             ),
+            quality=QualityConfig(min_age_years=min_age_years, check_inversion=check_inversion),
             uncertain=uncertain_labels,
             validation_fraction=validation_fraction,
             split_seed=split_seed,
             max_reject_fraction=max_reject_fraction,
+            test_fraction=test_fraction,
+            num_workers=num_workers,
+            shard_size=shard_size,
         ),
+        labels=labels,
     )
     report_ingest(Path(dataset.path), Path(ingest_report.path))
     dataset.metadata["digest"] = info.digest

@@ -1,7 +1,8 @@
 """X-rays from a PACS: QIDO-RS finds them by study date, WADO-RS fetches them (DICOM PS3.18).
 
 `dicomweb://host[:port]/path?study_date=20260101-20260131` speaks TLS, except to this machine
-itself; `dicomweb+http://` never does, `dicomweb+https://` always. Who asks comes from the
+itself; `dicomweb+https://` always does, `dicomweb+http://` never, and it goes
+to another machine only where `CHEXRADINET_ALLOW_HTTP_PACS` is 1. Who asks comes from the
 environment: a bearer token in `DICOMWEB_TOKEN`, or `DICOMWEB_USER` and `DICOMWEB_PASSWORD`;
 `DICOMWEB_CA_BUNDLE` names authorities to trust.
 
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MODALITIES = ("CR", "DX")
-"""DICOM modalities of projection radiographs."""
+MODALITIES = ("CR", "DX", "DR", "RG")
+"""DICOM modalities of projection radiographs; DR and RG are of old devices. Left out are RF, mostly
+films of many frames, and OT and SC, mostly captures of something else in studies of CT."""
 PAGE_SIZE = 500
 """Most studies a search asks for at once; an archive may give fewer."""
 _STUDY_UID, _SERIES_UID, _SOP_UID, _MODALITY = "0020000D", "0020000E", "00080018", "00080060"

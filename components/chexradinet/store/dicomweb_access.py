@@ -112,7 +112,7 @@ def translated(error: Exception, start: str) -> StoreError:
     if isinstance(error, SSLError):
         return StoreUnavailableError(
             f"{start}: no trusted TLS connection; name the authority's certificate in "
-            "DICOMWEB_CA_BUNDLE, or write dicomweb+http:// for an archive without TLS"
+            "DICOMWEB_CA_BUNDLE, or see dicomweb+http:// in docs/datasets.md for one without TLS"
         )
     if is_transient(error):
         return StoreUnavailableError(

@@ -1,12 +1,16 @@
 """Addresses of DICOMweb archives."""
 
 import ipaddress
+import os
 import re
 from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from chexradinet.errors import ConfigError
+
+HTTP_VARIABLE = "CHEXRADINET_ALLOW_HTTP_PACS"
+"""Environment variable that, set to 1, allows plain HTTP to other machines."""
 
 _FORM = "dicomweb://host[:port]/path?study_date=YYYYMMDD-YYYYMMDD"
 _DATES = re.compile(r"^(\d{8})?(-)?(\d{8})?$")
@@ -30,7 +34,8 @@ def parse_archive(uri: str, *, dates_needed: bool) -> Archive:
     """Read the URI of an archive.
 
     Raises:
-        ConfigError: the scheme, host or dates are missing or wrong; no password is repeated.
+        ConfigError: the scheme, host or dates are missing or wrong, or plain HTTP to another
+            machine is not allowed; no password is repeated.
     """
     try:
         parts = urlsplit(uri)
@@ -58,9 +63,19 @@ def parse_archive(uri: str, *, dates_needed: bool) -> Archive:
 def _protocol(parts: SplitResult, uri: str) -> str:
     if parts.scheme == "dicomweb":
         return "http" if _is_loopback(str(parts.hostname)) else "https"
+    if parts.scheme == "dicomweb+http" and not _is_loopback(str(parts.hostname)):
+        _require_permission()
     if parts.scheme in ("dicomweb+http", "dicomweb+https"):
         return parts.scheme.partition("+")[2]
     raise ConfigError(f"archive {uri!r} has scheme {parts.scheme!r}; needed is {_FORM}")
+
+
+def _require_permission() -> None:
+    if os.environ.get(HTTP_VARIABLE, "").strip() != "1":
+        raise ConfigError(
+            "dicomweb+http:// would send X-rays and credentials unencrypted to another machine; "
+            f"use dicomweb://, or set {HTTP_VARIABLE}=1 where the network is protected otherwise"
+        )
 
 
 def _is_loopback(host: str) -> bool:

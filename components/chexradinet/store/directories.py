@@ -121,7 +121,7 @@ def download_directory(uri: str, target: Path, config: StoreConfig = DEFAULT) ->
         raise StoreNotFoundError(f"{uri} holds nothing; check the URI, or run what writes it")
     for info in infos:
         check_key(info.key[len(prefix) :], uri)
-    with writing_directory(target) as temporary:
+    with writing_directory(target, None) as temporary:
 
         def download(info: ObjectInfo) -> None:
             file = temporary / info.key[len(prefix) :]

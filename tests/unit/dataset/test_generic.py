@@ -1,3 +1,4 @@
+import gzip
 import math
 from pathlib import Path
 
@@ -26,8 +27,57 @@ def test_folder_without_a_table_is_a_source_error(tmp_path: Path) -> None:
 def test_two_tables_are_a_source_error(tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text(HEAD)
-    with pytest.raises(SourceError, match=r"found are 2.*a\.csv, b\.csv"):
+    with pytest.raises(SourceError, match=r"2 tables in .*a\.csv, b\.csv; keep exactly one"):
         read_generic_table(tmp_path, IngestConfig())
+
+
+TABLE = "file,patient,findings\nä.png,p,Mass\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (
+            "labels.csv",
+            TABLE.encode("utf-16"),
+            r"labels\.csv is not UTF-8 text.*save it as CSV UTF-8",
+        ),
+        ("labels.csv", TABLE.encode("cp1252"), r"labels\.csv is not UTF-8 text"),
+        ("labels.csv", TABLE.replace(",", ";").encode(), "semicolons between its columns"),
+        ("labels.csv", TABLE.replace(",", "\t").encode(), "tabs between its columns"),
+        ("labels.csv", b"file,label\na,b\n", r"labels\.csv has no column patient, findings"),
+        ("labels.csv.gz", TABLE.encode(), r"labels\.csv\.gz is no whole gzip file"),
+        ("labels.csv.gz", gzip.compress(TABLE.encode())[:-12], r"is no whole gzip file"),
+        ("labels.csv", None, r"labels\.csv is a folder"),
+        ("labels.xlsx", b"PK", "there is no CSV file"),
+    ],
+)
+def test_file_that_is_not_the_table_is_told_with_what_keeps_it_from_being_it(
+    tmp_path: Path, name: str, content: bytes | None, told: str
+) -> None:
+    if content is None:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises((SourceError, LabelTableError), match=told) as error:
+        read_generic_table(tmp_path, IngestConfig())
+    assert "keep exactly one" not in str(error.value)
+
+
+def test_every_table_is_told_by_itself_and_suffixes_may_be_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "A.CSV").write_text("file;patient;findings\n")
+    (tmp_path / "b.csv").write_text("file,patient\n")
+    with pytest.raises(
+        SourceError, match=r"A\.CSV has semicolons.*; b\.csv has no column findings"
+    ):
+        read_generic_table(tmp_path, IngestConfig())
+    (tmp_path / "LABELS.CSV.GZ").write_bytes(gzip.compress(TABLE.encode()))
+    assert read_generic_table(tmp_path, IngestConfig()).findings == ("Mass",)
+
+
+def test_boxes_without_end_are_an_error_of_their_row(tmp_path: Path) -> None:
+    with pytest.raises(LabelTableError, match=r"row 2: boxes are lists in lists"):
+        generic(tmp_path, "a,p,Mass," + "[" * 100_000, head="file,patient,findings,boxes\n")
 
 
 @pytest.mark.parametrize("rows", [[], ["a.png,p,No Finding,,,,,"]])
@@ -100,13 +150,13 @@ def test_missing_column_is_named_beside_those_found(tmp_path: Path) -> None:
 
 def test_binary_file_named_csv_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes(bytes(range(256)))
-    with pytest.raises(SourceError, match="found are 0"):
+    with pytest.raises(SourceError, match="is not UTF-8 text"):
         read_generic_table(tmp_path, IngestConfig())
 
 
 def test_table_that_turns_binary_is_refused(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes(HEAD.encode() + b"a.png,p,Mass,,,,,\n" * 2000 + b"\xff\n")
-    with pytest.raises(LabelTableError, match="not a CSV table in UTF-8"):
+    with pytest.raises(LabelTableError, match=r"is not UTF-8 text|no CSV table"):
         read_generic_table(tmp_path, IngestConfig())
 
 

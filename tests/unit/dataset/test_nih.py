@@ -103,6 +103,17 @@ def test_one_official_list_without_the_other_is_refused(tmp_path: Path) -> None:
         read_split_lists(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"a.png\n" * 99)[:-9]])
+def test_damaged_official_list_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "test_list.txt.gz").write_bytes(content)
+    with pytest.raises(LabelTableError, match=r"test_list\.txt\.gz is not UTF-8 text or no whole"):
+        read_split_lists(tmp_path)
+    (tmp_path / "test_list.txt.gz").unlink()
+    (tmp_path / "test_list.txt").write_bytes("ä.png".encode("utf-16"))
+    with pytest.raises(LabelTableError, match=r"test_list\.txt is not UTF-8"):
+        read_split_lists(tmp_path)
+
+
 def test_image_in_both_official_lists_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train_val_list.txt").write_text("a.png\nb.png")
     with gzip.open(tmp_path / "test_list.txt.gz", "wt") as stream:

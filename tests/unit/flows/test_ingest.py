@@ -16,6 +16,7 @@ from chexradinet.errors import (
     UnknownFindingError,
 )
 from chexradinet.flows.ingest import ingest
+from chexradinet.flows.ingest_summary import report_ingest
 from chexradinet.records import Box, LabelledBox
 
 SIDE = 32
@@ -131,6 +132,66 @@ def test_what_comes_in_goes_out_as_image_or_rejection(folder: Folder) -> None:
         "unnamed.png": "not_labelled",
     }
     assert dataset.info.counts["rejected"]["duplicate"] == 1
+
+
+def test_file_of_a_kind_that_is_not_read_is_no_missing_one_and_others_are_counted(
+    folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.image("good.png", noise(1))
+    folder.image("scans/a.bmp", noise(2))
+    folder.row("gone.bmp,p,Mass,")
+    for name in ("b.bmp", "weights.bin", "README.md", "FAQ.pdf", "notes.TXT", ".hidden.bin"):
+        (folder.path / name).write_bytes(b"x")
+    dataset = folder.ingest(max_reject_fraction=1)
+    assert reasons(dataset) == {"scans/a.bmp": "not_an_image", "gone.bmp": "missing"}
+    assert "kind not read; PNG, JPEG, DICOM" in dataset.rejected["detail"].tolist()
+    assert dataset.info.ingest["ignored_files"] == 2
+    assert "2 files of other kinds" in caplog.text
+
+
+def test_name_that_two_files_have_is_refused_and_a_copy_in_another_format_is_found(
+    folder: Folder,
+) -> None:
+    folder.image("one/a.png", noise(1))
+    folder.image("two/a.png", noise(2))
+    folder.rows = ["a.png,p,Mass,"]
+    folder.image("b.jpg", noise(3))
+    folder.rows[-1] = "b.png,q,Mass,"
+    folder.row("")
+    with pytest.raises(LabelTableError, match=r"1 rows of labels\.csv .*one/a\.png"):
+        folder.ingest()
+    folder.rows[0] = "two/a.png,p,Mass,"
+    folder.row("")
+    dataset = folder.ingest(max_reject_fraction=1)
+    assert dataset.manifest["source_uri"].tolist() == ["two/a.png", "b.jpg"]
+    assert reasons(dataset) == {"one/a.png": "not_labelled"}
+
+
+def test_settings_are_recorded_and_part_of_the_identity(folder: Folder) -> None:
+    folder.image("a.png", noise(1))
+    first = folder.ingest(uncertain="ones", test_fraction=0.0, validation_fraction=0.0)
+    assert first.info.ingest == {
+        "format": "csv",
+        "uncertain": "ones",
+        "validation_fraction": 0.0,
+        "test_fraction": 0.0,
+        "ignored_files": 0,
+    }
+    assert folder.ingest(uncertain="zeros").digest != first.digest
+
+
+def test_placeholder_patient_ids_are_told_where_they_leave_a_split_empty(
+    folder: Folder, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    for number in range(4):
+        folder.image(f"{number}.png", noise(number), row="anonymous,Mass,")
+    told = "no X-ray is in the validation and the test split, all 4 are of 1 patients"
+    folder.ingest(validation_fraction=0.0, test_fraction=0.0)
+    assert told not in caplog.text
+    folder.ingest()
+    assert told in caplog.text
+    report_ingest(folder.path.with_name("dataset"), tmp_path / "report.html")
+    assert "No X-ray is in the validation and test split" in (tmp_path / "report.html").read_text()
 
 
 def test_too_many_rejects_fail_with_counts_and_leave_no_data_set(folder: Folder) -> None:

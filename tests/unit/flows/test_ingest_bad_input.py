@@ -115,13 +115,15 @@ def test_links_pipes_and_folders_named_like_files(
     (source / "link.dcm").symlink_to(elsewhere / "2")
     (source / "cycle").symlink_to(source)
     (source / "nowhere.dcm").symlink_to(tmp_path / "nowhere")
+    (source / "loop.dcm").symlink_to("loop.dcm")
     os.mkfifo(source / "pipe.dcm")
     (source / "folder.dcm").mkdir()
     (source / "folder.dcm" / "3").write_bytes(dicom(3))
     dataset = run()
     assert len(dataset) == 3
-    assert rejected(dataset, ["linked/2", "nowhere.dcm", "pipe.dcm"]) == {
+    assert rejected(dataset, ["linked/2", "loop.dcm", "nowhere.dcm", "pipe.dcm"]) == {
         "linked/2": "duplicate",
+        "loop.dcm": "unreadable",
         "nowhere.dcm": "missing",
         "pipe.dcm": "unreadable",
     }

@@ -1,5 +1,6 @@
 """DICOM folders: with and without a table, every reason code, duplicates, windows, the report."""
 
+import gzip
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,50 @@ def test_files_without_suffix_or_named_by_uid_are_read_and_an_index_is_not(
     dataset = run()
     assert len(dataset) == 3
     assert reasons(dataset) == {code("README"): "not_an_image"}
+
+
+def test_files_with_any_suffix_are_read_or_get_a_reason(
+    source: Path, run: Callable[..., Dataset]
+) -> None:
+    names = ["chest.v2", "CR.1.2.840.77_PA", "x.dc3", "y.img", "z.dcm30", "IM1.PACS"]
+    for number, name in enumerate(names):
+        (source / name).write_bytes(dicom(number))
+    (source / "packed.dcm.gz").write_bytes(gzip.compress(dicom(20)))
+    for name in ("dicomdir", "Thumbs.db", "list.tsv", "list.TXT.gz", "manual.PDF"):
+        (source / name).write_bytes(b"no X-ray")
+    dataset = run()
+    assert len(dataset) == len(names)
+    assert reasons(dataset) == {code("packed.dcm.gz"): "not_an_image"}
+
+
+def test_duplicate_of_an_xray_that_its_uid_labels_is_a_duplicate(
+    source: Path, run: Callable[..., Dataset]
+) -> None:
+    for name in ("a", "b"):
+        (source / name).write_bytes(dicom(1))
+    (source / "c").write_bytes(dicom(2, chest(1)))
+    (source / "d").write_bytes(dicom(3))
+    rows = [f"{sop_uid(number)},p{number},Mass" for number in (1, 2)]
+    (source / "labels.csv").write_text("\n".join(["file,patient,findings", *rows]))
+    dataset = run(max_reject_fraction=1)
+    assert len(dataset) == 1
+    assert reasons(dataset) == {
+        code("b"): "duplicate",
+        code("c"): "duplicate",
+        code("d"): "not_labelled",
+    }
+
+
+def test_age_in_the_table_counts_like_one_in_the_header(
+    source: Path, run: Callable[..., Dataset]
+) -> None:
+    for number, age in enumerate((None, "050Y", None)):
+        (source / f"{number}").write_bytes(dicom(number, PatientAge=age))
+    rows = ["0,p0,Mass,9", "1,p1,Mass,9", "2,p2,Mass,18"]
+    (source / "labels.csv").write_text("\n".join(["file,patient,findings,age", *rows]))
+    dataset = run(max_reject_fraction=1)
+    assert reasons(dataset) == {code("0"): "under_age", code("1"): "under_age"}
+    assert len(run(quality=QualityConfig(min_age_years=0))) == 3
 
 
 def test_rows_name_files_by_name_or_by_sop_instance_uid(

@@ -1,5 +1,6 @@
 """What a run that ended too early leaves, and how the next one goes on from it."""
 
+import errno
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 from chexradinet.config import IngestConfig, PreprocessingConfig
 from chexradinet.dataset.format import open_dataset
 from chexradinet.dataset.phantom import write_phantom
-from chexradinet.errors import SourceError, TooManyRejectsError
+from chexradinet.errors import SourceError, StoreFullError, TooManyRejectsError
 from chexradinet.flows.ingest import ingest
 from chexradinet.flows.sources import Folder
 from chexradinet.store.environment import CHECKPOINT_VARIABLE
@@ -218,6 +219,28 @@ def test_more_rejects_allowed_goes_on_where_the_run_failed(
     info = ingest(str(phantom), tmp_path / "dataset", SMALL)
     assert info.counts["images"] == 20
     assert len(counted.files) == 30 - 26  # the second shard ends with file 26
+
+
+def test_full_disk_is_told_and_finished_shards_are_kept(
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(done: int, total: int) -> None:
+        if done == 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StoreFullError, match=r"no space is left for .*shards are kept"):
+        ingest(str(phantom), tmp_path / "dataset", SMALL, full)
+    counted = CountingDecodes(monkeypatch)
+    ingest(str(phantom), tmp_path / "dataset", SMALL)
+    assert len(counted.files) == 30 - 16
+
+
+def test_folders_of_other_targets_are_not_taken_for_stale_ones(
+    phantom: Path, tmp_path: Path
+) -> None:
+    (left,) = interrupted(phantom, tmp_path / "other", 24)
+    ingest(str(phantom), tmp_path / "oth*", SMALL)
+    assert left.is_dir()
 
 
 def test_second_process_writing_the_same_data_set_is_refused(phantom: Path, tmp_path: Path) -> None:

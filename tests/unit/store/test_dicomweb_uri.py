@@ -3,7 +3,7 @@
 import pytest
 
 from chexradinet.errors import ConfigError
-from chexradinet.store.dicomweb_uri import parse_archive
+from chexradinet.store.dicomweb_uri import HTTP_VARIABLE, parse_archive
 
 DATES = "?study_date=20260101-20260131"
 
@@ -19,10 +19,25 @@ DATES = "?study_date=20260101-20260131"
         ("dicomweb+https://127.0.0.1/x", "https://127.0.0.1/x"),
     ],
 )
-def test_tls_is_spoken_except_to_this_machine_or_when_told(uri: str, url: str) -> None:
+def test_tls_is_spoken_except_to_this_machine_or_when_told(
+    uri: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HTTP_VARIABLE, "1")
     archive = parse_archive(uri + DATES, dates_needed=True)
     assert (archive.url, archive.study_date) == (url, "20260101-20260131")
     assert archive.uri == uri.rstrip("/")
+
+
+@pytest.mark.parametrize("allowed", ["", "0", "yes"])
+def test_plain_http_to_another_machine_needs_permission(
+    allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HTTP_VARIABLE, allowed)
+    with pytest.raises(ConfigError, match=f"unencrypted to another machine.*{HTTP_VARIABLE}=1"):
+        parse_archive("dicomweb+http://pacs.example.org/x" + DATES, dates_needed=True)
+    for host in ("127.0.0.1", "localhost", "[::1]"):
+        archive = parse_archive(f"dicomweb+http://{host}/x" + DATES, dates_needed=True)
+        assert archive.url == f"http://{host}/x"
 
 
 @pytest.mark.parametrize("dates", ["20260131", "20260101-", "-20260131", "20240229-20240229"])
