@@ -35,8 +35,8 @@ from chexradinet.dataset.dicom import read_model_pixels
 from chexradinet.dataset.dicom_write import encode_radiograph
 from chexradinet.dataset.phantom import draw_phantom
 from chexradinet.findings import NIH_FINDINGS
+from chexradinet.flows.night.settings import Addresses, PlanConfig, ScoreConfig
 from chexradinet.flows.nightly import nightly
-from chexradinet.flows.nightly_settings import Addresses, PlanConfig, ScoreConfig
 from chexradinet.model.bundle import BundleInfo, model_card, replace_info, save_bundle
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet, build_network

@@ -18,15 +18,15 @@ from pydicom import uid
 from chexradinet.config import NetworkConfig, PreprocessingConfig, QualityConfig
 from chexradinet.dataset.dicom_write import encode_radiograph
 from chexradinet.dataset.phantom import draw_phantom
-from chexradinet.flows.nightly import nightly
-from chexradinet.flows.nightly_outcome import Night
-from chexradinet.flows.nightly_settings import (
+from chexradinet.flows.night.outcome import Night
+from chexradinet.flows.night.settings import (
     Addresses,
     PlanConfig,
     ResultSettings,
     Run,
     ScoreConfig,
 )
+from chexradinet.flows.nightly import nightly
 from chexradinet.flows.plan import PlanOutcome
 from chexradinet.model.bundle import BundleInfo, model_card, replace_info, save_bundle
 from chexradinet.model.resnet import build_network

@@ -27,9 +27,9 @@ from chexradinet.errors import (
     StoreUnavailableError,
 )
 from chexradinet.flows.ingest import ingest
-from chexradinet.flows.ingest_upload import WORK_VARIABLE, ingest_to
-from chexradinet.flows.remote_sources import Bucket
-from chexradinet.flows.sources import Folder
+from chexradinet.flows.ingestion.remote_sources import Bucket
+from chexradinet.flows.ingestion.sources import Folder
+from chexradinet.flows.ingestion.upload import WORK_VARIABLE, ingest_to
 from chexradinet.store import (
     download_directory,
     list_uris,
@@ -257,7 +257,7 @@ def test_object_removed_or_replaced_after_listing_is_a_rejection(
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from chexradinet.flows.ingest_upload import ingest_to
+from chexradinet.flows.ingestion.upload import ingest_to
 from tests.ingest_world import dicom_config
 
 def wait_to_be_killed(done, total):

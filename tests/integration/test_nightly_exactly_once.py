@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from chexradinet.config import QualityConfig
-from chexradinet.flows.nightly_settings import ResultSettings
+from chexradinet.flows.night.settings import ResultSettings
 from chexradinet.store.local import LocalStore
 from tests.nightly_world import World, make_world
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from chexradinet.config import Backbone, GuidanceConfig, NetworkConfig, TrainConfig
 from chexradinet.dataset.phantom import PhantomImage, draw_phantom
 from chexradinet.dataset.phantom_findings import PHANTOM_FINDINGS
-from chexradinet.flows.evidence import image_statistics
+from chexradinet.flows.judging.evidence import image_statistics
 from chexradinet.model.batches import TrainingData
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet, build_network

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from chexradinet.errors import ArtifactError, StoreConflictError, StoreError, StoreNotFoundError
-from chexradinet.flows.ledger import (
+from chexradinet.flows.night.dicom import keep_dicom
+from chexradinet.flows.night.files import night_key, put_files, write_scores
+from chexradinet.flows.night.ledger import (
     Ledger,
     Plan,
     document_bytes,
@@ -25,20 +27,18 @@ from chexradinet.flows.ledger import (
     read_plan,
     write_index,
 )
-from chexradinet.flows.nightly_dicom import keep_dicom
-from chexradinet.flows.nightly_files import night_key, put_files, write_scores
-from chexradinet.flows.nightly_merge import Merged, earlier_scores, merge
-from chexradinet.flows.nightly_model import Scorer, open_scorer
-from chexradinet.flows.nightly_outcome import Night, night_of
-from chexradinet.flows.nightly_settings import Addresses, ScoreConfig
-from chexradinet.flows.nightly_summary import (
+from chexradinet.flows.night.merge import Merged, earlier_scores, merge
+from chexradinet.flows.night.model import Scorer, open_scorer
+from chexradinet.flows.night.outcome import Night, night_of
+from chexradinet.flows.night.settings import Addresses, ScoreConfig
+from chexradinet.flows.night.summary import (
     most_urgent,
     night_drift,
     night_report,
     with_timings,
 )
-from chexradinet.flows.nightly_unscored import unscored_files
-from chexradinet.flows.nightly_worklist import end_of, studies_of
+from chexradinet.flows.night.unscored import unscored_files
+from chexradinet.flows.night.worklist import end_of, studies_of
 from chexradinet.results.nightly_report import write_night_report, write_worklist_page
 from chexradinet.results.worklist import WaitingImage, worklist, worklist_csv
 

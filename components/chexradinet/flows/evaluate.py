@@ -18,9 +18,9 @@ from chexradinet.config import EvaluationConfig, RadiomicsConfig, RegionConfig
 from chexradinet.dataset.format import Dataset, open_dataset
 from chexradinet.dataset.header_table import read_headers
 from chexradinet.errors import ArtifactError, ConfigError
-from chexradinet.flows.court import compared_arms, figures, open_court, protocols
-from chexradinet.flows.evidence import image_statistics, report_evidence
-from chexradinet.flows.judge import Judged
+from chexradinet.flows.judging.court import compared_arms, figures, open_court, protocols
+from chexradinet.flows.judging.evidence import image_statistics, report_evidence
+from chexradinet.flows.judging.judge import Judged
 from chexradinet.flows.watching import watched
 from chexradinet.model.bundle import BUNDLE_HEAD, read_bundle_info, replace_info
 from chexradinet.model.inference import predict

@@ -22,20 +22,20 @@ from chexradinet.dataset.splits import assign_splits
 from chexradinet.dataset.tables import LabelTable, TableRow
 from chexradinet.errors import SourceError
 from chexradinet.flows.decoding import decode_in_order
-from chexradinet.flows.doubtful import attach_doubtful
-from chexradinet.flows.ingest_plan import Plan, plan_ingest, read_table
-from chexradinet.flows.naming import discreet, name_of, optional_key
-from chexradinet.flows.placing import Placement
-from chexradinet.flows.reading import decoder
-from chexradinet.flows.resuming import (
+from chexradinet.flows.ingestion.doubtful import attach_doubtful
+from chexradinet.flows.ingestion.naming import discreet, name_of, optional_key
+from chexradinet.flows.ingestion.placing import Placement
+from chexradinet.flows.ingestion.plan import Plan, plan_ingest, read_table
+from chexradinet.flows.ingestion.reading import decoder
+from chexradinet.flows.ingestion.resuming import (
     Checkpoint,
     finished_dataset,
     note_finished,
     work_digest,
     working_on,
 )
-from chexradinet.flows.settling import Image, settle
-from chexradinet.flows.sources import (
+from chexradinet.flows.ingestion.settling import Image, settle
+from chexradinet.flows.ingestion.sources import (
     DICOM_SUFFIXES,
     KINDS_READ,
     Listed,
@@ -44,8 +44,8 @@ from chexradinet.flows.sources import (
     is_xray_name,
     open_source,
 )
-from chexradinet.flows.tallying import check_counts, check_rejected, warn_of_empty_splits
-from chexradinet.flows.targets import require_target
+from chexradinet.flows.ingestion.tallying import check_counts, check_rejected, warn_of_empty_splits
+from chexradinet.flows.ingestion.targets import require_target
 from chexradinet.flows.watching import watched
 from chexradinet.records import Split
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from chexradinet.flows.collect import collect, collect_plan
-from chexradinet.flows.lease import holding, release, this_process
-from chexradinet.flows.ledger import open_ledger, read_plan
-from chexradinet.flows.nightly_model import open_scorer
-from chexradinet.flows.nightly_outcome import Night, together
-from chexradinet.flows.nightly_run import begin, finish
-from chexradinet.flows.nightly_settings import Addresses, PlanConfig, Run, ScoreConfig
-from chexradinet.flows.nightly_telemetry import night_telemetry
+from chexradinet.flows.night.lease import holding, release, this_process
+from chexradinet.flows.night.ledger import open_ledger, read_plan
+from chexradinet.flows.night.model import open_scorer
+from chexradinet.flows.night.outcome import Night, together
+from chexradinet.flows.night.run import begin, finish
+from chexradinet.flows.night.settings import Addresses, PlanConfig, Run, ScoreConfig
+from chexradinet.flows.night.telemetry import night_telemetry
 from chexradinet.flows.plan import PlanOutcome, parts_of, place_of, plan
 from chexradinet.flows.score import ShardOutcome, score, score_shard
 from chexradinet.results.telemetry import NightlyTelemetry, push

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError, StoreError
-from chexradinet.flows.lease import store_time
-from chexradinet.flows.ledger import (
+from chexradinet.flows.night.inbox import Inbox, inbox_images, new_images, taken_images
+from chexradinet.flows.night.lease import store_time
+from chexradinet.flows.night.ledger import (
     Ledger,
     Plan,
     completions,
@@ -22,8 +23,7 @@ from chexradinet.flows.ledger import (
     plan_numbers,
     read_plan,
 )
-from chexradinet.flows.nightly_inbox import Inbox, inbox_images, new_images, taken_images
-from chexradinet.flows.nightly_settings import Addresses, PlanConfig
+from chexradinet.flows.night.settings import Addresses, PlanConfig
 from chexradinet.flows.publish import fetch_champion
 from chexradinet.model.bundle import BundleInfo, read_bundle_info
 from chexradinet.store import parse_uri, require_conditional_create

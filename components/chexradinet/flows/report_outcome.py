@@ -3,9 +3,9 @@
 import logging
 
 from chexradinet.errors import ChexRadiNetError
-from chexradinet.flows.lease import release
-from chexradinet.flows.ledger import open_ledger
-from chexradinet.flows.nightly_run import read_run, seconds_since
+from chexradinet.flows.night.lease import release
+from chexradinet.flows.night.ledger import open_ledger
+from chexradinet.flows.night.run import read_run, seconds_since
 from chexradinet.results.telemetry import NightlyTelemetry, push
 
 _log = logging.getLogger(__name__)

@@ -18,20 +18,20 @@ import pyarrow as pa
 from chexradinet.config import require
 from chexradinet.errors import RejectedImageError, StoreConflictError
 from chexradinet.flows.decoding import decode_in_order
-from chexradinet.flows.ledger import Ledger, Plan, PlannedImage, open_ledger, read_plan
-from chexradinet.flows.nightly_cases import NightCase, NightFinding
-from chexradinet.flows.nightly_dicom import write_dicom
-from chexradinet.flows.nightly_model import Scorer, open_scorer
-from chexradinet.flows.nightly_read import REJECTED, Excluded, Reading, XRay, read_xray
-from chexradinet.flows.nightly_rows import (
+from chexradinet.flows.night.cases import NightCase, NightFinding
+from chexradinet.flows.night.dicom import write_dicom
+from chexradinet.flows.night.ledger import Ledger, Plan, PlannedImage, open_ledger, read_plan
+from chexradinet.flows.night.model import Scorer, open_scorer
+from chexradinet.flows.night.read import REJECTED, Excluded, Reading, XRay, read_xray
+from chexradinet.flows.night.rows import (
     cases_of,
     image_row,
     picture,
     score_rows,
     urgency,
 )
-from chexradinet.flows.nightly_settings import Addresses, ScoreConfig
-from chexradinet.flows.nightly_tables import (
+from chexradinet.flows.night.settings import Addresses, ScoreConfig
+from chexradinet.flows.night.tables import (
     IMAGES,
     SCORES,
     TIMINGS,
@@ -39,7 +39,7 @@ from chexradinet.flows.nightly_tables import (
     pack,
     table_from,
 )
-from chexradinet.flows.nightly_tables import REJECTED as REJECTED_TABLE
+from chexradinet.flows.night.tables import REJECTED as REJECTED_TABLE
 from chexradinet.model.inference import predict_folded
 
 _log = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ def collect(
         metrics.log_metric("images_scored", 0)
         return status
 
+    from chexradinet.flows.night.settings import Addresses, Run
     from chexradinet.flows.nightly import collect_stage
-    from chexradinet.flows.nightly_settings import Addresses, Run
 
     night = collect_stage(
         Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri),

@@ -39,7 +39,7 @@ def ingest(
         choice,
     )
     from chexradinet.flows.ingest import ingest
-    from chexradinet.flows.ingest_summary import report_ingest
+    from chexradinet.flows.ingestion.summary import report_ingest
 
     info = ingest(
         source,

@@ -39,8 +39,8 @@ def plan(
     accelerator.
     """
     from chexradinet.config import QualityConfig, RadiomicsConfig, RegionConfig
+    from chexradinet.flows.night.settings import Addresses, PlanConfig, ResultSettings, Run
     from chexradinet.flows.nightly import plan_stage
-    from chexradinet.flows.nightly_settings import Addresses, PlanConfig, ResultSettings, Run
     from chexradinet.results.worklist import WorklistConfig
 
     results = ResultSettings(

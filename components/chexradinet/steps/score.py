@@ -22,8 +22,8 @@ def score(
         return
 
     from chexradinet.flows.device import check_accelerator
+    from chexradinet.flows.night.settings import Addresses, Run, ScoreConfig
     from chexradinet.flows.nightly import score_stage
-    from chexradinet.flows.nightly_settings import Addresses, Run, ScoreConfig
 
     check_accelerator(accelerator_type, accelerators)
     score_stage(

@@ -7,7 +7,7 @@ import pytest
 
 from chexradinet.config import SourceFormat
 from chexradinet.dataset import dicom_header, generic, quality
-from chexradinet.flows.ingest_summary import SHOWN_FLAGS
+from chexradinet.flows.ingestion.summary import SHOWN_FLAGS
 from chexradinet.records import RejectReason
 
 PAGE = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")

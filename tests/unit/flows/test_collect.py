@@ -17,11 +17,11 @@ from chexradinet.errors import (
 )
 from chexradinet.flows import nightly as nightly_module
 from chexradinet.flows.collect import collect
-from chexradinet.flows.lease import holding, this_process
-from chexradinet.flows.ledger import open_ledger, read_completion
+from chexradinet.flows.night.lease import holding, this_process
+from chexradinet.flows.night.ledger import open_ledger, read_completion
+from chexradinet.flows.night.settings import Addresses, PlanConfig, ResultSettings, Run
+from chexradinet.flows.night.telemetry import oldest_unscored_age_s
 from chexradinet.flows.nightly import collect_stage, plan_stage, score_stage
-from chexradinet.flows.nightly_settings import Addresses, PlanConfig, ResultSettings, Run
-from chexradinet.flows.nightly_telemetry import oldest_unscored_age_s
 from chexradinet.flows.plan import plan
 from chexradinet.flows.score import score
 from chexradinet.results.telemetry import NightlyTelemetry

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chexradinet.config import QualityConfig
-from chexradinet.flows.nightly_settings import PlanConfig, ResultSettings
+from chexradinet.flows.night.settings import PlanConfig, ResultSettings
 from chexradinet.flows.plan import plan
 from tests.nightly_world import FINDINGS, World, make_world
 

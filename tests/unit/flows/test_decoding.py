@@ -7,7 +7,7 @@ import pytest
 
 from chexradinet.errors import RejectedImageError
 from chexradinet.flows.decoding import decode_in_order
-from chexradinet.flows.reading import Outcome
+from chexradinet.flows.ingestion.reading import Outcome
 
 # Each "file" is an expression and `eval` is the decoder: it can be sent to another process, unlike
 # a function of a test, and it can end the process it runs in.

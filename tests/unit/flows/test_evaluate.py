@@ -20,7 +20,7 @@ from chexradinet.config import (
 from chexradinet.dataset.format import open_dataset
 from chexradinet.errors import ArtifactError, MismatchError, SourceError, StoreNotFoundError
 from chexradinet.flows.evaluate import Arms, Evaluation, distinct_rounds, evaluate
-from chexradinet.flows.evidence import panel_cases
+from chexradinet.flows.judging.evidence import panel_cases
 from chexradinet.flows.publish import POINTER, fetch_champion, publish, read_pointer
 from chexradinet.flows.retrain import retrain
 from chexradinet.model.bundle import (

@@ -16,7 +16,7 @@ from chexradinet.errors import (
     UnknownFindingError,
 )
 from chexradinet.flows.ingest import ingest
-from chexradinet.flows.ingest_summary import report_ingest
+from chexradinet.flows.ingestion.summary import report_ingest
 from chexradinet.records import Box, LabelledBox
 
 SIDE = 32
@@ -102,7 +102,7 @@ def test_folder_that_cannot_be_listed_is_refused(
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
-    monkeypatch.setattr("chexradinet.flows.sources.os.scandir", refuse)
+    monkeypatch.setattr("chexradinet.flows.ingestion.sources.os.scandir", refuse)
     with pytest.raises(SourceError, match="closed' cannot be listed: Permission denied"):
         folder.ingest()
 

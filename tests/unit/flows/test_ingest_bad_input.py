@@ -11,8 +11,8 @@ from chexradinet.dataset.deidentify import DeidentificationKey, coded
 from chexradinet.dataset.format import Dataset, open_dataset
 from chexradinet.errors import ChexRadiNetError, ConfigError, SourceError
 from chexradinet.flows.ingest import ingest
-from chexradinet.flows.ingest_upload import WORK_VARIABLE, ingest_to
-from chexradinet.flows.sources import MAX_FILE_BYTES
+from chexradinet.flows.ingestion.sources import MAX_FILE_BYTES
+from chexradinet.flows.ingestion.upload import WORK_VARIABLE, ingest_to
 from tests.ingest_world import KEY_VARIABLE, SECRET, chest, dicom, dicom_config
 
 KEY = DeidentificationKey(secret=SECRET.encode())

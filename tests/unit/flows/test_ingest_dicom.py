@@ -14,7 +14,7 @@ from chexradinet.dataset.format import Dataset, open_dataset
 from chexradinet.dataset.header_table import read_doubtful, read_headers
 from chexradinet.errors import ConfigError, TooManyRejectsError
 from chexradinet.flows.ingest import ingest
-from chexradinet.flows.ingest_summary import report_ingest
+from chexradinet.flows.ingestion.summary import report_ingest
 from chexradinet.records import RejectReason
 from tests.ingest_world import (
     KEY_VARIABLE,

@@ -18,7 +18,7 @@ from chexradinet.dataset.format import open_dataset
 from chexradinet.dataset.phantom import write_phantom
 from chexradinet.errors import SourceError, StoreFullError, TooManyRejectsError
 from chexradinet.flows.ingest import ingest
-from chexradinet.flows.sources import Folder
+from chexradinet.flows.ingestion.sources import Folder
 from chexradinet.store.environment import CHECKPOINT_VARIABLE
 
 PROGRAM = """

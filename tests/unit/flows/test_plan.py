@@ -15,8 +15,8 @@ from chexradinet.errors import (
     StoreAccessError,
     StoreNotFoundError,
 )
-from chexradinet.flows.ledger import Plan, create_plan, open_ledger, read_plan
-from chexradinet.flows.nightly_settings import PlanConfig
+from chexradinet.flows.night.ledger import Plan, create_plan, open_ledger, read_plan
+from chexradinet.flows.night.settings import PlanConfig
 from chexradinet.flows.plan import PlanOutcome, parts_of, place_of, plan
 from tests.nightly_world import FINDINGS, World, calibration, make_world
 
@@ -106,7 +106,7 @@ def test_an_unfinished_plan_goes_on_and_late_files_get_a_plan_of_their_own(world
 
 
 def test_a_plan_keeps_its_settings_when_those_of_the_run_change(world: World) -> None:
-    from chexradinet.flows.nightly_settings import ResultSettings, settings_of
+    from chexradinet.flows.night.settings import ResultSettings, settings_of
 
     world.add_png(0)
     planned(world, results=ResultSettings(batch_size=3))

@@ -6,10 +6,10 @@ import pytest
 
 from chexradinet.errors import ChexRadiNetError
 from chexradinet.flows import report_outcome as module
-from chexradinet.flows.lease import acquire, this_process
-from chexradinet.flows.ledger import open_ledger
+from chexradinet.flows.night.lease import acquire, this_process
+from chexradinet.flows.night.ledger import open_ledger
+from chexradinet.flows.night.settings import PlanConfig, Run
 from chexradinet.flows.nightly import collect_stage, plan_stage, score_stage
-from chexradinet.flows.nightly_settings import PlanConfig, Run
 from chexradinet.flows.report_outcome import report_outcome
 from chexradinet.results.telemetry import NightlyTelemetry
 from tests.nightly_world import SCORING, World, make_world

@@ -19,11 +19,11 @@ from chexradinet.errors import (
     RejectedImageError,
     StoreUnavailableError,
 )
-from chexradinet.flows import nightly_read
-from chexradinet.flows.ledger import open_ledger, read_plan
-from chexradinet.flows.nightly_merge import read_shard
-from chexradinet.flows.nightly_settings import PlanConfig, ResultSettings
-from chexradinet.flows.nightly_tables import ShardResult
+from chexradinet.flows.night import read as nightly_read
+from chexradinet.flows.night.ledger import open_ledger, read_plan
+from chexradinet.flows.night.merge import read_shard
+from chexradinet.flows.night.settings import PlanConfig, ResultSettings
+from chexradinet.flows.night.tables import ShardResult
 from chexradinet.flows.plan import plan
 from chexradinet.flows.score import score
 from chexradinet.model.bundle import load_bundle

@@ -1,0 +1,29 @@
+"""Settings of every stage: frozen, keyword-only, checked where they are made.
+
+The defaults are those of the trials that the model card names; `docs/adr` says why where it
+matters.
+"""
+
+from chexradinet.config.checks import canonical_json as canonical_json
+from chexradinet.config.checks import choice as choice
+from chexradinet.config.checks import digest_of as digest_of
+from chexradinet.config.checks import require as require
+from chexradinet.config.evaluation import EvaluationConfig as EvaluationConfig
+from chexradinet.config.evaluation import RadiomicsConfig as RadiomicsConfig
+from chexradinet.config.evaluation import RegionConfig as RegionConfig
+from chexradinet.config.ingest import PREPROCESSING_VERSION as PREPROCESSING_VERSION
+from chexradinet.config.ingest import DicomConfig as DicomConfig
+from chexradinet.config.ingest import GeometryMode as GeometryMode
+from chexradinet.config.ingest import IngestConfig as IngestConfig
+from chexradinet.config.ingest import PreprocessingConfig as PreprocessingConfig
+from chexradinet.config.ingest import QualityConfig as QualityConfig
+from chexradinet.config.ingest import SourceFormat as SourceFormat
+from chexradinet.config.ingest import UncertainLabel as UncertainLabel
+from chexradinet.config.ingest import parse_uncertain as parse_uncertain
+from chexradinet.config.store import StoreConfig as StoreConfig
+from chexradinet.config.training import MAX_ROUNDS_LIMIT as MAX_ROUNDS_LIMIT
+from chexradinet.config.training import Backbone as Backbone
+from chexradinet.config.training import GuidanceConfig as GuidanceConfig
+from chexradinet.config.training import GuidanceRecipe as GuidanceRecipe
+from chexradinet.config.training import NetworkConfig as NetworkConfig
+from chexradinet.config.training import TrainConfig as TrainConfig

@@ -1,0 +1,1 @@
+"""What `flows.ingest` is made of: from a source's files and tables to a data set."""
