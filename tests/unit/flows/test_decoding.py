@@ -57,5 +57,5 @@ def test_processes_that_cannot_start_are_no_fault_of_the_files(tmp_path: Path) -
         [sys.executable, str(script)], check=False, capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 1
-    assert "WorkerError: decoding processes end before they decode anything" in ended.stderr
+    assert "WorkerError: worker processes end before they do anything" in ended.stderr
     assert ended.stdout == ""

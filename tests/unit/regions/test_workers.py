@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from chexradinet.errors import ConfigError
+from chexradinet.pool import BATCHES_AHEAD
 from chexradinet.records import FeatureStatus
 from chexradinet.regions.tables import FeatureRow
 from chexradinet.regions.workers import BATCH_SIZE, Crop, measure_in_processes
@@ -24,6 +25,7 @@ MEASURE = partial(FeatureRow, FeatureStatus.OK)
 SCRIPT = """
 import sys, time
 import numpy as np
+from chexradinet.pool import BATCHES_AHEAD
 from chexradinet.records import FeatureStatus
 from chexradinet.regions.tables import rejected_row
 from chexradinet.regions.workers import measure_in_processes
@@ -98,7 +100,7 @@ def test_crops_are_read_only_a_little_ahead() -> None:
     rows = measure_in_processes(source(), MEASURE, 2)
     next(rows)
     rows.close()  # type: ignore[attr-defined]
-    assert taken <= 5 * BATCH_SIZE
+    assert taken <= 2 * BATCHES_AHEAD * BATCH_SIZE
 
 
 def started(folder: Path, ending: str) -> "subprocess.Popen[str]":
@@ -153,4 +155,4 @@ def test_script_without_a_main_guard_is_told_so_and_no_region_is_blamed(tmp_path
     process = started(tmp_path, "main()\n")
     output, errors = process.communicate(timeout=60)
     assert output == ""
-    assert "WorkerError: none of 2 radiomics processes could start" in errors
+    assert "WorkerError: worker processes end before they do anything" in errors
