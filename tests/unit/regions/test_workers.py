@@ -25,7 +25,6 @@ MEASURE = partial(FeatureRow, FeatureStatus.OK)
 SCRIPT = """
 import sys, time
 import numpy as np
-from chexradinet.pool import BATCHES_AHEAD
 from chexradinet.records import FeatureStatus
 from chexradinet.regions.tables import rejected_row
 from chexradinet.regions.workers import measure_in_processes
