@@ -47,7 +47,7 @@ TABLE = "file,patient,findings\nä.png,p,Mass\n"
         ("labels.csv", TABLE.replace(",", "\t").encode(), "tabs between its columns"),
         ("labels.csv", b"file,label\na,b\n", r"labels\.csv has no column patient, findings"),
         ("labels.csv.gz", TABLE.encode(), r"labels\.csv\.gz is no whole gzip file"),
-        ("labels.csv.gz", gzip.compress(TABLE.encode())[:-12], r"is no whole gzip file"),
+        ("labels.csv.gz", gzip.compress(TABLE.encode(), mtime=0)[:-12], r"is no whole gzip file"),
         ("labels.csv", None, r"labels\.csv is a folder"),
         ("labels.xlsx", b"PK", "there is no CSV file"),
     ],
