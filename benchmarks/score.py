@@ -61,6 +61,10 @@ class Costs(NamedTuple):
     peer_default: float
     box_px: float
     """Mean side of the peer's boxes."""
+    peak_mib: float
+    """Most memory of this process once the night was over."""
+    stored_kib: float
+    """What the night left below its results, an X-ray, ledger included."""
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:
@@ -170,6 +174,9 @@ def measure(folder: Path, count: int, peer_count: int, default_count: int) -> Co
     start = cpu_seconds(lambda: night(folder, folder / "single", "start", 1))
     floors = [_floor(network, paths, images)]
     whole = cpu_seconds(lambda: night(folder, folder / "inbox", "results", count))
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    files = [path for path in (folder / "results").rglob("*") if path.is_file()]
+    stored_kib = sum(path.stat().st_size for path in files) / count / 1024
     floors.append(_floor(network, paths, images))
     decode, forward = np.mean(floors, axis=0)
     peers = []
@@ -181,7 +188,15 @@ def measure(folder: Path, count: int, peer_count: int, default_count: int) -> Co
         spent = cpu_seconds(lambda: sides.extend(run_peer(peer, paths[:number], target)))  # noqa: B023
         peers.append((spent / number, float(np.mean(sides))))
     return Costs(
-        decode, forward, (whole - start) / (count - 1), start, peers[0][0], peers[1][0], peers[0][1]
+        decode=decode,
+        forward=forward,
+        night=(whole - start) / (count - 1),
+        start=start,
+        peer=peers[0][0],
+        peer_default=peers[1][0],
+        box_px=peers[0][1],
+        peak_mib=peak_mib,
+        stored_kib=stored_kib,
     )
 
 
@@ -205,6 +220,7 @@ def report(costs: Costs) -> bool:
         ("our decode and forward pass", costs.night / floor, ALLOWED_FLOOR, "at most"),
     )  # fmt: skip
     print(f"our night {1000 * costs.night:.1f} ms an X-ray; the peer's box {costs.box_px:.0f} px")
+    print(f"peak memory {costs.peak_mib:.0f} MiB, stored {costs.stored_kib:.1f} KiB an X-ray")
     seconds = (costs.peer, costs.peer_default, floor)
     for (name, ratio, needed, kind), taken in zip(lines, seconds, strict=True):
         print(f"{name:28s}{1000 * taken:9.1f} ms an X-ray, x{ratio:.2f} ({kind} {needed})")
