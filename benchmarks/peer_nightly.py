@@ -2,9 +2,10 @@
 
 One X-ray after another and one image a forward pass, as such scripts are written. The box is the
 tightest one around the heatmap of the highest-scoring finding, where that is at least half of its
-maximum.
+maximum. Triplet attention is written as its publication writes it (`as_published`), or as ours.
 """
 
+import copy
 import csv
 import logging
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from radiomics.featureextractor import RadiomicsFeatureExtractor
 from torch import Tensor, nn
 
 from benchmarks import ingest, radiomics
+from chexradinet.model.attention import Gate, TripletAttention
 from chexradinet.model.resnet import ChexRadiNet, normalise
 
 HEATMAP_FRACTION = 0.5
@@ -38,6 +40,44 @@ class Logits(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, shape (B, F)."""
         return self.network(images).logits
+
+
+class PublishedAttention(TripletAttention):
+    """Triplet attention as its authors wrote it: each gate on a rotated copy of the features.
+
+    Source: Misra et al. 2021, arXiv:2010.03045, figure 3. It computes what ours does.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the weighted feature map, shape (B, C, H, W) as given."""
+        by_height = _rotated(self.over_height, features, (0, 2, 1, 3))
+        by_width = _rotated(self.over_width, features, (0, 3, 2, 1))
+        return (by_height + by_width + _weighted(self.over_channels, features)) / 3
+
+    def add_to(self, skipped: Tensor, features: Tensor) -> Tensor:
+        """Return `relu(skipped + forward(features))`: the end of a residual block."""
+        return (skipped + self(features)).relu_()
+
+
+def _rotated(gate: Gate, features: Tensor, order: tuple[int, int, int, int]) -> Tensor:
+    turned = features.permute(order).contiguous()
+    return _weighted(gate, turned).permute(order).contiguous()
+
+
+def _weighted(gate: Gate, features: Tensor) -> Tensor:
+    largest, mean = features.amax(1, keepdim=True), features.mean(1, keepdim=True)
+    return features * gate(torch.cat((largest, mean), 1))
+
+
+def as_published(network: ChexRadiNet) -> ChexRadiNet:
+    """Return a copy with the same weights whose attention is written as its publication does."""
+    made = copy.deepcopy(network)
+    for stage in (made.layer1, made.layer2, made.layer3, made.layer4):
+        for block in stage:
+            attention = PublishedAttention().train(network.training)
+            attention.load_state_dict(block.attention.state_dict())
+            block.attention = attention
+    return made
 
 
 @dataclass(frozen=True)
