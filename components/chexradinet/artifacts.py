@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chexradinet.errors import ArtifactError
+from chexradinet.errors import ArtifactError, SchemaError
 from chexradinet.replacing import TABLE_KEY, Head, require_replaceable
 
 _CHUNK_BYTES = 1 << 20
@@ -122,11 +122,11 @@ def check_schema(found: Mapping[str, Any], kind: str, version: int, where: Path)
     """Refuse a document of another kind or schema version.
 
     Raises:
-        ArtifactError: it names the kind and version that were found and that were needed.
+        SchemaError: it names the kind and version that were found and that were needed.
     """
     given = (found.get("kind"), found.get("schema"))
     if given != (kind, version):
-        raise ArtifactError(
+        raise SchemaError(
             f"{where} is {given[0]!r} of schema {given[1]!r}, but this release reads {kind!r} of "
             f"schema {version}; use the release that wrote it, or make the artifact again"
         )

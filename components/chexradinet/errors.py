@@ -29,6 +29,10 @@ class ArtifactError(ChexRadiNetError):
     """A stored artifact is incomplete, of another schema version, or its bytes have changed."""
 
 
+class SchemaError(ArtifactError):
+    """A stored artifact is of another kind or schema version than this release reads."""
+
+
 class MismatchError(ChexRadiNetError):
     """Two artifacts do not belong together: other findings, preprocessing or data set."""
 

@@ -38,9 +38,9 @@ from chexradinet.flows.night.summary import (
     with_timings,
 )
 from chexradinet.flows.night.unscored import unscored_files
-from chexradinet.flows.night.worklist import end_of, studies_of
-from chexradinet.results.nightly_report import write_night_report, write_worklist_page
-from chexradinet.results.worklist import WaitingImage, worklist, worklist_csv
+from chexradinet.flows.night.worklist import DaysList, end_of, studies_of
+from chexradinet.results.nightly_report import Lacking, write_night_report, write_worklist_page
+from chexradinet.results.worklist import worklist, worklist_csv
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def collect_plan(ledger: Ledger, plan: Plan, scorer: Scorer) -> Night:
         files, drift, report = _write(ledger, plan, merged, scorer, folder)
         digests = put_files(ledger, plan, files)
         _put_of_night(ledger, plan, "report.html", report.read_bytes())
-        _put_worklist(ledger, plan, scorer, (listed.images, unscored), folder)
+        _put_worklist(ledger, plan, scorer, (listed, unscored), folder)
         page = report.read_bytes()
     if scorer.settings.dicom_results:
         keep_dicom(ledger, plan, (image.object_key for image in merged.images))
@@ -118,15 +118,15 @@ def _put_worklist(
     ledger: Ledger,
     plan: Plan,
     scorer: Scorer,
-    files: tuple[Sequence[WaitingImage], Mapping[tuple[str, str], int]],
+    known: tuple[DaysList, Mapping[tuple[str, str], int]],
     folder: Path,
 ) -> None:
     config = scorer.settings.worklist
-    scored, unscored = files
-    entries = worklist(scored, end_of(plan.date), config)
+    listed, unscored = known
+    entries = worklist(listed.images, end_of(plan.date), config)
     _put_of_night(ledger, plan, "worklist.csv", worklist_csv(entries).encode())
     page = folder / "worklist.html"
-    write_worklist_page(page, plan.date, entries, config, unscored)
+    write_worklist_page(page, plan.date, entries, config, Lacking(unscored, listed.foreign))
     _put_of_night(ledger, plan, "worklist.html", page.read_bytes())
 
 

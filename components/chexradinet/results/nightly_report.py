@@ -7,6 +7,7 @@ another run.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from chexradinet.results.nightly_contents import NightReport
 from chexradinet.results.nightly_plots import score_histograms
@@ -49,12 +50,21 @@ def write_night_report(path: Path, report: NightReport) -> None:
     write_page(path, f"Chest X-rays of the night of {report.date}", subtitle, sections, NOTICE)
 
 
+class Lacking(NamedTuple):
+    """What belongs on a worklist and cannot be named there."""
+
+    unscored: Mapping[tuple[str, str], int]
+    """Status and reason to objects of the night that have no score."""
+    foreign_plans: Sequence[int] = ()
+    """Plans whose X-rays another release stored in its own way."""
+
+
 def write_worklist_page(
     path: Path,
     date: str,
     entries: Sequence[Entry],
     config: WorklistConfig,
-    unscored: Mapping[tuple[str, str], int] | None = None,
+    lacking: Lacking | None = None,
 ) -> None:
     """Write the worklist as one self-contained HTML file.
 
@@ -63,23 +73,30 @@ def write_worklist_page(
         date: Of the night.
         entries: The studies, in order.
         config: By what they were ordered.
-        unscored: Status and reason to objects of the night that have no score, so that the list
-            cannot name them; None where that was not counted.
+        lacking: What the list cannot name; None where that was not counted.
     """
     subtitle = f"{len(entries)} studies"
-    parts = [paragraph(NOTICE), _missing(unscored), worklist_section(entries, config)]
+    parts = [paragraph(NOTICE), _missing(lacking), worklist_section(entries, config)]
     write_page(path, f"Worklist of {date}", subtitle, parts, NOTICE)
 
 
-def _missing(unscored: Mapping[tuple[str, str], int] | None) -> str:
+def _missing(lacking: Lacking | None) -> str:
     """Say what the list lacks: whoever reads by it alone would never see these."""
-    if unscored is None:
+    if lacking is None:
         return ""
-    total = sum(unscored.values())
-    if not total:
-        return section("Not on this list", paragraph("Every X-ray of the night has a score."))
-    said = f"Files of the night that have no score: {count(total)}. Read them without the list."
-    return section("Not on this list", paragraph(said), _by_reason(unscored))
+    parts = []
+    if lacking.foreign_plans:
+        plans = ", ".join(str(number) for number in lacking.foreign_plans)
+        parts.append(
+            paragraph(f"X-rays of plan {plans}, stored by another release: see the lists before.")
+        )
+    total = sum(lacking.unscored.values())
+    if total:
+        said = f"Files of the night that have no score: {count(total)}. Read them without the list."
+        parts += [paragraph(said), _by_reason(lacking.unscored)]
+    elif not parts:
+        parts.append(paragraph("Every X-ray of the night has a score."))
+    return section("Not on this list", *parts)
 
 
 def _by_reason(counts: Mapping[tuple[str, str], int]) -> str:

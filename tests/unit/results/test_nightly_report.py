@@ -9,7 +9,7 @@ import pytest
 from chexradinet.results.distribution import numeric_distribution
 from chexradinet.results.nightly_contents import NightReport, OutsideXRay
 from chexradinet.results.nightly_plots import reference_density, score_histograms
-from chexradinet.results.nightly_report import write_night_report, write_worklist_page
+from chexradinet.results.nightly_report import Lacking, write_night_report, write_worklist_page
 from chexradinet.results.page import table
 from chexradinet.results.worklist import WaitingImage, WorklistConfig, worklist
 
@@ -37,7 +37,7 @@ def page(tmp_path: Path, **changes: object) -> str:
     return (tmp_path / "report.html").read_text("utf-8")
 
 
-def list_page(tmp_path: Path, unscored: dict[tuple[str, str], int] | None) -> str:
+def list_page(tmp_path: Path, lacking: Lacking | None) -> str:
     """Return the page of a worklist of one study."""
     image = WaitingImage(
         study_uid="1.2.3",
@@ -48,7 +48,7 @@ def list_page(tmp_path: Path, unscored: dict[tuple[str, str], int] | None) -> st
     )
     config = WorklistConfig(max_wait_h=72)
     entries = worklist([image], UNTIL, config)
-    write_worklist_page(tmp_path / "list.html", "2026-02-01", entries, config, unscored)
+    write_worklist_page(tmp_path / "list.html", "2026-02-01", entries, config, lacking)
     return (tmp_path / "list.html").read_text("utf-8")
 
 
@@ -90,10 +90,11 @@ def test_the_worklist_page_shows_priority_and_when_a_study_is_due(tmp_path: Path
 
 
 def test_the_worklist_page_says_how_many_files_must_be_read_without_it(tmp_path: Path) -> None:
-    found = list_page(tmp_path, {("postponed", "changed"): 1, ("rejected", "not_an_image"): 1200})
+    unscored = {("postponed", "changed"): 1, ("rejected", "not_an_image"): 1200}
+    found = list_page(tmp_path, Lacking(unscored))
     assert "no score: 1,201. Read them without the list." in found
     assert '<td class="text">not an image</td><td>1,200</td>' in found
-    assert "Every X-ray of the night has a score." in list_page(tmp_path, {})
+    assert "Every X-ray of the night has a score." in list_page(tmp_path, Lacking({}))
 
 
 def test_only_identifiers_may_be_broken_anywhere(tmp_path: Path) -> None:

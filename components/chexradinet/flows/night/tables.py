@@ -9,11 +9,12 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from chexradinet.artifacts import table_bytes, table_of
+from chexradinet.artifacts import check_schema, table_bytes, table_of
 from chexradinet.errors import ArtifactError
 from chexradinet.regions.feature_names import FEATURE_NAMES
 
@@ -156,16 +157,13 @@ def unpack(data: bytes, where: str) -> ShardResult:
     """Read what `pack` wrote.
 
     Raises:
-        ArtifactError: it is no whole archive, or of another schema version.
+        ArtifactError: it is no whole archive.
+        SchemaError: it is of another schema version.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             head = json.loads(archive.read("shard.json"))
-            if (head.get("kind"), head.get("schema")) != ("nightly-shard", SCHEMA):
-                raise ArtifactError(
-                    f"{where} is {head.get('kind')!r} of schema {head.get('schema')!r}, this "
-                    f"release reads 'nightly-shard' of schema {SCHEMA}; use the one that wrote it"
-                )
+            check_schema(head, "nightly-shard", SCHEMA, Path(where))
             tables = {
                 name: table_of(archive.read(f"{name}.parquet"), f"nightly-{name}", SCHEMA, where)
                 for name in _TABLES

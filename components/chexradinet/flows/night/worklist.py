@@ -6,14 +6,18 @@ before the list that was read last. So each study is on a list when it is new, a
 the cap, whether it has been read or not: nothing here knows that.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
+from chexradinet.errors import SchemaError
 from chexradinet.flows.night.ledger import Ledger, Plan, read_completion, read_plan
 from chexradinet.flows.night.merge import Merged, NightImage, merged_before
 from chexradinet.flows.night.summary import waiting_images
 from chexradinet.results.worklist import WaitingImage, WorklistConfig
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,8 @@ class DaysList:
     """Scored X-rays."""
     earlier: tuple[Plan, ...]
     """Plans before the one that is being collected whose X-rays are all on the list."""
+    foreign: tuple[int, ...]
+    """Numbers of plans with X-rays for the list that another release stored in its own way."""
 
 
 def end_of(day: str) -> datetime:
@@ -44,7 +50,7 @@ def studies_of(
         config: Cap and interval.
     """
     found: dict[str, WaitingImage] = {}
-    earlier = []
+    earlier, foreign = [], []
     window = _newly_due(ledger, plan, complete, config)
     for number in complete:
         head = read_completion(ledger, number) if number < plan.number else None
@@ -54,15 +60,18 @@ def studies_of(
         if not is_new and datetime.fromisoformat(head["newest_arrival"]) <= window[0]:
             continue
         other = read_plan(ledger, number)
+        try:
+            scored = merged_before(ledger, other)
+        except SchemaError as error:
+            # This night is not to fail over a list that its X-rays were on already.
+            _log.warning("plan %d is left off the worklist: %s", number, error)
+            foreign.append(number)
+            continue
         earlier += [other] if is_new else []
-        images = [
-            image
-            for image in merged_before(ledger, other)
-            if is_new or window[0] < image.arrived <= window[1]
-        ]
+        images = [image for image in scored if is_new or window[0] < image.arrived <= window[1]]
         found |= _by_key(images, other)
     found |= _by_key(merged.images, plan)
-    return DaysList(images=tuple(found.values()), earlier=tuple(earlier))
+    return DaysList(images=tuple(found.values()), earlier=tuple(earlier), foreign=tuple(foreign))
 
 
 def _newly_due(

@@ -1,12 +1,16 @@
 """The worklist over several nights: each study is listed once more before it reaches the cap."""
 
+import io
+import json
 import os
+import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from chexradinet.config import QualityConfig
+from chexradinet.flows.night.ledger import open_ledger
 from chexradinet.flows.night.settings import PlanConfig, ResultSettings
 from chexradinet.flows.plan import plan
 from chexradinet.results.worklist import WorklistConfig
@@ -83,6 +87,26 @@ def test_a_night_that_is_finished_a_day_late_is_on_the_list_that_is_read(nights:
     nights.next_day()
     new = nights.arrive(1)
     assert sorted(study for study, _ in nights.run()) == [late, new]
+
+
+def test_a_night_lists_its_own_x_rays_where_another_release_stored_those_before(
+    nights: Nights,
+) -> None:
+    nights.arrive(0)
+    nights.run()
+    store = open_ledger(nights.world.results_uri).store
+    key = "ledger/plans/000001/shards/00000.zip"
+    stored = io.BytesIO(store.get(key))
+    with zipfile.ZipFile(stored) as archive:
+        head = json.loads(archive.read("shard.json"))
+    changed = io.BytesIO()
+    with zipfile.ZipFile(changed, "w") as archive:
+        archive.writestr("shard.json", json.dumps(head | {"schema": head["schema"] - 1}))
+    store.put(key, changed.getvalue())
+    new = nights.arrive(1)
+    assert nights.run() == [(new, "priority")]
+    (page,) = Path(nights.world.results_uri).glob("scores/*/worklist.html")
+    assert "X-rays of plan 1, stored by another release" in page.read_text("utf-8")
 
 
 def test_a_second_run_of_the_same_night_changes_no_list(nights: Nights) -> None:
