@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.manifests.custom_resources import definitions
+
 NAME = "chexradinet-nightly"
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 TOKEN = "projected-token"  # noqa: S105 - of the test's own server
@@ -110,6 +112,15 @@ def overlays(tool: Callable[[str, str], str]) -> dict[str, list[dict[str, Any]]]
     """Return the objects of every overlay as `kubectl kustomize` renders them, by overlay."""
     tool("kubectl", "its `kustomize` renders the overlays")
     return {path.name: rendered(path) for path in sorted((MANIFESTS / "overlays").iterdir())}
+
+
+@pytest.fixture(scope="session")
+def custom_resources(
+    tool: Callable[[str, str], str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """Return the published definition of each custom resource that an overlay uses, by kind."""
+    go = tool("go", "it downloads what the Prometheus operator and External Secrets publish")
+    return definitions(go, tmp_path_factory.mktemp("modules"))
 
 
 def rendered(folder: Path) -> list[dict[str, Any]]:

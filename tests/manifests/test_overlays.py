@@ -12,13 +12,10 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from chexradinet.store import parse_uri
 from tests.manifests.conftest import MANIFESTS, rendered
+from tests.manifests.custom_resources import schema_of
 from tests.manifests.objects import NAMES, Object, pod_templates, walk
 
 KUBERNETES = "1.32"
-SCHEMAS = {
-    path.stem: json.loads(path.read_text())
-    for path in (Path(__file__).parent / "schemas").glob("*.json")
-}
 REQUIRED_SECRETS = {
     "chexradinet-object-store": {"accesskey", "secretkey"},
     "chexradinet-object-store-root": {"accesskey", "secretkey"},
@@ -27,20 +24,21 @@ REQUIRED_SECRETS = {
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 
 
-def validate(thing: Object) -> None:
+def validate(thing: Object, custom: dict[str, Object]) -> None:
     """Hold an object against the schema of its kind, refusing unknown fields."""
-    if thing["kind"] in SCHEMAS:
-        Draft202012Validator(SCHEMAS[thing["kind"]]).validate(thing)
+    if thing["kind"] in custom:
+        schema = schema_of(custom[thing["kind"]], thing["apiVersion"])
+        Draft202012Validator(schema).validate(thing)
     else:
         kubernetes_validate.validate(thing, KUBERNETES, strict=True)
 
 
 @pytest.mark.parametrize("overlay", NAMES)
 def test_every_object_is_valid_and_named_once(
-    overlays: dict[str, list[Object]], overlay: str
+    overlays: dict[str, list[Object]], custom_resources: dict[str, Object], overlay: str
 ) -> None:
     for thing in overlays[overlay]:
-        validate(thing)
+        validate(thing, custom_resources)
         assert thing["metadata"]["labels"]["app.kubernetes.io/part-of"] == "chexradinet"
     names = [(thing["kind"], thing["metadata"]["name"]) for thing in overlays[overlay]]
     assert len(set(names)) == len(names)
@@ -48,10 +46,12 @@ def test_every_object_is_valid_and_named_once(
 
 
 @pytest.mark.parametrize("kind", ["CronJob", "ServiceMonitor", "PrometheusRule", "ExternalSecret"])
-def test_a_misspelt_field_is_found(overlays: dict[str, list[Object]], kind: str) -> None:
+def test_a_misspelt_field_is_found(
+    overlays: dict[str, list[Object]], custom_resources: dict[str, Object], kind: str
+) -> None:
     (thing, *_) = [thing for thing in overlays["production"] if thing["kind"] == kind]
     with pytest.raises(Exception, match="scheduel"):
-        validate(thing | {"spec": thing["spec"] | {"scheduel": "0 2 * * *"}})
+        validate(thing | {"spec": thing["spec"] | {"scheduel": "0 2 * * *"}}, custom_resources)
 
 
 @pytest.mark.parametrize("overlay", NAMES)
