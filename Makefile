@@ -41,6 +41,9 @@ images: ## Build the worker image with docker, podman or buildah
 test-image: .venv/.ready ## Run every stage inside the worker image, without root, network or rights
 	@$(BIN)/python -m images.run_stages
 
+test-cluster: .venv/.ready ## Apply every overlay to a real API server (etcd, kube-apiserver: KUBEBUILDER_ASSETS or PATH)
+	@$(BIN)/python -m pytest -m cluster tests/manifests
+
 demo: .venv/.ready ## Train on generated X-rays and score an inbox, on this machine (DEMO="--seed 8")
 	@$(BIN)/python -m pipelines demo $(DEMO)
 
@@ -56,4 +59,4 @@ check: .venv/.ready ## Check format, lint, types and import contracts
 clean: ## Remove what the demo and the tests left (not .venv)
 	rm -rf .demo .kfp build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install lock lock-torch-cpu images test-image demo test format check clean
+.PHONY: help install lock lock-torch-cpu images test-image test-cluster demo test format check clean

@@ -1,0 +1,243 @@
+"""The overlays on a real API server: what it takes, what it refuses, what each account may do."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.compile import compile_nightly, compile_training
+from tests.manifests.api_server import ApiServer
+from tests.manifests.objects import NAMES, Object, pod_templates
+from tests.pipelines.test_native import CRDS
+
+pytestmark = pytest.mark.cluster
+
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+ACCOUNTS = "chexradinet-runner", "chexradinet-nightly", "chexradinet-buckets"
+MAY = [
+    ("chexradinet-runner", "get", "configmaps/kfp-launcher"),
+    ("chexradinet-runner", "get", "secrets/chexradinet-object-store"),
+    ("chexradinet-runner", "list", "pods"),
+    ("chexradinet-runner", "create", "workflowtaskresults.argoproj.io"),
+    ("chexradinet-nightly", "create", "runs.pipelines.kubeflow.org"),
+    ("chexradinet-nightly", "get", "pipelines.pipelines.kubeflow.org"),
+]
+MAY_NOT = [
+    ("chexradinet-runner", "get", "secrets/chexradinet-object-store-root"),
+    ("chexradinet-runner", "get", "secrets/chexradinet-deidentification"),
+    ("chexradinet-runner", "list", "secrets"),
+    ("chexradinet-runner", "create", "pods"),
+    ("chexradinet-runner", "create", "pods/exec"),
+    ("chexradinet-runner", "delete", "pods"),
+    ("chexradinet-runner", "update", "configmaps/kfp-launcher"),
+    ("chexradinet-nightly", "get", "secrets/chexradinet-object-store"),
+    ("chexradinet-nightly", "delete", "runs.pipelines.kubeflow.org"),
+    ("chexradinet-nightly", "create", "pods"),
+    ("chexradinet-buckets", "get", "secrets/chexradinet-object-store-root"),
+    ("chexradinet-buckets", "list", "pods"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, custom_resources: dict[str, Object]
+) -> Iterator[ApiServer]:
+    """Yield a server that knows the custom resources of the overlays and of Kubeflow."""
+    started = ApiServer(tmp_path_factory.mktemp("cluster"))
+    try:
+        known = [*custom_resources.values(), *map(pipelines_definition, CRDS)]
+        started.kubectl("apply", "--server-side", "-f", "-", given=known)
+        names = [f"crd/{one['metadata']['name']}" for one in known]
+        started.kubectl("wait", "--for=condition=Established", *names)
+        yield started
+    finally:
+        started.stop()
+
+
+def pipelines_definition(kind: str) -> Object:
+    """Return a definition of Kubeflow's kind, with the fields of `CRDS`."""
+    plural = f"{kind.lower()}s"
+    spec = dict(CRDS[kind]["properties"]["spec"]["properties"])
+    for free in ("pipelineSpec", "platformSpec"):
+        if free in spec:
+            spec[free] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    fields = {"spec": {"type": "object", "properties": spec}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.pipelines.kubeflow.org"},
+        "spec": {
+            "group": "pipelines.kubeflow.org",
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
+            "versions": [
+                {
+                    "name": "v2beta1",
+                    "served": True,
+                    "storage": True,
+                    "schema": {"openAPIV3Schema": {"type": "object", "properties": fields}},
+                }
+            ],
+        },
+    }
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def installed(
+    request: pytest.FixtureRequest, server: ApiServer, overlays: dict[str, list[Object]]
+) -> tuple[str, list[Object]]:
+    """Return namespace and objects of an overlay, applied where pods are restricted."""
+    objects = overlays[request.param]
+    namespace = objects[0]["metadata"]["namespace"]
+    space: Object = {"apiVersion": "v1", "kind": "Namespace"}
+    space |= {"metadata": {"name": namespace, "labels": RESTRICTED}}
+    # A controller makes this account; there is none here.
+    default: Object = {"apiVersion": "v1", "kind": "ServiceAccount"}
+    default |= {"metadata": {"name": "default", "namespace": namespace}}
+    server.kubectl("apply", "--server-side", "-f", "-", given=[space, default])
+    server.kubectl("apply", "--server-side", "-f", "-", given=objects)
+    enforce_quota(server, namespace, objects)
+    return namespace, objects
+
+
+def enforce_quota(server: ApiServer, namespace: str, objects: list[Object]) -> None:
+    """Write what a controller would: nothing of the quota is used."""
+    for quota in (one for one in objects if one["kind"] == "ResourceQuota"):
+        hard = quota["spec"]["hard"]
+        status = {"status": {"hard": hard, "used": dict.fromkeys(hard, "0")}}
+        name = quota["metadata"]["name"]
+        server.kubectl(
+            "-n", namespace, "patch", "resourcequota", name, "--subresource=status",
+            "--type=merge", f"--patch={json.dumps(status)}",
+        )  # fmt: skip
+
+
+def pod_of(name: str, template: Object, namespace: str) -> Object:
+    metadata = {"name": name.lower().replace("/", "-"), "namespace": namespace}
+    metadata["labels"] = template["metadata"]["labels"]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+
+
+def test_applying_again_changes_nothing(
+    server: ApiServer, installed: tuple[str, list[Object]]
+) -> None:
+    namespace, objects = installed
+    server.kubectl("apply", "--server-side", "-f", "-", given=objects)
+    assert server.kubectl("diff", "--server-side", "-f", "-", given=objects) == ""
+    kept = yaml.safe_load(server.kubectl("-n", namespace, "get", "cronjob,job", "-o", "yaml"))
+    assert len(kept["items"]) == 2
+
+
+def test_every_pod_is_admitted_where_pods_are_restricted_and_counted(
+    server: ApiServer, installed: tuple[str, list[Object]]
+) -> None:
+    namespace, objects = installed
+    admitted = []
+    for name, template in pod_templates(objects):
+        pod = pod_of(name, template, namespace)
+        said = server.kubectl("create", "--dry-run=server", "-f", "-", given=pod)
+        assert "would violate" not in said
+        admitted.append(name)
+    assert {"Job/chexradinet-buckets", "CronJob/chexradinet-nightly"} < set(admitted)
+
+
+def test_a_pod_with_rights_it_does_not_need_is_refused(
+    server: ApiServer, installed: tuple[str, list[Object]]
+) -> None:
+    namespace, objects = installed
+    name, template = next(iter(pod_templates(objects)))
+    loose = copy.deepcopy(template)
+    del loose["spec"]["containers"][0]["securityContext"]["capabilities"]
+    pod = pod_of(name, loose, namespace)
+    said = server.kubectl("create", "--dry-run=server", "-f", "-", given=pod, ok=False)
+    assert "violates PodSecurity" in said
+    assert "unrestricted capabilities" in said
+
+
+def test_each_account_may_what_its_work_needs_and_nothing_else(
+    server: ApiServer, installed: tuple[str, list[Object]]
+) -> None:
+    namespace, _ = installed
+    assert allowed(server, namespace, [*MAY, *MAY_NOT], within=namespace) == set(MAY)
+
+
+def test_no_account_may_anything_in_another_namespace(
+    server: ApiServer, installed: tuple[str, list[Object]]
+) -> None:
+    asked = {(verb, what) for _, verb, what in (*MAY, *MAY_NOT)}
+    all_of_them = [(account, *one) for account in ACCOUNTS for one in sorted(asked)]
+    assert not allowed(server, installed[0], all_of_them, within="kube-system")
+
+
+def allowed(
+    server: ApiServer, namespace: str, asked: list[tuple[str, str, str]], within: str
+) -> set[tuple[str, str, str]]:
+    """Return what of account, verb and resource the server allows in a namespace."""
+    reviews = [
+        {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {
+                "user": f"system:serviceaccount:{namespace}:{account}",
+                "groups": ["system:serviceaccounts", f"system:serviceaccounts:{namespace}"],
+                "resourceAttributes": attributes(verb, what, within),
+            },
+        }
+        for account, verb, what in asked
+    ]
+    answers = server.kubectl("create", "-o", "yaml", "-f", "-", given=reviews)
+    statuses = [one["status"]["allowed"] for one in yaml.safe_load_all(answers)]
+    return {one for one, may in zip(asked, statuses, strict=True) if may}
+
+
+def attributes(verb: str, what: str, namespace: str) -> dict[str, str]:
+    """Return what is asked: `resource[.group]`, then `/` and a name or, of pods, a subresource."""
+    resource, _, rest = what.partition("/")
+    resource, _, group = resource.partition(".")
+    asked = {"verb": verb, "resource": resource, "group": group, "namespace": namespace}
+    return asked | ({"subresource" if resource == "pods" else "name": rest} if rest else {})
+
+
+def gpu_pod(namespace: str, number: str) -> Object:
+    """Return a pod as a training's that asks for GPUs."""
+    amount = {"cpu": "1", "memory": "16Gi", "nvidia.com/gpu": number}
+    context = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    container: dict[str, Any] = {"name": "main", "image": "any", "securityContext": context}
+    container["resources"] = {"requests": amount, "limits": amount}
+    metadata = {"name": "training", "namespace": namespace}
+    spec = {"containers": [container], "serviceAccountName": "chexradinet-runner"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def test_the_production_quota_admits_four_gpus_and_no_fifth(
+    server: ApiServer, installed: tuple[str, list[Object]]
+) -> None:
+    namespace, _ = installed
+    if namespace != "chexradinet":
+        pytest.skip("overlays/local has no quota: standalone Kubeflow's pipelines share it")
+    create = "create", "--dry-run=server", "-f", "-"
+    server.kubectl(*create, given=gpu_pod(namespace, "4"))
+    said = server.kubectl(*create, given=gpu_pod(namespace, "5"), ok=False)
+    assert "exceeded quota" in said
+
+
+@pytest.mark.parametrize("name", ["training", "nightly"])
+def test_native_pipelines_are_taken_server_side(
+    server: ApiServer, installed: tuple[str, list[Object]], name: str, tmp_path: Path
+) -> None:
+    compiled = compile_training(tmp_path) if name == "training" else compile_nightly(tmp_path)
+    native = compiled.with_name(f"{name}-native.yaml")
+    objects = list(yaml.safe_load_all(native.read_text(encoding="utf-8")))
+    server.kubectl("-n", installed[0], "apply", "--server-side", "-f", "-", given=objects)
+    version = objects[1]["metadata"]["name"]
+    stored = server.kubectl("-n", installed[0], "get", "pipelineversion", version, "-o", "yaml")
+    assert yaml.safe_load(stored)["spec"] == objects[1]["spec"]
