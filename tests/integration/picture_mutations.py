@@ -11,6 +11,7 @@ import warnings
 import zlib
 from functools import partial
 
+import cv2
 import numpy as np
 from PIL import Image, PngImagePlugin
 
@@ -60,6 +61,8 @@ def written_files() -> list[bytes]:
         (Image.fromarray(layers, "CMYK"), {}),
     ]
     files = [_encoded(image, "PNG", options) for image, options in pngs]
+    for count in (3, 4):
+        files.append(cv2.imencode(".png", layers[..., :count].astype(np.uint16) * 16)[1].tobytes())
     return files + [_encoded(image, "JPEG", options) for image, options in jpegs]
 
 

@@ -4,8 +4,8 @@ Grey levels are kept as they are in an 8-bit file. Colour becomes luma (ITU-R BT
 is composed over black, a palette is looked up. A 16-bit file is mapped linearly from the range of
 its bit depth, because detectors have 10, 12 or 14 bits, and their images would be almost black if
 16 were meant. A PNG may tell its depth (sBIT); of others it is the least of 8, 10, 12, 14 and 16
-bits that holds every pixel. The map depends on the depth alone, not on the darkest and brightest
-pixel, so that exposures stay comparable.
+bits that holds every pixel, colour or not. The map depends on the depth alone, not on the darkest
+and brightest pixel, so that exposures stay comparable.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import zlib
 from pathlib import Path
 from typing import IO
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
@@ -43,11 +44,14 @@ _BROKEN = (
     SyntaxError,
     TypeError,
     ValueError,
+    cv2.error,
     struct.error,
     zlib.error,
 )
-"""What Pillow raises on files that are damaged or made up; found by mutating them."""
+"""What Pillow and OpenCV raise on files that are damaged or made up; found by mutating them."""
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_SIXTEEN_BIT_LAYERS = ((16, 2), (16, 4), (16, 6))
+"""Bit depth and colour type of a PNG with colour or transparency of which Pillow keeps 8 bits."""
 _DEPTHS = (8, 10, 12, 14, 16)
 _TRANSPOSED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,7 +78,7 @@ def read_image(source: Path | IO[bytes]) -> NDArray[np.uint8]:
         try:
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 _check_head(image)
-                pixels = _grey(_upright(image), content)
+                pixels = _upright(_grey(image, content), image)
         except _TOO_LARGE as error:
             raise _too_large("over 89 million") from error
         except _BROKEN as error:
@@ -122,23 +126,41 @@ def _check_head(image: Image.Image) -> None:
         raise RejectedImageError(RejectReason.MULTI_FRAME, f"{frames} frames; needed is one")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(pixels: NDArray[np.uint8], image: Image.Image) -> NDArray[np.uint8]:
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     method = _TRANSPOSED.get(orientation)
-    return image.transpose(method) if method is not None else image
+    return pixels if method is None else np.asarray(Image.fromarray(pixels).transpose(method))
 
 
 def _grey(image: Image.Image, content: bytes) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):
         return _eight_bits(np.asarray(image), _significant_bits(content))
+    if content.startswith(_PNG) and (content[24], content[25]) in _SIXTEEN_BIT_LAYERS:
+        image.load()  # which finds damage that OpenCV passes over
+        return _grey_of_layers(content)
     if image.has_transparency_data:
         layers = image.convert("RGBA")
-        luma = np.asarray(layers.convert("RGB").convert("L"), dtype=np.uint16)
-        alpha = np.asarray(layers.getchannel("A"), dtype=np.uint16)
-        return ((luma * alpha + 127) // 255).astype(np.uint8)
+        luma = np.asarray(layers.convert("RGB").convert("L"))
+        return _over_black(luma, np.asarray(layers.getchannel("A")))
     if image.mode == "P":
         image = image.convert("RGB")
     return np.asarray(image.convert("L"))
+
+
+def _grey_of_layers(content: bytes) -> NDArray[np.uint8]:
+    layers = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if layers is None or layers.dtype != np.uint16 or layers.ndim != 3:
+        raise ValueError("no 16-bit layers")
+    luma = np.asarray(cv2.cvtColor(layers[..., :3], cv2.COLOR_BGR2GRAY), dtype=np.uint16)
+    grey = _eight_bits(luma, _significant_bits(content))
+    if layers.shape[2] == 3:
+        return grey
+    alpha = np.asarray(layers[..., 3], dtype=np.uint16)
+    return _over_black(grey, _eight_bits(alpha, None))
+
+
+def _over_black(luma: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return ((luma.astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)
 
 
 def _significant_bits(content: bytes) -> int | None:

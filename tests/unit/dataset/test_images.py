@@ -186,6 +186,43 @@ def test_a_png_that_tells_its_depth_is_believed(bits: int, highest: int, largest
     np.testing.assert_array_equal(read(content), np.floor(deep * 255.0 / largest + 0.5))
 
 
+def png_of_layers(layers: np.ndarray) -> bytes:
+    """Return a 16-bit PNG of two (grey, alpha), three (RGB) or four (RGB, alpha) layers."""
+    height, width, count = layers.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[count], 0, 0, 0)
+    lines = b"".join(b"\0" + line.tobytes() for line in layers.astype(">u2"))
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("largest", [255, 1023, 4095, 65535])
+def test_sixteen_bit_colour_and_opaque_layers_are_read_like_sixteen_bit_grey(
+    count: int, largest: int
+) -> None:
+    deep = np.linspace(0, largest, 64 * 64).reshape(64, 64).astype(np.uint16)
+    layers = [deep] * (count - 1 + count % 2) + [np.full_like(deep, 65535)] * (1 - count % 2)
+    found = read(png_of_layers(np.stack(layers, 2)))
+    np.testing.assert_array_equal(found, read(encoded(Image.fromarray(deep))))
+
+
+def test_sixteen_bit_colour_becomes_luma_and_transparency_is_composed_over_black() -> None:
+    layers = np.zeros((40, 40, 4), np.uint16)
+    layers[..., 1] = 4095  # green
+    layers[..., 3] = 65535
+    layers[20:, :, 3] = 13107  # a fifth
+    layers[30:, :20] = (4095, 4095, 4095, 65535)
+    pixels = read(png_of_layers(layers))
+    np.testing.assert_allclose(pixels[[0, 25, 35], 0], [0.587 * 255, 0.587 * 51, 255], atol=0.51)
+
+
+@pytest.mark.parametrize("part", [0.4, 0.9])
+def test_sixteen_bit_colour_cut_short_is_truncated(part: float) -> None:
+    deep = np.random.default_rng(0).integers(0, 4096, (64, 64, 3))
+    content = png_of_layers(deep)
+    assert reason_of(content[: int(part * len(content))]) == RejectReason.TRUNCATED
+
+
 def test_eight_bits_stored_in_sixteen_are_kept() -> None:
     np.testing.assert_array_equal(read(encoded(Image.fromarray(RAMP.astype(np.uint16)))), RAMP)
 
