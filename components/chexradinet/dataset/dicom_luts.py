@@ -55,7 +55,7 @@ def display_pixels(
     patterns = np.arange(256 if stored.dtype == np.uint8 else 65536)
     values = _values_of(patterns, layout)
     padding = _padding(values, layout, dataset)
-    scaled, limits = _modality(values, dataset)
+    scaled, limits, lacking = _modality(values, dataset)
     levels, description = _voi(scaled, dataset, config)
     if levels is None:
         # 8 bits are made to be shown as they are; of more bits, an image alone tells its part.
@@ -67,7 +67,7 @@ def display_pixels(
     if layout.photometric == "MONOCHROME1":
         table = 255 - table
     table[padding] = 0
-    return _looked_up(stored, table), description
+    return _looked_up(stored, table), description + lacking
 
 
 def _looked_up(stored: Stored, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -108,13 +108,13 @@ def _padding(values: Values, layout: PixelLayout, dataset: Dataset) -> NDArray[n
     return np.asarray((values >= min(limits)) & (values <= max(limits)))
 
 
-def _modality(values: Values, dataset: Dataset) -> tuple[Values, Limits]:
-    """Return values after the table or the rescale, and the least and greatest possible one."""
+def _modality(values: Values, dataset: Dataset) -> tuple[Values, Limits, str]:
+    """Return values after the table or the rescale, the least and greatest, and what it lacks."""
     item = item_of(dataset, "ModalityLUTSequence")
-    if item is not None:
-        found = _lookup_table(item, "LUT", values)
-        if found is not None:
-            return found[0], (0.0, found[1])
+    found = None if item is None else _lookup_table(item, "LUT", values)
+    if found is not None:
+        return found[0], (0.0, found[1]), ""
+    lacking = "" if item is None else "; without the Modality LUT, which is damaged"
     slope = numbers(dataset, "RescaleSlope") or [1.0]
     intercept = numbers(dataset, "RescaleIntercept") or [0.0]
     scaled = values * (slope[0] or 1.0) + intercept[0]
@@ -122,7 +122,7 @@ def _modality(values: Values, dataset: Dataset) -> tuple[Values, Limits]:
     if not all(map(math.isfinite, limits)):
         detail = "Rescale Slope and Intercept lead beyond what a number can hold"
         raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
-    return scaled, limits
+    return scaled, limits, lacking
 
 
 def _voi(values: Values, dataset: Dataset, config: DicomConfig) -> tuple[Values | None, str]:

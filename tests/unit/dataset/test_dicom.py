@@ -122,6 +122,15 @@ def test_without_a_usable_window_an_image_has_its_own_range_and_says_why(
     assert (radiograph.pixels.min(), radiograph.pixels.max()) == (0, 255)
 
 
+def test_a_damaged_modality_lut_is_left_out_and_the_record_says_so() -> None:
+    damaged = {"ModalityLUTSequence": lookup_table([0, 9], bits=17), **WINDOW}
+    radiograph = read_radiograph(written(**damaged), DicomConfig())
+    plain = read_radiograph(written(**WINDOW), DicomConfig())
+    said = "; without the Modality LUT, which is damaged"
+    assert radiograph.header.window == plain.header.window + said
+    np.testing.assert_array_equal(radiograph.pixels, plain.pixels)
+
+
 def test_eight_bits_have_the_range_of_what_they_can_hold_after_a_rescale() -> None:
     stored = np.array([[0, 51, 204]] * 2, dtype=np.uint8)
     for slope, intercept in ((1, 0), (16, 0), (1, -128), (0.25, 3)):
