@@ -218,12 +218,11 @@ def gpu_pod(namespace: str, number: str) -> Object:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
+@pytest.mark.parametrize("installed", ["production"], indirect=True)
 def test_the_production_quota_admits_four_gpus_and_no_fifth(
     server: ApiServer, installed: tuple[str, list[Object]]
 ) -> None:
     namespace, _ = installed
-    if namespace != "chexradinet":
-        pytest.skip("overlays/local has no quota: standalone Kubeflow's pipelines share it")
     create = "create", "--dry-run=server", "-f", "-"
     server.kubectl(*create, given=gpu_pod(namespace, "4"))
     said = server.kubectl(*create, given=gpu_pod(namespace, "5"), ok=False)
