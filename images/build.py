@@ -77,16 +77,24 @@ def certificates(environment: Mapping[str, str]) -> Path | None:
 
 
 def build_arguments(flavor: str, torch_index: str) -> dict[str, str]:
-    """Return the build arguments: flavour, version, and times that do not depend on the clock."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    """Return the build arguments: flavour, and a time that does not depend on the clock."""
     return {
         "FLAVOR": flavor,
         "TORCH_INDEX": torch_index,
-        "VERSION": project["version"],
-        "REVISION": _git("describe", "--always", "--abbrev=40", "--dirty") or "unknown",
-        "CREATED": _git("log", "-1", "--format=%cI") or "1980-01-01T00:00:00Z",
         "SOURCE_DATE_EPOCH": source_date_epoch(os.environ),
     }
+
+
+def image_labels(flavor: str) -> dict[str, str]:
+    """Return the labels that say what was built; the others stand in the Dockerfile."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    standard = {
+        "version": project["version"],
+        "revision": _git("describe", "--always", "--abbrev=40", "--dirty") or "unknown",
+        "created": _git("log", "-1", "--format=%cI") or "1980-01-01T00:00:00Z",
+    }
+    named = {f"org.opencontainers.image.{name}": value for name, value in standard.items()}
+    return {**named, "io.chexradinet.flavor": flavor}
 
 
 def source_date_epoch(environment: Mapping[str, str]) -> str:
@@ -101,10 +109,15 @@ def source_date_epoch(environment: Mapping[str, str]) -> str:
 
 
 def command_line(
-    engine: str, tag: str, arguments: Mapping[str, str], secrets: Mapping[str, Path]
+    engine: str,
+    described: tuple[str, Mapping[str, str]],
+    arguments: Mapping[str, str],
+    secrets: Mapping[str, Path],
 ) -> list[str]:
     """Return an engine's build command; docker finds the ignore file and the time by itself."""
+    tag, labels = described
     command = [engine, "build", "--file", "images/worker/Dockerfile", "--tag", tag]
+    command += [f"--label={name}={value}" for name, value in labels.items()]
     if engine != "docker":
         command += ["--format", "oci", "--layers", "--timestamp", arguments["SOURCE_DATE_EPOCH"]]
         command += ["--ignorefile", "images/worker/Dockerfile.dockerignore"]
@@ -121,15 +134,17 @@ def build(engine: str, flavor: str, torch_index: str) -> str:
     Raises:
         BuildError: the engine failed; its own output says why.
     """
+    labels = image_labels(flavor)
+    version = labels["org.opencontainers.image.version"]
+    tag = f"{NAME}:{version}" + ("" if flavor == "gpu" else f"-{flavor}")
     arguments = build_arguments(flavor, torch_index)
-    tag = f"{NAME}:{arguments['VERSION']}" + ("" if flavor == "gpu" else f"-{flavor}")
     with tempfile.TemporaryDirectory() as folder:
         secrets = {"build-environment": Path(folder) / "build-environment"}
         secrets["build-environment"].write_text(build_environment(os.environ), encoding="utf-8")
         trusted = certificates(os.environ)
         if trusted:
             secrets["certificates"] = trusted
-        command = command_line(engine, tag, arguments, secrets)
+        command = command_line(engine, (tag, labels), arguments, secrets)
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         if status:
             # A negative status is a signal, and then the engine could not say anything.

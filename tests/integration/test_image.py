@@ -80,6 +80,7 @@ def test_the_image_says_what_it_is(engine: list[str]) -> None:
     assert labels["org.opencontainers.image.version"] == __version__
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
     assert len(labels["org.opencontainers.image.revision"].removesuffix("-dirty")) == 40
+    assert labels["io.chexradinet.flavor"] in ("gpu", "cpu")
 
 
 def test_no_tool_that_installs_or_builds_is_left(engine: list[str]) -> None:

@@ -130,8 +130,9 @@ def test_the_command_of_each_engine(engine: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CONTAINER_BUILD_OPTIONS", "--network 'host'")
     secrets = {"certificates": Path("/etc/bundle.pem")}
     arguments = {"FLAVOR": "gpu", "SOURCE_DATE_EPOCH": "315532800"}
-    command = command_line(engine, "name:1", arguments, secrets)
+    command = command_line(engine, ("name:1", {"revision": "abc"}), arguments, secrets)
     assert command[:6] == [engine, "build", "--file", "images/worker/Dockerfile", "--tag", "name:1"]
+    assert command[6] == "--label=revision=abc"
     assert command[-5:] == [
         "--secret", "id=certificates,src=/etc/bundle.pem", "--network", "host", ".",
     ]  # fmt: skip
