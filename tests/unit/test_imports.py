@@ -25,8 +25,9 @@ FLOWS = ("train", "retrain", "heatmap", "evaluate", "score")
     [
         ([f"chexradinet.flows.{name}" for name in FLOWS], BARE_HOST),
         (["pipelines.training", "pipelines.nightly"], ("torch", "radiomics", "minio", "pandas")),
+        (["chexradinet.model.bundle_info"], ("torch", "radiomics", "minio", "kfp")),
     ],
-    ids=["training and scoring", "compiling"],
+    ids=["training and scoring", "compiling", "passing a model on"],
 )
 def test_modules_load_where_these_packages_are_absent(
     modules: list[str], absent: tuple[str, ...]

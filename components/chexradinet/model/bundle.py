@@ -4,7 +4,6 @@
 the key `digest`, is the bundle's identity. Equal models give equal bytes and so equal digests.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +20,11 @@ from chexradinet.artifacts import writing_directory
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.model.bundle_info import BUNDLE_HEAD as BUNDLE_HEAD
 from chexradinet.model.bundle_info import (
-    CARD_FILE,
-    INFO_FILE,
     WEIGHTS_FILE,
     write_info,
 )
 from chexradinet.model.bundle_info import BundleInfo as BundleInfo
+from chexradinet.model.bundle_info import copy_bundle as copy_bundle
 from chexradinet.model.bundle_info import read_bundle_info as read_bundle_info
 from chexradinet.model.bundle_info import require_match as require_match
 from chexradinet.model.bundle_info import verify_bundle as verify_bundle
@@ -118,20 +116,6 @@ def load_bundle(path: Path, verify: bool = True, device: str = "cpu") -> LoadedB
         name: value.numpy() for name, value in _unprefixed(_REFERENCE_PREFIX, tensors).items()
     }
     return LoadedBundle(info, network, heads and heads.to(device).eval(), digest, arrays)
-
-
-def copy_bundle(source: Path, target: Path) -> str:
-    """Copy a bundle unchanged, after verifying it; return its digest.
-
-    Raises:
-        ArtifactError: the source is incomplete or changed.
-    """
-    digest = verify_bundle(source)
-    with writing_directory(target, BUNDLE_HEAD) as folder:
-        for name in (WEIGHTS_FILE, CARD_FILE, INFO_FILE):
-            shutil.copyfile(source / name, folder / name)
-        verify_bundle(folder)
-    return digest
 
 
 def replace_info(

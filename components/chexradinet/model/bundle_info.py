@@ -1,11 +1,12 @@
-"""What a model bundle says about itself: `bundle.json`, its digest, and the check of its files."""
+"""A model bundle as files: `bundle.json`, its digest, the check of its files. Without torch."""
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chexradinet.artifacts import read_document, sha256_of, write_document
+from chexradinet.artifacts import read_document, sha256_of, write_document, writing_directory
 from chexradinet.config import NetworkConfig, PreprocessingConfig, canonical_json, digest_of
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
 from chexradinet.replacing import Head
@@ -95,6 +96,20 @@ def verify_bundle(path: Path) -> str:
                 "the bundle again from where it was published"
             )
     digest: str = document["digest"]
+    return digest
+
+
+def copy_bundle(source: Path, target: Path) -> str:
+    """Copy a bundle unchanged, after verifying it; return its digest.
+
+    Raises:
+        ArtifactError: the source is incomplete or changed.
+    """
+    digest = verify_bundle(source)
+    with writing_directory(target, BUNDLE_HEAD) as folder:
+        for name in (WEIGHTS_FILE, CARD_FILE, INFO_FILE):
+            shutil.copyfile(source / name, folder / name)
+        verify_bundle(folder)
     return digest
 
 

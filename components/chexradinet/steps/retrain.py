@@ -32,6 +32,13 @@ def retrain(
     """
     from pathlib import Path
 
+    from chexradinet.model.bundle_info import copy_bundle
+
+    if not active:
+        # Before torch is imported, which would be most of what a closed round costs.
+        copy_bundle(Path(previous.path), Path(model.path))
+        return False
+
     from chexradinet.config import (
         GuidanceConfig,
         GuidanceRecipe,
@@ -41,11 +48,7 @@ def retrain(
     from chexradinet.flows.device import check_accelerator
     from chexradinet.flows.retrain import retrain
     from chexradinet.flows.train import headline
-    from chexradinet.model.bundle import copy_bundle
 
-    if not active:
-        copy_bundle(Path(previous.path), Path(model.path))
-        return False
     check_accelerator(accelerator_type, accelerators)
     outcome = retrain(
         Path(previous.path),
