@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from chexradinet.config import QualityConfig
+from chexradinet.flows.night.ledger import open_ledger, read_completion
 from chexradinet.flows.night.settings import ResultSettings
 from chexradinet.store.local import LocalStore
 from tests.nightly_world import World, make_world
@@ -91,6 +92,13 @@ def killed_at_write(world: World, number: int, after: bool) -> None:
     world.run(results=SETTINGS)
 
 
+def scores_digest(world: World) -> str:
+    """Return the digest that a plan's completion gives of its scores."""
+    completion = read_completion(open_ledger(world.results_uri), 1)
+    assert completion is not None
+    return str(completion["scores_sha256"])
+
+
 def killed_after(world: World, seconds: float) -> None:
     """Run a night that is killed at some time, wherever it is then."""
 
@@ -130,6 +138,7 @@ def test_killed_at_any_of_twenty_points_and_run_again_gives_the_bytes_of_a_clean
         num_killed += os.WIFSIGNALED(status)
         assert in_child(lambda w=torn: w.run(results=SETTINGS)) == 0  # type: ignore[misc]
         assert torn.results() == expected, f"point {point}"
+        assert scores_digest(torn) == scores_digest(clean), f"point {point}"
     assert num_killed >= NUM_POINTS * 3 // 4
 
 

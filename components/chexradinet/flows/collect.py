@@ -16,7 +16,12 @@ from typing import Any
 
 from chexradinet.errors import ArtifactError, StoreConflictError, StoreError, StoreNotFoundError
 from chexradinet.flows.night.dicom import keep_dicom
-from chexradinet.flows.night.files import night_key, put_files, write_scores
+from chexradinet.flows.night.files import (
+    digest_without_timings,
+    night_key,
+    put_files,
+    write_scores,
+)
 from chexradinet.flows.night.ledger import (
     Ledger,
     Plan,
@@ -75,13 +80,14 @@ def collect_plan(ledger: Ledger, plan: Plan, scorer: Scorer) -> Night:
         folder = Path(name)
         files, drift, report = _write(ledger, plan, merged, scorer, folder)
         digests = put_files(ledger, plan, files)
+        scores_digest = digest_without_timings(folder / f"part-{plan.number:06d}.csv")
         _put_of_night(ledger, plan, "report.html", report.read_bytes())
         _put_worklist(ledger, plan, scorer, (listed, unscored), folder)
         page = report.read_bytes()
     if scorer.settings.dicom_results:
         keep_dicom(ledger, plan, (image.object_key for image in merged.images))
     write_index(ledger, plan.number, merged.index)
-    _complete(ledger, plan, merged, digests)
+    _complete(ledger, plan, merged, digests, scores_digest)
     night = night_of(plan, merged, scorer, drift, (page, time.perf_counter() - started))
     _log.info("%s", night.as_text())
     return night
@@ -109,8 +115,8 @@ def _write(
     measured.write_bytes(document_bytes("nightly-drift", drift or {"status": "no_reference"}))
     page = folder / f"report-{number}.html"
     report = night_report(plan, merged, scorer, drift, pictures)
-    timings = folder / f"timings-{number}.parquet"
-    write_night_report(page, with_timings(report, timings, merged.score_s))
+    scores = folder / f"part-{number}.parquet"
+    write_night_report(page, with_timings(report, scores, scorer.findings[0], merged.score_s))
     return [*files, measured, page], drift, page
 
 
@@ -158,7 +164,13 @@ def _put_of_night(ledger: Ledger, plan: Plan, name: str, data: bytes) -> None:
     )
 
 
-def _complete(ledger: Ledger, plan: Plan, merged: Merged, digests: Mapping[str, str]) -> None:
+def _complete(
+    ledger: Ledger,
+    plan: Plan,
+    merged: Merged,
+    digests: Mapping[str, str],
+    scores_digest: str,
+) -> None:
     statuses = Counter(merged.index.column("status").to_pylist())
     document = {
         "number": plan.number,
@@ -170,6 +182,7 @@ def _complete(ledger: Ledger, plan: Plan, merged: Merged, digests: Mapping[str, 
             ledger.store.get(ledger.plan_key(plan.number, "index.parquet"))
         ).hexdigest(),
         "files": dict(sorted(digests.items())),
+        "scores_sha256": scores_digest,
     }
     key = ledger.plan_key(plan.number, "complete.json")
     try:

@@ -34,7 +34,6 @@ from chexradinet.flows.night.settings import Addresses, ScoreConfig
 from chexradinet.flows.night.tables import (
     IMAGES,
     SCORES,
-    TIMINGS,
     ShardResult,
     pack,
     table_from,
@@ -61,7 +60,6 @@ class _Collected:
 
     scores: list[pa.Table] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
-    timings: list[dict[str, Any]] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
     urgent: list[tuple[float, str, NightCase, NightFinding]] = field(default_factory=list)
     """The most urgent flagged X-rays so far, for the report's pictures."""
@@ -118,7 +116,7 @@ def score_shard(
         _exclude(collected, plan, [one for one in batch if isinstance(one, Excluded)])
         xrays = [one for one in batch if isinstance(one, XRay)]
         if xrays:
-            _score_batch(collected, (ledger, plan, shard), scorer, xrays)
+            _score_batch(collected, ledger, plan, scorer, xrays)
     result = _result(collected, time.perf_counter() - started)
     try:
         ledger.store.create(shard_key(ledger, plan.number, shard), pack(result))
@@ -179,52 +177,45 @@ def _exclude(collected: _Collected, plan: Plan, excluded: Sequence[Excluded]) ->
 
 def _score_batch(
     collected: _Collected,
-    place: tuple[Ledger, Plan, int],
+    ledger: Ledger,
+    plan: Plan,
     scorer: Scorer,
     xrays: Sequence[XRay],
 ) -> None:
-    ledger, plan, shard = place
     started = time.perf_counter()
     pixels = np.stack([xray.pixels for xray in xrays])
     found = predict_folded(scorer.network, pixels, np.arange(len(xrays)))
     passed = time.perf_counter()
+    cases = cases_of(scorer, xrays, found)
+    forward_s = (passed - started) / len(xrays)
+    regions_s = (time.perf_counter() - passed) / len(xrays)
     settings = scorer.settings
     rows: list[dict[str, Any]] = []
-    for xray, case, embedding in zip(
-        xrays, cases_of(scorer, xrays, found), found.embedding, strict=True
-    ):
-        rows += score_rows(case, plan.number)
+    for xray, case, embedding in zip(xrays, cases, found.embedding, strict=True):
         image = plan.image(case.object_key)
+        seconds = {
+            "read_s": xray.read_s,
+            "decode_s": xray.decode_s,
+            "forward_s": forward_s,
+            "regions_s": regions_s,
+        }
+        if settings.dicom_results:
+            writing = time.perf_counter()
+            write_dicom(ledger, plan, image, (case, scorer))
+            seconds["dicom_s"] = time.perf_counter() - writing
+        rows += score_rows(case, plan.number, seconds)
         collected.images.append(image_row(xray, case, image, embedding))
         first = urgency(case, settings)
         if first is not None:
             collected.urgent.append((-first[0], case.object_key, case, first[1]))
-        if settings.dicom_results:
-            write_dicom(ledger, plan, image, (case, scorer))
     collected.scores.append(table_from(rows, SCORES))
     collected.urgent = sorted(collected.urgent, key=itemgetter(0, 1))[: settings.report_cases]
-    ended = time.perf_counter()
-    seconds = ((passed - started) / len(xrays), (ended - passed) / len(xrays))
-    collected.timings += [_timing(xray, shard, *seconds) for xray in xrays]
-
-
-def _timing(xray: XRay, shard: int, forward_s: float, regions_s: float) -> dict[str, Any]:
-    return {
-        "image_key": xray.image_key,
-        "object_key": xray.object_key,
-        "shard": shard,
-        "read_s": xray.read_s,
-        "decode_s": xray.decode_s,
-        "forward_s": forward_s,
-        "regions_s": regions_s,
-    }
 
 
 def _result(collected: _Collected, wall_s: float) -> ShardResult:
     return ShardResult(
         scores=pa.concat_tables([SCORES.empty_table(), *collected.scores]).combine_chunks(),
         rejected=table_from(collected.rejected, REJECTED_TABLE),
-        timings=table_from(collected.timings, TIMINGS),
         images=table_from(collected.images, IMAGES),
         wall_s=wall_s,
         pictures={case.image_key: picture(case, found) for _, _, case, found in collected.urgent},

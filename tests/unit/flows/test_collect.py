@@ -127,7 +127,7 @@ def test_completion_counts_what_became_of_every_object(world: World) -> None:
     done = read_completion(open_ledger(world.results_uri), 1)
     assert done is not None
     assert done["counts"] == {"duplicate": 1, "rejected": 1, "scored": 1}
-    assert len(done["files"]) == 6
+    assert len(done["files"]) == 5
 
 
 def test_stages_one_by_one_give_what_one_go_gives(world: World) -> None:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from chexradinet.flows.night.tables import REJECTED, SCHEMA, SCORES, TIMINGS
 MAX_DRIFT_IMAGES = 2048
 """Most X-rays of a night that are compared with the reference."""
 
+_TIMINGS_OF_LINE = re.compile(rb"(,[^,\n]*){%d}$" % len(TIMINGS))
+
 
 def night_key(ledger: Ledger, plan: Plan, name: str) -> str:
     """Return the key of a file of a night's results."""
@@ -30,7 +33,7 @@ def night_key(ledger: Ledger, plan: Plan, name: str) -> str:
 def write_scores(
     ledger: Ledger, plan: Plan, merged: Merged, wanted: frozenset[str], folder: Path
 ) -> tuple[list[Path], dict[str, npt.NDArray[np.float32]], dict[str, bytes]]:
-    """Write scores, rejected objects and timings as files in a folder.
+    """Write scores and rejected objects as files in a folder.
 
     Args:
         ledger: Of the results.
@@ -44,20 +47,18 @@ def write_scores(
         image key.
     """
     number = f"{plan.number:06d}"
-    names = (f"part-{number}.parquet", f"part-{number}.csv", f"timings-{number}.parquet")
+    names = (f"part-{number}.parquet", f"part-{number}.csv")
     sampled = _sampled(merged)
     embeddings: dict[str, npt.NDArray[np.float32]] = {}
     pictures: dict[str, bytes] = {}
     with (
         _parquet(folder / names[0], SCORES, "nightly-scores") as parquet,
         _csv(folder / names[1], SCORES.names) as rows,
-        _parquet(folder / names[2], TIMINGS, "nightly-timings") as timings,
     ):
         for result in shards_of(ledger, plan):
             scores = _without(result.scores, merged)
             parquet.write_table(scores)
             rows.writerows(_lines(scores))
-            timings.write_table(result.timings)
             pictures |= {key: png for key, png in result.pictures.items() if key in wanted}
             for image in result.images.select(["object_key", "embedding"]).to_pylist():
                 if image["object_key"] in sampled:
@@ -66,6 +67,15 @@ def write_scores(
     with _csv(rejected, REJECTED.names) as rows:
         rows.writerows([row[name] for name in REJECTED.names] for row in merged.excluded)
     return [*(folder / name for name in names), rejected], embeddings, pictures
+
+
+def digest_without_timings(scores: Path) -> str:
+    """Return the SHA-256 of scores as CSV without their timings: equal for equal nights."""
+    digest = hashlib.sha256()
+    with scores.open("rb") as lines:
+        for line in lines:
+            digest.update(_TIMINGS_OF_LINE.sub(b"", line))
+    return digest.hexdigest()
 
 
 def put_files(ledger: Ledger, plan: Plan, files: Sequence[Path]) -> dict[str, str]:

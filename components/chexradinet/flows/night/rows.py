@@ -102,8 +102,14 @@ def _original_box(region: Region, geometry: Geometry) -> Box | None:
     return box.clipped(geometry.original_height, geometry.original_width)
 
 
-def score_rows(case: NightCase, plan: int) -> list[dict[str, Any]]:
-    """Return the rows of the score table of one X-ray."""
+def score_rows(case: NightCase, plan: int, seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return the rows of the score table of one X-ray.
+
+    Args:
+        case: What was found.
+        plan: Its number.
+        seconds: By column of `tables.TIMINGS`; what was not done may be absent.
+    """
     shared = {
         "image_key": case.image_key,
         "study_uid": case.study_uid,
@@ -117,6 +123,7 @@ def score_rows(case: NightCase, plan: int) -> list[dict[str, Any]]:
         "model_digest": case.model_digest,
         "preprocessing_digest": case.preprocessing_digest,
         "plan": plan,
+        **seconds,
     }
     return [
         {

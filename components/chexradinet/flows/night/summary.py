@@ -8,18 +8,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from chexradinet.flows.night.ledger import Plan
 from chexradinet.flows.night.merge import Merged, NightImage
 from chexradinet.flows.night.model import Scorer
+from chexradinet.flows.night.tables import TIMINGS
 from chexradinet.results.drift import drift
 from chexradinet.results.nightly_contents import FlaggedCase, NightReport, OutsideXRay
 from chexradinet.results.reference import Population
 from chexradinet.results.worklist import WaitingImage
-
-TIMED = ("read_s", "decode_s", "forward_s", "regions_s")
-"""Columns of the table of timings."""
 
 
 def waiting_images(
@@ -191,23 +190,25 @@ def _outside(images: Iterable[NightImage]) -> list[OutsideXRay]:
     return sorted(found, key=lambda one: (-one.distance, one.study_uid))
 
 
-def with_timings(report: NightReport, timings: Path, score_s: float) -> NightReport:
+def with_timings(report: NightReport, scores: Path, finding: str, score_s: float) -> NightReport:
     """Return the report with what its X-rays took.
 
     Args:
         report: Without timings.
-        timings: The table of timings.
+        scores: The table of scores, as Parquet.
+        finding: Any of the model's: its row of an X-ray is the one that is read.
         score_s: Seconds that the shards took, added up.
     """
-    table = pq.read_table(timings, columns=list(TIMED))
+    table = pq.read_table(scores, columns=list(TIMINGS), filters=pc.field("finding") == finding)
     found = {}
-    for name in TIMED if table.num_rows else ():
-        seconds = table.column(name).to_numpy()
-        found[name.removesuffix("_s")] = (
-            float(seconds.sum()),
-            float(np.median(seconds)),
-            float(seconds.max()),
-        )
+    for name in TIMINGS:
+        seconds = table.column(name).drop_null().to_numpy()
+        if len(seconds):
+            found[name.removesuffix("_s")] = (
+                float(seconds.sum()),
+                float(np.median(seconds)),
+                float(seconds.max()),
+            )
     return replace(report, timings=found, score_s=score_s)
 
 

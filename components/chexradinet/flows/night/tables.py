@@ -1,7 +1,7 @@
 """Tables of a night, and the object that holds all of a shard; columns as in docs/results.md.
 
-What says how long something took is in a table of its own: equal runs then give equal scores, byte
-for byte.
+What says how long something took stands in the last columns of the scores: equal runs give equal
+rows before them, byte for byte.
 """
 
 import io
@@ -18,11 +18,14 @@ from chexradinet.artifacts import check_schema, table_bytes, table_of
 from chexradinet.errors import ArtifactError
 from chexradinet.regions.feature_names import FEATURE_NAMES
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of every table here."""
 
 RADIOMICS_COLUMNS = tuple(f"radiomics_{name}" for name in FEATURE_NAMES)
 """The 102 features, in their stored order."""
+
+TIMINGS = ("read_s", "decode_s", "forward_s", "regions_s", "dicom_s")
+"""Seconds of an X-ray, the last columns of its scores; those of a batch in equal parts."""
 
 _BOX_PX = [(f"region_{side}_px", pa.float64()) for side in ("top", "left", "bottom", "right")]
 _BOX_MM = [(f"region_{side}_mm", pa.float64()) for side in ("top", "left", "bottom", "right")]
@@ -53,7 +56,7 @@ SCORES = pa.schema(
         ("preprocessing_digest", pa.string()),
         ("plan", pa.int32()),
         ("radiomics_status", pa.string()),
-        *((name, pa.float64()) for name in RADIOMICS_COLUMNS),
+        *((name, pa.float64()) for name in (*RADIOMICS_COLUMNS, *TIMINGS)),
     ]
 )
 """Scores: a row an X-ray and finding."""
@@ -68,19 +71,6 @@ REJECTED = pa.schema(
     ]
 )
 """Objects of a plan without scores."""
-
-TIMINGS = pa.schema(
-    [
-        ("image_key", pa.string()),
-        ("object_key", pa.string()),
-        ("shard", pa.int32()),
-        ("read_s", pa.float64()),
-        ("decode_s", pa.float64()),
-        ("forward_s", pa.float64()),
-        ("regions_s", pa.float64()),
-    ]
-)
-"""How long each X-ray took; joins on `image_key` and `object_key`."""
 
 IMAGES = pa.schema(
     [
@@ -116,7 +106,7 @@ INDEX = pa.schema(
 )
 """What became of each object of a plan."""
 
-_TABLES = {"scores": SCORES, "rejected": REJECTED, "timings": TIMINGS, "images": IMAGES}
+_TABLES = {"scores": SCORES, "rejected": REJECTED, "images": IMAGES}
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -126,7 +116,6 @@ class ShardResult:
 
     scores: pa.Table
     rejected: pa.Table
-    timings: pa.Table
     images: pa.Table
     wall_s: float
     """Seconds that the shard took."""

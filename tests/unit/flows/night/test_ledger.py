@@ -12,7 +12,6 @@ from chexradinet.flows.night.tables import (
     IMAGES,
     REJECTED,
     SCORES,
-    TIMINGS,
     ShardResult,
     pack,
     unpack,
@@ -54,7 +53,6 @@ def test_a_shard_is_packed_into_equal_bytes_and_read_back() -> None:
     result = ShardResult(
         scores=SCORES.empty_table(),
         rejected=REJECTED.empty_table(),
-        timings=TIMINGS.empty_table(),
         images=IMAGES.empty_table(),
         wall_s=1.5,
         pictures={"b": b"2", "a": b"1"},

@@ -1,11 +1,13 @@
 """What a night says of single X-rays: places, pictures, notes, and what is missing."""
 
 import re
+import subprocess
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from pydicom import uid
 
@@ -13,7 +15,7 @@ from chexradinet.config import QualityConfig, RegionConfig
 from chexradinet.dataset.dicom_write import encode_radiograph
 from chexradinet.dataset.phantom import draw_phantom
 from chexradinet.flows.night import read as nightly_read
-from chexradinet.flows.night.ledger import open_ledger, plan_numbers, read_plan
+from chexradinet.flows.night.ledger import open_ledger, plan_numbers, read_completion, read_plan
 from chexradinet.flows.night.merge import earlier_scores, merge, read_shard
 from chexradinet.flows.night.settings import PlanConfig, ResultSettings
 from chexradinet.flows.night.unscored import unscored_files
@@ -61,8 +63,11 @@ def add_wide_dicom(world: World, number: int, **header: object) -> Path:
     return path
 
 
-def page_of(world: World, name: str) -> str:
-    """Return an HTML page of the night."""
+def page_of(world: World, name: str, whole: bool = False) -> str:
+    """Return an HTML page of the night, with or without what says how long it took."""
+    if whole:
+        (path,) = Path(world.results_uri).glob(f"scores/date=*/{name}")
+        return path.read_text("utf-8")
     (found,) = [data for key, data in world.results().items() if key.endswith(f"/{name}")]
     return found.decode()
 
@@ -101,6 +106,46 @@ def test_the_peak_lies_where_the_map_is_highest_in_pixels_of_an_image_that_is_no
     # Not all of them in the middle or on the diagonal, where a mistake would not show.
     assert len({row for row, _ in peaks}) > 1
     assert any(row != column for row, column in peaks)
+
+
+def test_each_row_ends_with_what_its_x_ray_took_and_the_digest_leaves_that_out(
+    world: World,
+) -> None:
+    for number in range(3):
+        world.add_dicom(number)
+    settings = ResultSettings(quality=NO_GATE.quality, dicom_results=True)
+    world.run(results=settings)
+    (path,) = Path(world.results_uri).glob("scores/date=*/part-000001.parquet")
+    table = pq.read_table(path)
+    names = ["read_s", "decode_s", "forward_s", "regions_s", "dicom_s"]
+    assert table.column_names[-5:] == names
+    seconds = table.select(["object_key", *names]).to_pylist()
+    assert all(0 < row[name] < 60 for row in seconds for name in names)
+    assert len({tuple(row.values()) for row in seconds}) == 3, "one for all findings of an X-ray"
+    head, *lines = path.with_suffix(".csv").read_text("utf-8").splitlines()
+    assert head.endswith("," + ",".join(names))
+    written = [dict(zip(names, map(float, line.split(",")[-5:]), strict=True)) for line in lines]
+    assert written == table.select(names).to_pylist()
+    cut = subprocess.run(
+        ["sh", "-c", f"sed -E 's/(,[^,]*){{5}}$//' {path.with_suffix('.csv')} | sha256sum"],
+        capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    completion = read_completion(open_ledger(world.results_uri), 1)
+    assert completion is not None
+    assert cut.stdout.split()[0] == completion["scores_sha256"]
+    report = page_of(world, "report.html", whole=True)
+    assert all(f">{name.removesuffix('_s')}<" in report for name in names)
+
+
+def test_nothing_is_said_of_the_time_for_dicom_results_where_none_were_asked_for(
+    world: World,
+) -> None:
+    world.add_dicom(0)
+    world.run()
+    (path,) = Path(world.results_uri).glob("scores/date=*/part-000001.parquet")
+    table = pq.read_table(path)
+    assert table.column("dicom_s").null_count == table.num_rows == len(FINDINGS)
+    assert ">dicom<" not in page_of(world, "report.html", whole=True)
 
 
 def test_the_region_of_an_image_that_is_not_square_reaches_beyond_its_shorter_side(
