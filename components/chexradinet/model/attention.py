@@ -106,13 +106,14 @@ class TripletAttention(nn.Module):
     def add_to(self, skipped: Tensor, features: Tensor) -> Tensor:
         """Return `relu(skipped + forward(features))`: the end of a residual block.
 
-        Without gradients, the result takes the memory of `features`.
+        On a CPU without gradients, the result takes the memory of `features`.
 
         Args:
             skipped: What the block leaves out, shape (B, C, H, W).
             features: The block's own last features, of the same shape.
         """
-        if torch.is_grad_enabled():
+        # An accelerator has no use for tiles: each would be a kernel to start.
+        if torch.is_grad_enabled() or features.device.type != "cpu":
             return (skipped + self(features)).relu_()
         gates = self.gates(features)
         given, skipped_cells = features.permute(0, 2, 3, 1), skipped.permute(0, 2, 3, 1)
