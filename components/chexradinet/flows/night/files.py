@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +20,6 @@ from chexradinet.flows.night.tables import REJECTED, SCHEMA, SCORES, TIMINGS
 
 MAX_DRIFT_IMAGES = 2048
 """Most X-rays of a night that are compared with the reference."""
-
-_TIMINGS_OF_LINE = re.compile(rb"(,[^,\n]*){%d}$" % len(TIMINGS))
 
 
 def night_key(ledger: Ledger, plan: Plan, name: str) -> str:
@@ -74,7 +71,9 @@ def digest_without_timings(scores: Path) -> str:
     digest = hashlib.sha256()
     with scores.open("rb") as lines:
         for line in lines:
-            digest.update(_TIMINGS_OF_LINE.sub(b"", line))
+            before, *cut = line.rsplit(b",", len(TIMINGS))
+            # A line break within a cell leaves lines too short to end in timings.
+            digest.update(before + b"\n" if len(cut) == len(TIMINGS) else line)
     return digest.hexdigest()
 
 
