@@ -33,9 +33,9 @@ from chexradinet.flows.night.ledger import (
     write_index,
 )
 from chexradinet.flows.night.merge import Merged, earlier_scores, merge
-from chexradinet.flows.night.model import Scorer, open_scorer
+from chexradinet.flows.night.model import NightModel, open_model
 from chexradinet.flows.night.outcome import Night, night_of
-from chexradinet.flows.night.settings import Addresses, ScoreConfig
+from chexradinet.flows.night.settings import Addresses
 from chexradinet.flows.night.summary import (
     most_urgent,
     night_drift,
@@ -65,30 +65,30 @@ def collect(addresses: Addresses, number: int) -> Night:
     """
     ledger = open_ledger(addresses.results_uri)
     plan = read_plan(ledger, number)
-    return collect_plan(ledger, plan, open_scorer(addresses, plan, ScoreConfig(device="cpu")))
+    return collect_plan(ledger, plan, open_model(addresses, plan))
 
 
-def collect_plan(ledger: Ledger, plan: Plan, scorer: Scorer) -> Night:
+def collect_plan(ledger: Ledger, plan: Plan, model: NightModel) -> Night:
     """Collect a plan with its model at hand; see `collect`."""
     started = time.perf_counter()
     numbers, complete = plan_numbers(ledger)
     _require_order(plan, numbers, complete)
     merged = merge(ledger, plan, earlier_scores(ledger, plan, complete))
-    listed = studies_of(ledger, plan, merged, complete, scorer.settings.worklist)
+    listed = studies_of(ledger, plan, merged, complete, model.settings.worklist)
     unscored = unscored_files(ledger, listed.earlier, merged)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files, drift, report = _write(ledger, plan, merged, scorer, folder)
+        files, drift, report = _write(ledger, plan, merged, model, folder)
         digests = put_files(ledger, plan, files)
         scores_digest = digest_without_timings(folder / f"part-{plan.number:06d}.csv")
         _put_of_night(ledger, plan, "report.html", report.read_bytes())
-        _put_worklist(ledger, plan, scorer, (listed, unscored), folder)
+        _put_worklist(ledger, plan, model, (listed, unscored), folder)
         page = report.read_bytes()
-    if scorer.settings.dicom_results:
+    if model.settings.dicom_results:
         keep_dicom(ledger, plan, (image.object_key for image in merged.images))
     write_index(ledger, plan.number, merged.index)
     _complete(ledger, plan, merged, digests, scores_digest)
-    night = night_of(plan, merged, scorer, drift, (page, time.perf_counter() - started))
+    night = night_of(plan, merged, model, drift, (page, time.perf_counter() - started))
     _log.info("%s", night.as_text())
     return night
 
@@ -104,30 +104,30 @@ def _require_order(plan: Plan, numbers: Sequence[int], complete: Sequence[int]) 
 
 
 def _write(
-    ledger: Ledger, plan: Plan, merged: Merged, scorer: Scorer, folder: Path
+    ledger: Ledger, plan: Plan, merged: Merged, model: NightModel, folder: Path
 ) -> tuple[list[Path], dict[str, Any] | None, Path]:
     """Write all files of the plan into a folder; return them, the drift, and the report's path."""
     number = f"{plan.number:06d}"
-    shown = frozenset(image.image_key for image in most_urgent(merged.images, scorer))
+    shown = frozenset(image.image_key for image in most_urgent(merged.images, model))
     files, embeddings, pictures = write_scores(ledger, plan, merged, shown, folder)
-    drift = night_drift(merged, embeddings, scorer)
+    drift = night_drift(merged, embeddings, model)
     measured = folder / f"drift-{number}.json"
     measured.write_bytes(document_bytes("nightly-drift", drift or {"status": "no_reference"}))
     page = folder / f"report-{number}.html"
-    report = night_report(plan, merged, scorer, drift, pictures)
+    report = night_report(plan, merged, model, drift, pictures)
     scores = folder / f"part-{number}.parquet"
-    write_night_report(page, with_timings(report, scores, scorer.findings[0], merged.score_s))
+    write_night_report(page, with_timings(report, scores, model.findings[0], merged.score_s))
     return [*files, measured, page], drift, page
 
 
 def _put_worklist(
     ledger: Ledger,
     plan: Plan,
-    scorer: Scorer,
+    model: NightModel,
     known: tuple[DaysList, Mapping[tuple[str, str], int]],
     folder: Path,
 ) -> None:
-    config = scorer.settings.worklist
+    config = model.settings.worklist
     listed, unscored = known
     entries = worklist(listed.images, end_of(plan.date), config)
     _put_of_night(ledger, plan, "worklist.csv", worklist_csv(entries).encode())

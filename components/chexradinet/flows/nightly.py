@@ -1,4 +1,7 @@
-"""The nightly run: its stages as Kubeflow runs them, and all of them in one go for a shell."""
+"""The nightly run: its stages as Kubeflow runs them, and all of them in one go for a shell.
+
+What needs torch is imported where it is used: planning and collecting start seconds earlier.
+"""
 
 import logging
 import os
@@ -10,13 +13,11 @@ from dataclasses import replace
 from chexradinet.flows.collect import collect, collect_plan
 from chexradinet.flows.night.lease import holding, release, this_process
 from chexradinet.flows.night.ledger import open_ledger, read_plan
-from chexradinet.flows.night.model import open_scorer
-from chexradinet.flows.night.outcome import Night, together
+from chexradinet.flows.night.outcome import Night, ShardOutcome, together
 from chexradinet.flows.night.run import begin, finish
 from chexradinet.flows.night.settings import Addresses, PlanConfig, Run, ScoreConfig
 from chexradinet.flows.night.telemetry import night_telemetry
 from chexradinet.flows.plan import PlanOutcome, parts_of, place_of, plan
-from chexradinet.flows.score import ShardOutcome, score, score_shard
 from chexradinet.results.telemetry import NightlyTelemetry, push
 
 _log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ def score_stage(
     addresses: Addresses, work: str, index: int, config: ScoreConfig, run: Run
 ) -> ShardOutcome:
     """Score a shard of the work that planning gave; see `score`."""
+    from chexradinet.flows.score import score
+
     number, shard = place_of(work, index)
     ledger = open_ledger(addresses.results_uri)
     # Without the lease it goes on: whoever has it finds what is done, and nothing is done twice.
@@ -125,6 +128,9 @@ def nightly(
 def _work(
     addresses: Addresses, outcome: PlanOutcome, scoring: ScoreConfig, progress: Progress | None
 ) -> Night | None:
+    from chexradinet.flows.night.scorer import open_scorer
+    from chexradinet.flows.score import score_shard
+
     ledger = open_ledger(addresses.results_uri)
     nights, done = [], 0
     for number, shards in outcome.parts:

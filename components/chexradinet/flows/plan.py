@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError, StoreError
+from chexradinet.flows.champion import fetch_champion
 from chexradinet.flows.night.inbox import Inbox, inbox_images, new_images, taken_images
 from chexradinet.flows.night.lease import store_time
 from chexradinet.flows.night.ledger import (
@@ -24,8 +25,7 @@ from chexradinet.flows.night.ledger import (
     read_plan,
 )
 from chexradinet.flows.night.settings import Addresses, PlanConfig
-from chexradinet.flows.publish import fetch_champion
-from chexradinet.model.bundle import BundleInfo, read_bundle_info
+from chexradinet.model.bundle_info import BundleInfo, read_bundle_info
 from chexradinet.store import parse_uri, require_conditional_create
 
 _log = logging.getLogger(__name__)

@@ -12,21 +12,18 @@ from typing import Any
 import numpy as np
 
 from chexradinet.dataset.format import Dataset, open_dataset
-from chexradinet.errors import ArtifactError, StoreConflictError, StoreNotFoundError
-from chexradinet.model.bundle import load_bundle, read_bundle_info, verify_bundle
-from chexradinet.model.inference import predict
+from chexradinet.errors import ArtifactError, StoreConflictError
+from chexradinet.flows.champion import POINTER, POINTER_SCHEMA, fetch_bundle, read_pointer
+from chexradinet.model.bundle_info import read_bundle_info, verify_bundle
 from chexradinet.records import Split
 from chexradinet.results.classification import paired_bootstrap_difference
 from chexradinet.results.metrics import read_metrics
 from chexradinet.results.telemetry import TrainingTelemetry, push
-from chexradinet.store.directories import download_directory, upload_directory
+from chexradinet.store.directories import upload_directory
 from chexradinet.store.opening import open_store
 
 _log = logging.getLogger(__name__)
 
-POINTER = "champion.json"
-"""Document under the models' URI that names the champion; it changes by compare and swap."""
-POINTER_SCHEMA = 1
 _ATTEMPTS = 3
 
 
@@ -111,59 +108,6 @@ def _report_success(candidate: Path, digest: str, started: float) -> None:
     )
 
 
-def read_pointer(models_uri: str) -> tuple[dict[str, Any], str]:
-    """Return the pointer document and its ETag; both empty where nothing was published yet.
-
-    Raises:
-        ArtifactError: the document is of another schema.
-    """
-    store, prefix = open_store(models_uri)
-    try:
-        tag = store.stat(prefix + POINTER).etag
-        document: dict[str, Any] = json.loads(store.get(prefix + POINTER))
-    except StoreNotFoundError:
-        return {}, ""
-    if (document.get("kind"), document.get("schema")) != ("champion", POINTER_SCHEMA):
-        raise ArtifactError(
-            f"{models_uri}/{POINTER} is {document.get('kind')!r} of schema "
-            f"{document.get('schema')!r}; this release reads 'champion' of schema {POINTER_SCHEMA}"
-        )
-    return document, tag
-
-
-def fetch_champion(models_uri: str, target: Path) -> str:
-    """Download the champion's bundle, verified; return its digest.
-
-    Raises:
-        StoreNotFoundError: nothing was published yet.
-        ArtifactError: the bundle under the champion's name is another or was changed.
-    """
-    pointer, _ = read_pointer(models_uri)
-    if not pointer:
-        raise StoreNotFoundError(
-            f"{models_uri} has no {POINTER}: no model was published there yet; run the training "
-            "pipeline first, or check models_uri"
-        )
-    return fetch_bundle(models_uri, str(pointer["digest"]), target)
-
-
-def fetch_bundle(models_uri: str, digest: str, target: Path) -> str:
-    """Download a published bundle, verified; return its digest.
-
-    Raises:
-        StoreNotFoundError: no bundle of this digest is published.
-        ArtifactError: it was changed.
-    """
-    download_directory(f"{models_uri}/{digest}", target)
-    found = verify_bundle(target)
-    if found != digest:
-        raise ArtifactError(
-            f"the bundle under {digest[:12]} has digest {found[:12]}; restore it from a backup, or "
-            "roll back to the champion before (docs/operations.md)"
-        )
-    return found
-
-
 def _check_evaluated(candidate: Path, digest: str, evaluation: Path) -> None:
     info, _ = read_bundle_info(candidate)
     judged = read_metrics(evaluation / "metrics.json").get("bundle_digest")
@@ -212,6 +156,10 @@ def _compare(
 
 
 def _gain(candidate: Path, champion: Path, data: Dataset) -> dict[str, Any]:
+    # Here, as a first model, and the champion itself, are published without a forward pass.
+    from chexradinet.model.bundle import load_bundle
+    from chexradinet.model.inference import predict
+
     rows = data.rows(Split.VALIDATION)
     logits: list[np.ndarray[Any, Any]] = [
         predict(load_bundle(path, verify=False).network, data.images, rows, maps=False).logits

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from chexradinet.errors import ArtifactError, ChexRadiNetError, ConfigError
-from chexradinet.flows.publish import POINTER, read_pointer
-from chexradinet.model.bundle import verify_bundle
+from chexradinet.flows.champion import POINTER, read_pointer
+from chexradinet.model.bundle_info import verify_bundle
 from chexradinet.store.directories import download_directory
 from chexradinet.store.opening import open_store
 

@@ -18,18 +18,18 @@ import pyarrow as pa
 from chexradinet.config import require
 from chexradinet.errors import RejectedImageError, StoreConflictError
 from chexradinet.flows.decoding import decode_in_order
-from chexradinet.flows.night.cases import NightCase, NightFinding
+from chexradinet.flows.night.cases import NightCase, NightFinding, urgency
 from chexradinet.flows.night.dicom import write_dicom
 from chexradinet.flows.night.ledger import Ledger, Plan, PlannedImage, open_ledger, read_plan
-from chexradinet.flows.night.model import Scorer, open_scorer
+from chexradinet.flows.night.outcome import ShardOutcome
 from chexradinet.flows.night.read import REJECTED, Excluded, Reading, XRay, read_xray
 from chexradinet.flows.night.rows import (
     cases_of,
     image_row,
     picture,
     score_rows,
-    urgency,
 )
+from chexradinet.flows.night.scorer import Scorer, open_scorer
 from chexradinet.flows.night.settings import Addresses, ScoreConfig
 from chexradinet.flows.night.tables import (
     IMAGES,
@@ -42,16 +42,6 @@ from chexradinet.flows.night.tables import REJECTED as REJECTED_TABLE
 from chexradinet.model.inference import predict_folded
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardOutcome:
-    """What came of a shard."""
-
-    status: str
-    """`scored`, or `done_before` where its results were there already."""
-    num_scored: int = 0
-    num_excluded: int = 0
 
 
 @dataclass
@@ -95,12 +85,7 @@ def is_scored(ledger: Ledger, plan: Plan, shard: int) -> bool:
         ConfigError: the plan has no such shard.
     """
     require(0 <= shard < plan.num_shards, "shard", shard, f"in [0, {plan.num_shards})")
-    return ledger.store.exists(shard_key(ledger, plan.number, shard))
-
-
-def shard_key(ledger: Ledger, number: int, shard: int) -> str:
-    """Return the key of a shard's results."""
-    return ledger.plan_key(number, "shards", f"{shard:05d}.zip")
+    return ledger.store.exists(ledger.shard_key(plan.number, shard))
 
 
 def score_shard(
@@ -119,7 +104,7 @@ def score_shard(
             _score_batch(collected, ledger, plan, scorer, xrays)
     result = _result(collected, time.perf_counter() - started)
     try:
-        ledger.store.create(shard_key(ledger, plan.number, shard), pack(result))
+        ledger.store.create(ledger.shard_key(plan.number, shard), pack(result))
     except StoreConflictError:
         _log.info("shard %d of plan %d was done meanwhile by another run", shard, plan.number)
         return ShardOutcome(status="done_before")
@@ -133,7 +118,7 @@ def score_shard(
 def _read(
     plan: Plan, images: Sequence[PlannedImage], scorer: Scorer, config: ScoreConfig
 ) -> Iterator[XRay | Excluded]:
-    preprocessing = scorer.bundle.info.preprocessing
+    preprocessing = scorer.info.preprocessing
     reading = Reading(plan.inbox_uri, preprocessing, scorer.settings, plan.salt)
     outcomes = decode_in_order(images, partial(read_xray, reading), config.num_decoders)
     for image, outcome in zip(images, outcomes, strict=True):

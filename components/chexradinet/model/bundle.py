@@ -19,13 +19,11 @@ from torch import Tensor
 from chexradinet.artifacts import writing_directory
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.model.bundle_info import BUNDLE_HEAD as BUNDLE_HEAD
-from chexradinet.model.bundle_info import (
-    WEIGHTS_FILE,
-    write_info,
-)
+from chexradinet.model.bundle_info import REFERENCE_PREFIX, WEIGHTS_FILE, write_info
 from chexradinet.model.bundle_info import BundleInfo as BundleInfo
 from chexradinet.model.bundle_info import copy_bundle as copy_bundle
 from chexradinet.model.bundle_info import read_bundle_info as read_bundle_info
+from chexradinet.model.bundle_info import read_reference_arrays as read_reference_arrays
 from chexradinet.model.bundle_info import require_match as require_match
 from chexradinet.model.bundle_info import verify_bundle as verify_bundle
 from chexradinet.model.card import model_card as model_card
@@ -34,7 +32,6 @@ from chexradinet.model.resnet import ChexRadiNet, build_network
 
 _NETWORK_PREFIX = "network."
 _HEADS_PREFIX = "heads."
-_REFERENCE_PREFIX = "reference."
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,6 @@ class LoadedBundle:
     network: ChexRadiNet
     heads: GuidanceHeads | None
     digest: str
-    reference_arrays: dict[str, NDArray[np.float32]]
-    """Arrays of the reference distributions that `info.reference` describes; empty without one."""
 
 
 def save_bundle(
@@ -112,10 +107,7 @@ def load_bundle(path: Path, verify: bool = True, device: str = "cpu") -> LoadedB
             "bundle again"
         ) from error
     network.to(device).eval()
-    arrays = {
-        name: value.numpy() for name, value in _unprefixed(_REFERENCE_PREFIX, tensors).items()
-    }
-    return LoadedBundle(info, network, heads and heads.to(device).eval(), digest, arrays)
+    return LoadedBundle(info, network, heads and heads.to(device).eval(), digest)
 
 
 def replace_info(
@@ -143,11 +135,11 @@ def replace_info(
     tensors = {
         name: value
         for name, value in load_file(source / WEIGHTS_FILE).items()
-        if not name.startswith(_REFERENCE_PREFIX)
+        if not name.startswith(REFERENCE_PREFIX)
     }
     arrays = {name: torch.from_numpy(np.array(value)) for name, value in reference_arrays.items()}
     with writing_directory(target, BUNDLE_HEAD) as folder:
-        save_file(tensors | _prefixed(_REFERENCE_PREFIX, arrays), folder / WEIGHTS_FILE)
+        save_file(tensors | _prefixed(REFERENCE_PREFIX, arrays), folder / WEIGHTS_FILE)
         return write_info(folder, info, model_card(info))
 
 

@@ -6,6 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
 from chexradinet.artifacts import read_document, sha256_of, write_document, writing_directory
 from chexradinet.config import NetworkConfig, PreprocessingConfig, canonical_json, digest_of
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
@@ -16,6 +20,8 @@ SCHEMA = 1
 WEIGHTS_FILE = "weights.safetensors"
 INFO_FILE = "bundle.json"
 CARD_FILE = "model-card.md"
+REFERENCE_PREFIX = "reference."
+"""Of the names of the reference's tensors beside the weights."""
 BUNDLE_HEAD = Head(INFO_FILE, KIND)
 """By which a directory is known for a bundle."""
 
@@ -97,6 +103,28 @@ def verify_bundle(path: Path) -> str:
             )
     digest: str = document["digest"]
     return digest
+
+
+def read_reference_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Return the arrays of the reference distributions that `BundleInfo.reference` describes.
+
+    They lie beside the weights, which are not read; there are none without a reference.
+
+    Raises:
+        ArtifactError: the file of weights is missing or is none.
+    """
+    weights = path / WEIGHTS_FILE
+    try:
+        with safe_open(weights, framework="numpy") as tensors:
+            return {
+                name.removeprefix(REFERENCE_PREFIX): tensors.get_tensor(name)
+                for name in tensors.keys()  # noqa: SIM118 (it is no dictionary)
+                if name.startswith(REFERENCE_PREFIX)
+            }
+    except (FileNotFoundError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{weights} holds no tensors ({error}); make or copy the bundle again"
+        ) from error
 
 
 def copy_bundle(source: Path, target: Path) -> str:

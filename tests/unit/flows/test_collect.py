@@ -17,6 +17,7 @@ from chexradinet.errors import (
 )
 from chexradinet.flows import nightly as nightly_module
 from chexradinet.flows.collect import collect
+from chexradinet.flows.night import scorer
 from chexradinet.flows.night.lease import holding, this_process
 from chexradinet.flows.night.ledger import open_ledger, read_completion
 from chexradinet.flows.night.settings import Addresses, PlanConfig, ResultSettings, Run
@@ -188,7 +189,7 @@ def test_figures_of_a_run_are_those_of_all_its_plans(
 def test_a_failure_of_any_kind_is_pushed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed: list[NightlyTelemetry] = []
     monkeypatch.setattr(nightly_module, "push", pushed.append)
-    monkeypatch.setattr(nightly_module, "open_scorer", lambda *_: 1 / 0)
+    monkeypatch.setattr(scorer, "open_scorer", lambda *_: 1 / 0)
     world.add_png(0)
     with pytest.raises(ZeroDivisionError):
         world.run()

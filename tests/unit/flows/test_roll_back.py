@@ -10,7 +10,7 @@ import pytest
 from chexradinet.config import Backbone, NetworkConfig, PreprocessingConfig
 from chexradinet.errors import ArtifactError, ConfigError
 from chexradinet.flows import roll_back
-from chexradinet.flows.publish import fetch_champion, read_pointer
+from chexradinet.flows.champion import fetch_champion, read_pointer
 from chexradinet.model.bundle import BundleInfo, model_card, save_bundle, verify_bundle
 from chexradinet.model.resnet import build_network
 

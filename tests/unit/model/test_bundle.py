@@ -15,6 +15,7 @@ from chexradinet.model.bundle import (
     load_bundle,
     model_card,
     read_bundle_info,
+    read_reference_arrays,
     replace_info,
     require_match,
     save_bundle,
@@ -188,10 +189,10 @@ def test_reference_arrays_travel_with_the_weights_and_are_replaced_whole(
     first = {"mean": np.arange(3, dtype=np.float32), "old": np.ones((2, 2), dtype=np.float32)}
     replace_info(bundle, tmp_path / "one", first)
     replace_info(tmp_path / "one", tmp_path / "two", {"mean": first["mean"] + 1})
-    arrays = load_bundle(tmp_path / "two").reference_arrays
+    arrays = read_reference_arrays(tmp_path / "two")
     assert set(arrays) == {"mean"}
     np.testing.assert_array_equal(arrays["mean"], [1, 2, 3])
-    assert load_bundle(bundle).reference_arrays == {}
+    assert read_reference_arrays(bundle) == {}
 
 
 def test_the_card_shows_results_beside_their_protocol_and_controls(info: BundleInfo) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from chexradinet.flows.night.settings import ResultSettings
 from chexradinet.records import Box, Geometry, Region
 from chexradinet.regions.tables import FeatureRow
 
@@ -69,3 +70,12 @@ class NightCase:
     def flagged(self) -> tuple[NightFinding, ...]:
         """The findings at or above their operating threshold."""
         return tuple(found for found in self.findings if found.flagged)
+
+
+def urgency(case: NightCase, settings: ResultSettings) -> tuple[float, NightFinding] | None:
+    """Return how urgent a flagged X-ray is, and its most urgent finding; None without a flag."""
+    products = [
+        (settings.worklist.urgency_of(found.finding) * found.probability, found)
+        for found in case.flagged
+    ]
+    return min(products, key=lambda pair: (-pair[0], pair[1].finding), default=None)

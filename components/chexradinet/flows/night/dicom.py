@@ -17,11 +17,10 @@ from chexradinet.errors import (
     StoreConflictError,
     StoreNotFoundError,
 )
-from chexradinet.flows.night.cases import NightCase, NightFinding
+from chexradinet.flows.night.cases import NightCase, NightFinding, urgency
 from chexradinet.flows.night.ledger import Ledger, Plan, PlannedImage
-from chexradinet.flows.night.model import Scorer
+from chexradinet.flows.night.model import NightModel
 from chexradinet.flows.night.read import planned_content
-from chexradinet.flows.night.rows import urgency
 from chexradinet.records import FeatureStatus
 from chexradinet.regions.feature_names import FEATURE_NAMES
 from chexradinet.results.dicom_cases import ScoredCase, ScoredFinding, ScoringModel
@@ -35,7 +34,7 @@ def dicom_folder(ledger: Ledger, plan: Plan, object_key: str) -> str:
 
 
 def write_dicom(
-    ledger: Ledger, plan: Plan, image: PlannedImage, scored: tuple[NightCase, Scorer]
+    ledger: Ledger, plan: Plan, image: PlannedImage, scored: tuple[NightCase, NightModel]
 ) -> int:
     """Write the DICOM results of an X-ray that came as DICOM; return how many files.
 
@@ -45,12 +44,12 @@ def write_dicom(
         ConfigError: what writes them is not installed.
         StoreError: results cannot be written.
     """
-    case, scorer = scored
+    case, model = scored
     if not case.sop_uid:
         return 0
     try:
         content = planned_content(plan.inbox_uri, image)
-        files = _files(content, image, case, scorer)
+        files = _files(content, image, case, model)
     except (StoreConflictError, StoreNotFoundError, RejectedImageError, DicomResultError) as error:
         _log.warning("no DICOM results of X-ray %s: %s", case.image_key[:12], type(error).__name__)
         return 0
@@ -78,7 +77,7 @@ def _start(ledger: Ledger, plan: Plan) -> str:
 
 
 def _files(
-    content: bytes, image: PlannedImage, case: NightCase, scorer: Scorer
+    content: bytes, image: PlannedImage, case: NightCase, model: NightModel
 ) -> dict[str, bytes]:
     try:
         # Here, not above: scoring must also run where these are not installed.
@@ -90,8 +89,8 @@ def _files(
             f"dicom_results is set, and {error.name} is not installed; install it, or switch "
             "dicom_results off"
         ) from error
-    pixels = read_radiograph(content, scorer.bundle.info.preprocessing.dicom).pixels
-    first = _first(case, scorer)
+    pixels = read_radiograph(content, model.info.preprocessing.dicom).pixels
+    first = _first(case, model)
     written = write_dicom_results(
         open_dicom(content).dataset,
         ScoredCase(
@@ -104,7 +103,7 @@ def _files(
             model=ScoringModel(
                 bundle_digest=case.model_digest,
                 preprocessing_digest=case.preprocessing_digest,
-                round=scorer.bundle.info.round,
+                round=model.info.round,
                 software_version=__version__,
             ),
             content_at=image.arrived,
@@ -119,9 +118,9 @@ def _files(
     }
 
 
-def _first(case: NightCase, scorer: Scorer) -> NightFinding | None:
+def _first(case: NightCase, model: NightModel) -> NightFinding | None:
     """Return the finding whose heatmap is drawn: the most urgent flagged one, None without."""
-    found = urgency(case, scorer.settings)
+    found = urgency(case, model.settings)
     return None if found is None else found[1]
 
 

@@ -49,6 +49,10 @@ class Ledger:
         """Return the key of an object of a plan."""
         return self.key("ledger", "plans", f"{number:06d}", *names)
 
+    def shard_key(self, number: int, shard: int) -> str:
+        """Return the key of a shard's results."""
+        return self.plan_key(number, "shards", f"{shard:05d}.zip")
+
 
 def open_ledger(results_uri: str) -> Ledger:
     """Return the ledger of a folder of results; nothing is made yet."""

@@ -14,7 +14,6 @@ import pyarrow as pa
 from chexradinet.errors import ArtifactError, StoreNotFoundError
 from chexradinet.flows.night.ledger import Ledger, Plan, completions, read_index
 from chexradinet.flows.night.tables import INDEX, ShardResult, table_from, unpack
-from chexradinet.flows.score import shard_key
 from chexradinet.records import RejectReason
 
 SCORED, DUPLICATE = "scored", "duplicate"
@@ -63,7 +62,7 @@ class Merged:
 
 def read_shard(ledger: Ledger, number: int, shard: int) -> ShardResult:
     """Read the results of a shard."""
-    key = shard_key(ledger, number, shard)
+    key = ledger.shard_key(number, shard)
     return unpack(ledger.store.get(key), key)
 
 

@@ -1,32 +1,38 @@
-"""The model of a plan, verified and open, with all that turns its predictions into results."""
+"""The model of a plan without its network: what planned, collected and reported results rest on.
+
+Nothing here imports torch: a stage that makes no forward pass starts seconds earlier without it.
+"""
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from chexradinet.errors import StoreNotFoundError
+from chexradinet.flows.champion import fetch_bundle
 from chexradinet.flows.night.ledger import Plan
-from chexradinet.flows.night.settings import Addresses, ResultSettings, ScoreConfig, settings_of
+from chexradinet.flows.night.settings import Addresses, ResultSettings, settings_of
 from chexradinet.flows.plan import check_model
-from chexradinet.flows.publish import fetch_bundle
-from chexradinet.model.bundle import LoadedBundle, load_bundle, require_match
-from chexradinet.model.inference import choose_device, folded
-from chexradinet.model.resnet import ChexRadiNet
+from chexradinet.model.bundle_info import (
+    BundleInfo,
+    read_bundle_info,
+    read_reference_arrays,
+    require_match,
+)
 from chexradinet.results.reference import Reference
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scorer:
-    """A model and all that turns its predictions into cases."""
+class NightModel:
+    """What a bundle and a plan say of how predictions become results."""
 
-    bundle: LoadedBundle
-    network: ChexRadiNet
-    """Of the bundle, folded once for all batches, on the device that computes."""
+    info: BundleInfo
+    digest: str
+    """Of the bundle."""
     reference: Reference | None
     """None where the bundle has none: then nothing is said of drift and distribution."""
     settings: ResultSettings
@@ -34,27 +40,29 @@ class Scorer:
     @property
     def findings(self) -> tuple[str, ...]:
         """Of the model, in its order."""
-        return self.bundle.info.findings
+        return self.info.findings
 
 
-def reference_of(bundle: LoadedBundle) -> Reference | None:
-    """Return the reference distributions of a bundle, None where it has none."""
-    document = bundle.info.reference
-    if document is None:
-        return None
-    return Reference(document=dict(document), arrays=dict(bundle.reference_arrays))
-
-
-def open_scorer(addresses: Addresses, plan: Plan, config: ScoreConfig) -> Scorer:
-    """Return the model of a plan, verified.
+def open_model(addresses: Addresses, plan: Plan) -> NightModel:
+    """Return the model of a plan, verified, without its network.
 
     Raises:
         ArtifactError: the bundle was changed, or is not calibrated.
         MismatchError: it is for other findings or another preprocessing than the plan.
         StoreNotFoundError: it is not published any more.
     """
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
+    with fetched(addresses, plan) as path:
+        return read_model(path, plan)
+
+
+@contextmanager
+def fetched(addresses: Addresses, plan: Plan) -> Iterator[Path]:
+    """Give the directory of a plan's bundle, verified, for as long as it is needed.
+
+    Raises:
+        ArtifactError: the bundle was changed.
+        StoreNotFoundError: it is not published any more.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bundle"
         try:
@@ -65,16 +73,25 @@ def open_scorer(addresses: Addresses, plan: Plan, config: ScoreConfig) -> Scorer
                 f"is not below {addresses.models_uri} any more; bring it back from its versions or "
                 "a replica, as docs/operations.md says under 'Restore from a lost bucket'"
             ) from error
-        bundle = load_bundle(path, verify=False, device=str(choose_device(config.device)))
-    require_match(
-        bundle.info, findings=plan.findings, preprocessing_digest=plan.preprocessing_digest
-    )
-    check_model(bundle.info)
-    if not bundle.info.reference:
+        yield path
+
+
+def read_model(path: Path, plan: Plan) -> NightModel:
+    """Return a bundle as a plan's model.
+
+    Raises:
+        ArtifactError: it is not calibrated.
+        MismatchError: it is for other findings or another preprocessing than the plan.
+    """
+    info, digest = read_bundle_info(path)
+    require_match(info, findings=plan.findings, preprocessing_digest=plan.preprocessing_digest)
+    check_model(info)
+    reference = None
+    if info.reference is None:
         _log.info("the model has no reference: nothing is said of drift and distribution")
-    return Scorer(
-        bundle=bundle,
-        network=folded(bundle.network),
-        reference=reference_of(bundle),
-        settings=settings_of(plan.settings),
+    else:
+        arrays = read_reference_arrays(path)
+        reference = Reference(document=dict(info.reference), arrays=arrays)
+    return NightModel(
+        info=info, digest=digest, reference=reference, settings=settings_of(plan.settings)
     )

@@ -7,8 +7,18 @@ from typing import Any
 
 from chexradinet.flows.night.ledger import Plan
 from chexradinet.flows.night.merge import Merged
-from chexradinet.flows.night.model import Scorer
+from chexradinet.flows.night.model import NightModel
 from chexradinet.flows.night.summary import num_flagged, num_outside
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOutcome:
+    """What came of a shard."""
+
+    status: str
+    """`scored`, or `done_before` where its results were there already."""
+    num_scored: int = 0
+    num_excluded: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +88,7 @@ def together(nights: Sequence[Night]) -> Night:
 def night_of(
     plan: Plan,
     merged: Merged,
-    scorer: Scorer,
+    model: NightModel,
     drift: Mapping[str, Any] | None,
     made: tuple[bytes, float],
 ) -> Night:
@@ -87,7 +97,7 @@ def night_of(
     Args:
         plan: That was collected.
         merged: What became of its X-rays.
-        scorer: The model.
+        model: The model.
         drift: As `results.drift` gives it; None where the model has no reference.
         made: The HTML report, and the seconds that collecting took.
     """
@@ -99,11 +109,11 @@ def night_of(
         number=plan.number,
         date=plan.date,
         model_digest=plan.bundle_digest,
-        model_round=scorer.bundle.info.round,
+        model_round=model.info.round,
         num_planned=len(plan.images),
         num_scored=num_scored,
         excluded=excluded,
-        flagged=num_flagged(merged, scorer.findings),
+        flagged=num_flagged(merged, model.findings),
         drift=drift,
         ood_fraction=None if outside is None or not num_scored else outside / num_scored,
         score_s=merged.score_s,

@@ -9,9 +9,8 @@ import numpy.typing as npt
 
 from chexradinet.flows.night.cases import NightCase, NightFinding
 from chexradinet.flows.night.ledger import PlannedImage
-from chexradinet.flows.night.model import Scorer
+from chexradinet.flows.night.model import NightModel
 from chexradinet.flows.night.read import XRay
-from chexradinet.flows.night.settings import ResultSettings
 from chexradinet.flows.night.tables import RADIOMICS_COLUMNS
 from chexradinet.model.inference import Predictions
 from chexradinet.records import Box, FeatureStatus, Geometry, Region
@@ -26,17 +25,17 @@ PICTURE_SIDE_PX = 224
 """Shortest side of a picture in the report."""
 
 
-def cases_of(scorer: Scorer, xrays: Sequence[XRay], found: Predictions) -> list[NightCase]:
+def cases_of(model: NightModel, xrays: Sequence[XRay], found: Predictions) -> list[NightCase]:
     """Return the cases of a batch, in its order."""
-    calibration: Mapping[str, Any] = scorer.bundle.info.calibration or {}
-    probabilities = apply_calibration(calibration, scorer.findings, found.logits)
+    calibration: Mapping[str, Any] = model.info.calibration or {}
+    probabilities = apply_calibration(calibration, model.findings, found.logits)
     distances: Sequence[float | None] = [None] * len(xrays)
     outside: Sequence[bool | None] = [None] * len(xrays)
-    if scorer.reference is not None:
-        measured = ood_scores(scorer.reference, found.embedding)
+    if model.reference is not None:
+        measured = ood_scores(model.reference, found.embedding)
         if np.isfinite(measured).all():
             distances = [float(value) for value in measured]
-            outside = [bool(flag) for flag in ood_flags(scorer.reference, measured)]
+            outside = [bool(flag) for flag in ood_flags(model.reference, measured)]
     return [
         NightCase(
             image_key=xray.image_key,
@@ -47,31 +46,31 @@ def cases_of(scorer: Scorer, xrays: Sequence[XRay], found: Predictions) -> list[
             quality=xray.quality,
             pixels=xray.pixels,
             geometry=xray.geometry,
-            findings=_findings(scorer, xray, found, row, probabilities[row]),
+            findings=_findings(model, xray, found, row, probabilities[row]),
             ood_score=distances[row],
             out_of_distribution=outside[row],
-            model_digest=scorer.bundle.digest,
-            preprocessing_digest=scorer.bundle.info.preprocessing_digest,
+            model_digest=model.digest,
+            preprocessing_digest=model.info.preprocessing_digest,
         )
         for row, xray in enumerate(xrays)
     ]
 
 
 def _findings(
-    scorer: Scorer,
+    model: NightModel,
     xray: XRay,
     found: Predictions,
     row: int,
     probabilities: npt.NDArray[np.float64],
 ) -> tuple[NightFinding, ...]:
-    calibration: Mapping[str, Any] = (scorer.bundle.info.calibration or {})["findings"]
+    calibration: Mapping[str, Any] = (model.info.calibration or {})["findings"]
     maps = found.maps
     scored = []
-    for column, finding in enumerate(scorer.findings):
+    for column, finding in enumerate(model.findings):
         threshold = calibration[finding]["threshold"]
         probability = float(probabilities[column])
         flagged = threshold is not None and probability >= threshold
-        region = extract_region(maps[row, column], xray.pixels.shape[0], scorer.settings.regions)
+        region = extract_region(maps[row, column], xray.pixels.shape[0], model.settings.regions)
         scored.append(
             NightFinding(
                 finding=finding,
@@ -83,16 +82,16 @@ def _findings(
                 region=region,
                 original_box=_original_box(region, xray.geometry),
                 heatmap=maps[row, column],
-                features=_features(xray, region, scorer) if flagged else None,
+                features=_features(xray, region, model) if flagged else None,
             )
         )
     return tuple(scored)
 
 
-def _features(xray: XRay, region: Region, scorer: Scorer) -> FeatureRow:
+def _features(xray: XRay, region: Region, model: NightModel) -> FeatureRow:
     if region.box is None:
         return rejected_row(FeatureStatus.NO_REGION)
-    return features_of(xray.pixels, region.box, scorer.settings.radiomics)
+    return features_of(xray.pixels, region.box, model.settings.radiomics)
 
 
 def _original_box(region: Region, geometry: Geometry) -> Box | None:
@@ -195,15 +194,6 @@ def image_row(
         "flags": [found.flagged for found in case.findings],
         "embedding": embedding.tolist(),
     }
-
-
-def urgency(case: NightCase, settings: ResultSettings) -> tuple[float, NightFinding] | None:
-    """Return how urgent a flagged X-ray is, and its most urgent finding; None without a flag."""
-    products = [
-        (settings.worklist.urgency_of(found.finding) * found.probability, found)
-        for found in case.flagged
-    ]
-    return min(products, key=lambda pair: (-pair[0], pair[1].finding), default=None)
 
 
 def picture(case: NightCase, found: NightFinding) -> bytes:

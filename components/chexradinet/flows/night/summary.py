@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from chexradinet.flows.night.ledger import Plan
 from chexradinet.flows.night.merge import Merged, NightImage
-from chexradinet.flows.night.model import Scorer
+from chexradinet.flows.night.model import NightModel
 from chexradinet.flows.night.tables import TIMINGS
 from chexradinet.results.drift import drift
 from chexradinet.results.nightly_contents import FlaggedCase, NightReport, OutsideXRay
@@ -57,42 +57,42 @@ def flagged_findings(image: NightImage, findings: Sequence[str]) -> list[str]:
     return [finding for finding, flag in zip(findings, image.flags, strict=True) if flag]
 
 
-def first_finding(image: NightImage, scorer: Scorer) -> tuple[float, str, float] | None:
+def first_finding(image: NightImage, model: NightModel) -> tuple[float, str, float] | None:
     """Return urgency, name and probability of the most urgent flagged finding, None without one."""
     products = [
-        (scorer.settings.worklist.urgency_of(finding) * probability, finding, probability)
+        (model.settings.worklist.urgency_of(finding) * probability, finding, probability)
         for finding, probability, flag in zip(
-            scorer.findings, image.probabilities, image.flags, strict=True
+            model.findings, image.probabilities, image.flags, strict=True
         )
         if flag
     ]
     return min(products, key=lambda found: (-found[0], found[1]), default=None)
 
 
-def most_urgent(images: Sequence[NightImage], scorer: Scorer) -> list[NightImage]:
+def most_urgent(images: Sequence[NightImage], model: NightModel) -> list[NightImage]:
     """Return the flagged X-rays that the report shows, the most urgent first."""
-    ranked = [(found[0], image) for image in images if (found := first_finding(image, scorer))]
+    ranked = [(found[0], image) for image in images if (found := first_finding(image, model))]
     ranked.sort(key=lambda pair: (-pair[0], pair[1].object_key))
-    return [image for _, image in ranked[: scorer.settings.report_cases]]
+    return [image for _, image in ranked[: model.settings.report_cases]]
 
 
 def night_drift(
-    merged: Merged, embeddings: Mapping[str, npt.NDArray[np.float32]], scorer: Scorer
+    merged: Merged, embeddings: Mapping[str, npt.NDArray[np.float32]], model: NightModel
 ) -> dict[str, Any] | None:
     """Compare a plan's X-rays with the model's reference, None where it has none.
 
     Args:
         merged: What became of the plan.
         embeddings: By object key; X-rays without one take no part.
-        scorer: The model.
+        model: The model.
     """
     images = [image for image in merged.images if image.object_key in embeddings]
-    if scorer.reference is None or not images:
+    if model.reference is None or not images:
         return None
     # Numbered as they come, so that nothing depends on how patients are coded.
     patients: dict[str, int] = {}
     night = Population(
-        findings=scorer.findings,
+        findings=model.findings,
         probabilities=np.array([image.probabilities for image in images]),
         embeddings=np.stack([embeddings[image.object_key] for image in images]),
         patient_ids=[patients.setdefault(i.patient_key, len(patients)) for i in images],
@@ -107,13 +107,13 @@ def night_drift(
             "std": [image.pixel_std for image in images],
         },
     )
-    return drift(scorer.reference, night)
+    return drift(model.reference, night)
 
 
 def night_report(
     plan: Plan,
     merged: Merged,
-    scorer: Scorer,
+    model: NightModel,
     found_drift: Mapping[str, Any] | None,
     pictures: Mapping[str, bytes],
 ) -> NightReport:
@@ -122,13 +122,13 @@ def night_report(
     Args:
         plan: That was scored.
         merged: What became of its X-rays.
-        scorer: The model.
+        model: The model.
         found_drift: What `night_drift` returned.
         pictures: PNG files by image key.
     """
-    images, findings = merged.images, scorer.findings
-    thresholds = thresholds_of(scorer)
-    known = {} if scorer.reference is None else scorer.reference.document
+    images, findings = merged.images, model.findings
+    thresholds = thresholds_of(model)
+    known = {} if model.reference is None else model.reference.document
     distributions = known.get("distributions", {})
     return NightReport(
         date=plan.date,
@@ -156,14 +156,14 @@ def night_report(
         quality=dict(
             sorted(Counter(code for i in images for code in i.quality.split(";") if code).items())
         ),
-        cases=_cases(merged, scorer, thresholds, pictures),
+        cases=_cases(merged, model, thresholds, pictures),
     )
 
 
-def thresholds_of(scorer: Scorer) -> dict[str, float | None]:
+def thresholds_of(model: NightModel) -> dict[str, float | None]:
     """Return the operating threshold of each finding."""
-    calibration: Mapping[str, Any] = (scorer.bundle.info.calibration or {})["findings"]
-    return {finding: calibration[finding]["threshold"] for finding in scorer.findings}
+    calibration: Mapping[str, Any] = (model.info.calibration or {})["findings"]
+    return {finding: calibration[finding]["threshold"] for finding in model.findings}
 
 
 def num_flagged(merged: Merged, findings: Sequence[str]) -> dict[str, int]:
@@ -214,13 +214,13 @@ def with_timings(report: NightReport, scores: Path, finding: str, score_s: float
 
 def _cases(
     merged: Merged,
-    scorer: Scorer,
+    model: NightModel,
     thresholds: Mapping[str, float | None],
     pictures: Mapping[str, bytes],
 ) -> list[FlaggedCase]:
     cases = []
-    for image in most_urgent(merged.images, scorer):
-        found = first_finding(image, scorer)
+    for image in most_urgent(merged.images, model):
+        found = first_finding(image, model)
         if found is None or image.image_key not in pictures:
             continue
         _, finding, probability = found
