@@ -226,7 +226,7 @@ def png_bytes(image: npt.NDArray[np.uint8]) -> bytes:
     if image.dtype != np.uint8 or not (image.ndim == 2 or image.shape[2:] == (3,)):
         raise EvaluationError(f"image is {image.dtype} {image.shape}; give 8-bit grey or RGB")
     ordered = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    _, encoded = cv2.imencode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, 6])
     return bytes(encoded.tobytes())
 
 
