@@ -4,17 +4,25 @@
 They take turns in one process: one thread, inference mode, float32, batch norms folded into the
 convolutions, one input channel for both. The plain network is timed in both memory layouts and its
 better one counts.
+
+A second table has what a script pays that calls a network as it was trained, one image at a time:
+forward pass and Grad-CAM of one finding, without attention, with ours, and with attention written
+as its publication writes it. It tells which of the two a published timing was taken with.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torchvision
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
+from benchmarks.peer_nightly import Logits, as_published
 from chexradinet.config import NetworkConfig
 from chexradinet.model.inference import folded
 from chexradinet.model.resnet import build_network
@@ -22,13 +30,13 @@ from chexradinet.model.resnet import build_network
 NUM_FINDINGS = 14
 TARGET = 1.35
 PLAIN, CHANNELS_LAST, OURS = "plain", "plain, channels last", "with triplet attention"
+PUBLISHED = "the same, as published"
 
 
 def networks(batch_size: int, side: int) -> dict[str, Callable[[], object]]:
     """Return one forward pass of each network, on random images of a side in pixels."""
     ours = folded(build_network(NetworkConfig(map_stride=32), NUM_FINDINGS))
-    plain = torchvision.models.resnet50(num_classes=NUM_FINDINGS)
-    plain.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    plain = _plain()
     channels_last = folded(plain)
     contiguous = folded(plain).to(memory_format=torch.contiguous_format)
     images = torch.randn(batch_size, 1, side, side)
@@ -39,16 +47,52 @@ def networks(batch_size: int, side: int) -> dict[str, Callable[[], object]]:
     }
 
 
+def _plain() -> torchvision.models.ResNet:
+    plain = torchvision.models.resnet50(num_classes=NUM_FINDINGS)
+    plain.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    return plain
+
+
+class Script(NamedTuple):
+    """How a script calls a network: one image, batch norms as trained."""
+
+    forward: Callable[[], object]
+    grad_cam: Callable[[], object]
+    """Of one finding."""
+
+
+def scripts(side: int) -> dict[str, Script]:
+    """Return the calls of each network, by its name, on a random image of a side in pixels."""
+    plain, ours = _plain(), build_network(NetworkConfig(map_stride=32), NUM_FINDINGS)
+    published = as_published(ours)
+    image = torch.randn(1, 1, side, side)
+    return {
+        PLAIN: _script(plain, plain.get_submodule("layer4.2"), image),
+        OURS: _script(Logits(ours), ours.layer4[-1], image),
+        PUBLISHED: _script(Logits(published), published.layer4[-1], image),
+    }
+
+
+def _script(network: nn.Module, last: nn.Module, image: torch.Tensor) -> Script:
+    network.eval()
+    grad_cam = GradCAM(network, [last])
+
+    def forward() -> object:
+        with torch.no_grad():
+            return network(image)
+
+    return Script(forward, lambda: grad_cam(image, [ClassifierOutputTarget(0)]))
+
+
 def cpu_seconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Return the median processor time of each run; they take turns, after one warm-up each."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    with torch.inference_mode():
-        for repeat in range(repeats + 1):
-            for name, run in runs.items():
-                start = time.process_time()
-                run()
-                if repeat:
-                    times[name].append(time.process_time() - start)
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.process_time()
+            run()
+            if repeat:
+                times[name].append(time.process_time() - start)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
@@ -60,7 +104,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="timed passes of each network")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    found = cpu_seconds(networks(chosen.batch_size, chosen.side), chosen.repeats)
+    with torch.inference_mode():
+        found = cpu_seconds(networks(chosen.batch_size, chosen.side), chosen.repeats)
     print(
         f"ResNet-50, torch {torch.__version__}, batch of {chosen.batch_size} at {chosen.side} px, "
         f"median of {chosen.repeats}"
@@ -69,6 +114,17 @@ def main() -> None:
         print(f"{name:24s}{1000 * seconds / chosen.batch_size:8.1f} CPU ms an image")
     ratio = found[OURS] / min(found[PLAIN], found[CHANNELS_LAST])
     print(f"ratio {ratio:.2f} (target: at most {TARGET})")
+    called = scripts(chosen.side)
+    forward = cpu_seconds({name: script.forward for name, script in called.items()}, chosen.repeats)
+    grad_cam = cpu_seconds(
+        {name: script.grad_cam for name, script in called.items()}, chosen.repeats
+    )
+    print("one image at a time, not folded: forward pass, Grad-CAM of one finding, over plain")
+    for name in called:
+        print(
+            f"{name:24s}{1000 * forward[name]:8.0f}{1000 * grad_cam[name]:8.0f} CPU ms"
+            f"  x{forward[name] / forward[PLAIN]:.2f} x{grad_cam[name] / grad_cam[PLAIN]:.2f}"
+        )
 
 
 if __name__ == "__main__":
