@@ -215,3 +215,16 @@ def test_the_card_shows_results_beside_their_protocol_and_controls(info: BundleI
 def test_the_card_of_a_model_without_a_test_says_so(info: BundleInfo) -> None:
     assert "Not evaluated on a test split." in model_card(info)
     assert "Not evaluated: nothing is known" in model_card(replace(info, metrics={}))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no tensors at all"])
+def test_reference_arrays_of_a_damaged_bundle_are_refused(
+    bundle: Path, content: bytes | None
+) -> None:
+    weights = bundle / "weights.safetensors"
+    if content is None:
+        weights.unlink()
+    else:
+        weights.write_bytes(content)
+    with pytest.raises(ArtifactError, match="copy the bundle again"):
+        read_reference_arrays(bundle)
