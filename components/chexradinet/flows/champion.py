@@ -62,6 +62,6 @@ def fetch_bundle(models_uri: str, digest: str, target: Path) -> str:
     if found != digest:
         raise ArtifactError(
             f"the bundle under {digest[:12]} has digest {found[:12]}; restore it from a backup, or "
-            "roll back to the champion before (docs/operations.md)"
+            "roll back to another champion (docs/operations.md)"
         )
     return found

@@ -12,10 +12,8 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from chexradinet.errors import ArtifactError, ChexRadiNetError, ConfigError
-from chexradinet.flows.champion import POINTER, read_pointer
-from chexradinet.model.bundle_info import verify_bundle
-from chexradinet.store.directories import download_directory
+from chexradinet.errors import ChexRadiNetError, ConfigError
+from chexradinet.flows.champion import POINTER, fetch_bundle, read_pointer
 from chexradinet.store.opening import open_store
 
 MIN_DIGEST_LENGTH = 8
@@ -43,7 +41,8 @@ def roll_back(models_uri: str, digest: str) -> str:
     if chosen == pointer["digest"]:
         _LOG.info("%s is the champion already", chosen[:12])
         return chosen
-    _check_bundle(models_uri, chosen)
+    with tempfile.TemporaryDirectory() as folder:
+        fetch_bundle(models_uri, chosen, Path(folder) / "bundle")
     entry = {
         "digest": chosen,
         "reason": f"Rolled back from {pointer['digest'][:12]}.",
@@ -66,18 +65,6 @@ def _chosen(digest: str, published: list[str], models_uri: str) -> str:
             f"least {MIN_DIGEST_LENGTH} characters of one of: {names}"
         )
     return found[0]
-
-
-def _check_bundle(models_uri: str, digest: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "bundle"
-        download_directory(f"{models_uri}/{digest}", target)
-        found = verify_bundle(target)
-    if found != digest:
-        raise ArtifactError(
-            f"the bundle under {digest[:12]} has digest {found[:12]}; restore its objects' older "
-            "versions, or choose another champion"
-        )
 
 
 def main(arguments: list[str]) -> int:
