@@ -21,9 +21,9 @@ import numpy as np
 from pydicom import uid
 
 from chexradinet.config import IngestConfig, PreprocessingConfig, QualityConfig, SourceFormat
-from chexradinet.dataset.deidentify import KEY_VARIABLE
-from chexradinet.dataset.dicom_write import encode_radiograph
-from chexradinet.flows.ingest import ingest
+from chexradinet.dataset.deidentification import KEY_VARIABLE
+from chexradinet.phantom.dicom_write import encode_radiograph
+from chexradinet.ingest.ingest import ingest
 
 MEMORY_FILES = (1000, 4000)
 MEMORY_RATIO = 1.10

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.score import night, publish
 from chexradinet.config import Backbone, NetworkConfig
-from chexradinet.dataset.phantom import draw_phantom
+from chexradinet.phantom import draw_phantom
 from chexradinet.findings import NIH_FINDINGS
 from chexradinet.model.resnet import build_network
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from chexradinet import __version__
-from chexradinet.dataset.phantom import write_phantom
+from chexradinet.phantom import write_phantom
 from images.build import NAME
 from images.graph import GraphError, Values, walk
 from images.launcher import Launcher, Sandbox, StageError, open_folder

@@ -14,8 +14,8 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig, PreprocessingConfig, QualityConfig
-from chexradinet.dataset.dicom import read_radiograph, to_model
-from chexradinet.dataset.dicom_write import WRITABLE_SYNTAXES, encode_radiograph
+from chexradinet.dicom.reader import read_radiograph, to_model
+from chexradinet.phantom.dicom_write import WRITABLE_SYNTAXES, encode_radiograph
 from chexradinet.dataset.quality import gate
 from chexradinet.errors import RejectedImageError
 from tests.dicom_files import with_pixel_bytes

@@ -13,7 +13,7 @@ from minio.error import S3Error
 from minio.lifecycleconfig import LifecycleConfig
 
 from chexradinet.errors import StoreAccessError, StoreUnavailableError
-from chexradinet.flows.buckets import read_buckets, set_up
+from chexradinet.store.buckets import read_buckets, set_up
 
 FOLDER = Path(__file__).resolve().parents[2] / "manifests" / "base" / "storage"
 SECRET = "a-secret-of-tests"  # noqa: S105 - of the test's own server

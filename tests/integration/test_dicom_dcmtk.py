@@ -14,10 +14,10 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig
-from chexradinet.dataset.dicom import read_radiograph
-from chexradinet.dataset.dicom_file import open_dicom
-from chexradinet.dataset.dicom_pixels import pixel_layout, stored_pixels
-from chexradinet.dataset.dicom_write import WRITABLE_SYNTAXES, encode_radiograph
+from chexradinet.dicom.reader import read_radiograph
+from chexradinet.dicom.file import open_dicom
+from chexradinet.dicom.pixels import pixel_layout, stored_pixels
+from chexradinet.phantom.dicom_write import WRITABLE_SYNTAXES, encode_radiograph
 
 Run = Callable[..., None]
 Scene = Callable[..., NDArray[np.integer]]

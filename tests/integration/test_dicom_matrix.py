@@ -18,10 +18,10 @@ from pydicom import uid
 from pydicom.encaps import generate_frames
 
 from chexradinet.config import DicomConfig
-from chexradinet.dataset.dicom import read_radiograph
-from chexradinet.dataset.dicom_file import open_dicom
-from chexradinet.dataset.dicom_pixels import pixel_layout, stored_pixels
-from chexradinet.dataset.dicom_write import LOSSY_SYNTAXES, WRITABLE_SYNTAXES, encode_radiograph
+from chexradinet.dicom.reader import read_radiograph
+from chexradinet.dicom.file import open_dicom
+from chexradinet.dicom.pixels import pixel_layout, stored_pixels
+from chexradinet.phantom.dicom_write import LOSSY_SYNTAXES, WRITABLE_SYNTAXES, encode_radiograph
 from chexradinet.errors import RejectedImageError
 from tests.dicom_files import with_stream
 

@@ -37,16 +37,16 @@ from chexradinet.errors import (
     StoreRefusedError,
     StoreUnavailableError,
 )
-from chexradinet.flows.dicom_upload import UploadOutcome, upload_instance, upload_results
+from chexradinet.dicom_results.upload import UploadOutcome, upload_instance, upload_results
 from chexradinet.records import Box, Geometry
-from chexradinet.results.dicom_cases import (
+from chexradinet.dicom_results.cases import (
     DicomResults,
     ScoredCase,
     ScoredFinding,
     ScoringModel,
 )
-from chexradinet.results.dicom_results import write_dicom_results
-from chexradinet.store.dicomweb_access import client_for
+from chexradinet.dicom_results.results import write_dicom_results
+from chexradinet.dicom.web_access import client_for
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 NAMES = ("DICOMWEB_TOKEN", "DICOMWEB_USER", "DICOMWEB_PASSWORD", "DICOMWEB_CA_BUNDLE")

@@ -22,8 +22,8 @@ from chexradinet.errors import (
     StoreNotFoundError,
     StoreUnavailableError,
 )
-from chexradinet.store import dicomweb
-from chexradinet.store.dicomweb import fetch, list_instances
+from chexradinet.dicom import web as dicomweb
+from chexradinet.dicom.web import fetch, list_instances
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 AT_ONCE = StoreConfig(retry_total_s=0)

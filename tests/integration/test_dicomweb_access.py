@@ -12,8 +12,8 @@ import pytest
 
 from chexradinet.config import StoreConfig
 from chexradinet.errors import StoreAccessError, StoreError, StoreUnavailableError
-from chexradinet.store import dicomweb
-from chexradinet.store.dicomweb import list_instances
+from chexradinet.dicom import web as dicomweb
+from chexradinet.dicom.web import list_instances
 
 NAMES = ("DICOMWEB_TOKEN", "DICOMWEB_USER", "DICOMWEB_PASSWORD", "DICOMWEB_CA_BUNDLE")
 QUICK = StoreConfig(retry_total_s=0.5)

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from chexradinet.config import StoreConfig
-from chexradinet.dataset.format import open_dataset
+from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import ConfigError, StoreUnavailableError
-from chexradinet.flows.ingest import ingest
+from chexradinet.ingest.ingest import ingest
 from tests.ingest_world import KEY_VARIABLE, SECRET, dicom, dicom_config, sop_uid
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")

@@ -17,8 +17,8 @@ from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 
 from chexradinet.config import StoreConfig
-from chexradinet.dataset.format import open_dataset
-from chexradinet.dataset.phantom import write_phantom
+from chexradinet.dataset.dataset import open_dataset
+from chexradinet.phantom import write_phantom
 from chexradinet.errors import (
     SourceError,
     StoreAccessError,
@@ -26,10 +26,10 @@ from chexradinet.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from chexradinet.flows.ingest import ingest
-from chexradinet.flows.ingestion.remote_sources import Bucket
-from chexradinet.flows.ingestion.sources import Folder
-from chexradinet.flows.ingestion.upload import WORK_VARIABLE, ingest_to
+from chexradinet.ingest.ingest import ingest
+from chexradinet.ingest.remote_sources import Bucket
+from chexradinet.ingest.sources import Folder
+from chexradinet.ingest.upload import WORK_VARIABLE, ingest_to
 from chexradinet.store import (
     download_directory,
     list_uris,
@@ -257,7 +257,7 @@ def test_object_removed_or_replaced_after_listing_is_a_rejection(
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from chexradinet.flows.ingestion.upload import ingest_to
+from chexradinet.ingest.upload import ingest_to
 from tests.ingest_world import dicom_config
 
 def wait_to_be_killed(done, total):

@@ -11,10 +11,10 @@ import pytest
 
 from chexradinet.artifacts import write_document
 from chexradinet.config import IngestConfig, PreprocessingConfig, SourceFormat
-from chexradinet.dataset.phantom import write_phantom
+from chexradinet.phantom import write_phantom
 from chexradinet.errors import Interrupted
-from chexradinet.flows.ingest import ingest
-from chexradinet.flows.interruption import safeguard
+from chexradinet.ingest.ingest import ingest
+from chexradinet.training.preemption import safeguard
 from chexradinet.model.checkpoint import KIND, POSITION_FILE, SCHEMA
 from chexradinet.store import list_uris
 
@@ -27,7 +27,7 @@ TRAIN = """
 import sys
 from pathlib import Path
 from chexradinet.config import Backbone, NetworkConfig, TrainConfig
-from chexradinet.flows.train import train
+from chexradinet.training.train import train
 train(
     Path(sys.argv[1]),
     Path(sys.argv[2]),
@@ -41,7 +41,7 @@ RETRAIN = """
 import sys
 from pathlib import Path
 from chexradinet.config import GuidanceConfig, GuidanceRecipe, TrainConfig
-from chexradinet.flows.retrain import retrain
+from chexradinet.training.retrain import retrain
 retrain(
     Path(sys.argv[3]),
     Path(sys.argv[1]),

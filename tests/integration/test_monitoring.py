@@ -16,9 +16,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from chexradinet.dataset.phantom import write_phantom
-from chexradinet.dataset.phantom_dicom import write_phantom_inbox
-from chexradinet.results.run_figures import STAGES
+from chexradinet.phantom import write_phantom
+from chexradinet.phantom.dicom import write_phantom_inbox
+from chexradinet.run_figures import STAGES
 from pipelines.compile import compile_nightly, compile_training
 from pipelines.parameters import load_compiled, parse_settings
 from pipelines.run import run_locally

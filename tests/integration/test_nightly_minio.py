@@ -11,9 +11,9 @@ import pytest
 
 from chexradinet.config import StoreConfig
 from chexradinet.errors import StoreUnavailableError
-from chexradinet.flows import score
-from chexradinet.flows.night.ledger import PlannedImage
-from chexradinet.flows.night.read import Excluded, Reading, XRay, read_xray
+from chexradinet.nightly import score
+from chexradinet.nightly.ledger import PlannedImage
+from chexradinet.nightly.read import Excluded, Reading, XRay, read_xray
 from chexradinet.store import opening, upload_directory
 from tests.nightly_world import FINDINGS, World, make_world
 

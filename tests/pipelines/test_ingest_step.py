@@ -7,7 +7,7 @@ import pytest
 from kfp import dsl
 
 from chexradinet.config import DicomConfig, QualityConfig
-from chexradinet.dataset.format import open_dataset
+from chexradinet.dataset.dataset import open_dataset
 from chexradinet.steps.ingest import ingest
 from pipelines.parameters import definitions
 from tests.ingest_world import KEY_VARIABLE, SECRET, dicom

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from chexradinet.dataset.format import open_dataset
-from chexradinet.dataset.phantom_dicom import write_phantom_inbox
+from chexradinet.dataset.dataset import open_dataset
+from chexradinet.phantom.dicom import write_phantom_inbox
 from chexradinet.model.bundle import verify_bundle
-from chexradinet.results.metrics import read_metrics
+from chexradinet.evaluation.metrics import read_metrics
 from pipelines.run import artifacts_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -46,7 +46,7 @@ def test_modules_load_where_these_packages_are_absent(
 def test_planning_collecting_and_publishing_start_without_torch() -> None:
     script = (
         "import sys\n"
-        "import chexradinet.flows.nightly, chexradinet.flows.publish\n"
+        "import chexradinet.nightly.run, chexradinet.training.publish\n"
         "sys.exit('torch' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0

@@ -32,7 +32,7 @@ def phantom(
     ] = 0.0,
 ) -> None:
     """Generate X-ray-like images with planted findings, and their label table."""
-    from chexradinet.dataset.phantom import write_phantom
+    from chexradinet.phantom import write_phantom
 
     write_phantom(out, images, side, seed, shortcut=shortcut)
     console.print(f"wrote {images} X-rays and labels.csv to {out}", highlight=False)
@@ -70,8 +70,8 @@ def ingest(
     ] = 0,
 ) -> None:
     """Decode X-rays once into a data set; a killed run goes on where it was."""
-    from chexradinet.flows.ingestion.tallying import told
-    from chexradinet.flows.ingestion.upload import ingest_to
+    from chexradinet.ingest.tallying import told
+    from chexradinet.ingest.upload import ingest_to
 
     config = IngestConfig(
         format=data_format,

@@ -37,8 +37,8 @@ def plan_command(
     run_id: RunId = SHELL_RUN,
 ) -> None:
     """Plan what arrived since the last run, and print the work for `score` and `collect`."""
-    from chexradinet.flows.night.settings import Addresses, PlanConfig, Run, night_settings
-    from chexradinet.flows.nightly import plan_stage
+    from chexradinet.config.nightly import Addresses, PlanConfig, Run, night_settings
+    from chexradinet.nightly.run import plan_stage
 
     config = PlanConfig(
         shard_size=shard_size,
@@ -63,8 +63,8 @@ def score_command(
     run_id: RunId = SHELL_RUN,
 ) -> None:
     """Score one shard of the planned X-rays, unless it was done before."""
-    from chexradinet.flows.night.settings import Addresses, Run, ScoreConfig
-    from chexradinet.flows.nightly import score_stage
+    from chexradinet.config.nightly import Addresses, Run, ScoreConfig
+    from chexradinet.nightly.run import score_stage
 
     addresses = Addresses(inbox_uri=inbox, models_uri=models, results_uri=results)
     config = ScoreConfig(device=device, num_decoders=num_decoders)
@@ -77,8 +77,8 @@ def collect_command(
     inbox: Inbox, models: Models, results: Results, work: Work, run_id: RunId = SHELL_RUN
 ) -> None:
     """Write scores, worklist and report of the planned X-rays."""
-    from chexradinet.flows.night.settings import Addresses, Run
-    from chexradinet.flows.nightly import collect_stage
+    from chexradinet.config.nightly import Addresses, Run
+    from chexradinet.nightly.run import collect_stage
 
     addresses = Addresses(inbox_uri=inbox, models_uri=models, results_uri=results)
     console.print(collect_stage(addresses, work, Run(run_id=run_id)).as_text(), highlight=False)
@@ -98,13 +98,13 @@ def nightly_command(
     num_decoders: Decoders = 2,
 ) -> None:
     """Plan, score and collect in one go; after a failure, run it again and it goes on."""
-    from chexradinet.flows.night.settings import (
+    from chexradinet.config.nightly import (
         Addresses,
         PlanConfig,
         ScoreConfig,
         night_settings,
     )
-    from chexradinet.flows.nightly import nightly
+    from chexradinet.nightly.run import nightly
 
     config = PlanConfig(
         shard_size=shard_size,
@@ -124,7 +124,7 @@ def upload_command(
     archive: Annotated[str, typer.Option(help="dicomweb://host[:port]/path of the archive.")],
 ) -> None:
     """Send a night's DICOM results to an archive by STOW-RS; sending again is no error."""
-    from chexradinet.flows.dicom_upload import upload_results
+    from chexradinet.dicom_results.upload import upload_results
 
     outcome = upload_results(results, archive)
     console.print(f"{outcome.stored} stored, {outcome.already_there} already there")

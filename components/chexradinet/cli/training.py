@@ -42,7 +42,7 @@ def train(
     num_threads: Threads = 0,
 ) -> None:
     """Train round 0 on image labels alone."""
-    from chexradinet.flows.train import train as run
+    from chexradinet.training.train import train as run
 
     config = TrainConfig(
         epochs=epochs,
@@ -59,7 +59,7 @@ def train(
 
 def heatmap(model: Model, dataset: Dataset, out: Out, region_threshold: Threshold = 0.6) -> None:
     """Find the regions that a model looked at in the training images."""
-    from chexradinet.flows.heatmap import heatmap as run
+    from chexradinet.training.heatmap import heatmap as run
 
     count = run(model, dataset, out, RegionConfig(threshold=region_threshold))
     console.print(f"{count} regions in {out}", highlight=False)
@@ -73,7 +73,7 @@ def radiomics(
     num_workers: Annotated[int, typer.Option(min=0, help="Processes; 0 uses all cores.")] = 0,
 ) -> None:
     """Measure the 102 radiomics features of regions."""
-    from chexradinet.flows.radiomics import radiomics as run
+    from chexradinet.training.radiomics import radiomics as run
 
     config = RadiomicsConfig(bin_width=bin_width)
     with bar("radiomics", "regions") as progress:
@@ -98,7 +98,7 @@ def retrain(
     num_threads: Threads = 0,
 ) -> None:
     """Train one guided round."""
-    from chexradinet.flows.retrain import retrain as run
+    from chexradinet.training.retrain import retrain as run
 
     recipe = GuidanceConfig(
         recipe=guidance,
@@ -141,8 +141,8 @@ def evaluate(
     bin_width: BinWidth = 8.0,
 ) -> None:
     """Choose the best round, calibrate it, and judge every round on the test split."""
-    from chexradinet.flows.evaluate import Arms
-    from chexradinet.flows.evaluate import evaluate as run
+    from chexradinet.training.evaluate import Arms
+    from chexradinet.training.evaluate import evaluate as run
 
     outcome = run(
         dataset,
@@ -168,7 +168,7 @@ def publish(
     ] = False,
 ) -> None:
     """Publish a model if it beats the champion."""
-    from chexradinet.flows.publish import publish as run
+    from chexradinet.training.publish import publish as run
 
     outcome = run(model, evaluation, dataset, models, replace_incomparable=replace_incomparable)
     console.print(outcome.as_markdown(), highlight=False, markup=False)

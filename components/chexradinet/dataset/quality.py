@@ -17,7 +17,7 @@ from chexradinet.records import RejectReason
 
 if TYPE_CHECKING:
     # Judging an image alone must work where no DICOM reader is installed.
-    from chexradinet.dataset.dicom_header import RadiographHeader
+    from chexradinet.dicom.header import RadiographHeader
 
 RADIOGRAPH_MODALITIES = ("CR", "DX", "DR", "RG", "RF")
 """Modalities of projection radiographs; `DR` is not in the standard, but in use."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from chexradinet.config import IngestConfig
-from chexradinet.dataset.tables import TableRow
+from chexradinet.dataset.labels.table import TableRow
 from chexradinet.errors import LabelTableError
 from chexradinet.records import Split
 

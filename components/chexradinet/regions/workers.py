@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexradinet.config import require
-from chexradinet.pool import Job, in_processes
+from chexradinet.parallel import Job, in_processes
 from chexradinet.records import FeatureStatus
 from chexradinet.regions.tables import FeatureRow, rejected_row
 

@@ -1,4 +1,4 @@
-"""Kubeflow component of `flows.collect`."""
+"""Kubeflow component of `nightly.collect`."""
 
 from kfp import dsl
 
@@ -26,8 +26,8 @@ def collect(
         metrics.log_metric("images_scored", 0)
         return status
 
-    from chexradinet.flows.night.settings import Addresses, Run
-    from chexradinet.flows.nightly import collect_stage
+    from chexradinet.config.nightly import Addresses, Run
+    from chexradinet.nightly.run import collect_stage
 
     night = collect_stage(
         Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri),

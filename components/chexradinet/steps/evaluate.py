@@ -1,4 +1,4 @@
-"""Kubeflow component of `flows.evaluate`."""
+"""Kubeflow component of `training.evaluate`."""
 
 from kfp import dsl
 
@@ -37,8 +37,8 @@ def evaluate(
     from pathlib import Path
 
     from chexradinet.config import EvaluationConfig, RadiomicsConfig, RegionConfig
-    from chexradinet.flows.device import check_accelerator
-    from chexradinet.flows.evaluate import Arms, evaluate
+    from chexradinet.training.device import check_accelerator
+    from chexradinet.training.evaluate import Arms, evaluate
 
     check_accelerator(accelerator_type, accelerators)
     later = (round_1, round_2, round_3, round_4, round_5, round_6, round_7, round_8)

@@ -1,4 +1,4 @@
-"""Kubeflow component of `flows.gather`."""
+"""Kubeflow component of `training.gather`."""
 
 from typing import List  # noqa: UP035 - kfp reads this annotation by name
 
@@ -16,8 +16,8 @@ def gather(
     """Join the shards of regions or of features into one artifact, in order."""
     from pathlib import Path
 
-    from chexradinet.flows.gather import gather
-    from chexradinet.flows.sharding import skip
+    from chexradinet.training.gather import gather
+    from chexradinet.training.sharding import skip
 
     if not active:
         skip(Path(gathered.path))

@@ -1,4 +1,4 @@
-"""Kubeflow component of `flows.heatmap`."""
+"""Kubeflow component of `training.heatmap`."""
 
 from kfp import dsl
 
@@ -21,9 +21,9 @@ def heatmap(
     from pathlib import Path
 
     from chexradinet.config import RegionConfig
-    from chexradinet.flows.device import check_accelerator
-    from chexradinet.flows.heatmap import heatmap
-    from chexradinet.flows.sharding import Shard, skip
+    from chexradinet.training.device import check_accelerator
+    from chexradinet.training.heatmap import heatmap
+    from chexradinet.training.sharding import Shard, skip
 
     if not active:
         skip(Path(regions.path))

@@ -1,4 +1,4 @@
-"""Kubeflow component of `flows.ingest`."""
+"""Kubeflow component of `ingest.ingest`."""
 
 from kfp import dsl
 
@@ -38,8 +38,8 @@ def ingest(
         SourceFormat,
         choice,
     )
-    from chexradinet.flows.ingest import ingest
-    from chexradinet.flows.ingestion.summary import report_ingest
+    from chexradinet.ingest.ingest import ingest
+    from chexradinet.ingest.summary import report_ingest
 
     info = ingest(
         source,

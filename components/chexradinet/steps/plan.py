@@ -39,9 +39,9 @@ def plan(
     accelerator.
     """
     from chexradinet.config import QualityConfig, RadiomicsConfig, RegionConfig
-    from chexradinet.flows.night.settings import Addresses, PlanConfig, ResultSettings, Run
-    from chexradinet.flows.nightly import plan_stage
-    from chexradinet.results.worklist import WorklistConfig
+    from chexradinet.config.nightly import Addresses, PlanConfig, ResultSettings, Run
+    from chexradinet.nightly.run import plan_stage
+    from chexradinet.reports.worklist import WorklistConfig
 
     results = ResultSettings(
         quality=QualityConfig(min_age_years=min_age_years),

@@ -1,4 +1,4 @@
-"""Kubeflow component of `flows.publish`."""
+"""Kubeflow component of `training.publish`."""
 
 from kfp import dsl
 
@@ -17,7 +17,7 @@ def publish(
     """Publish the best round if it beats the champion; return the champion's digest."""
     from pathlib import Path
 
-    from chexradinet.flows.publish import publish
+    from chexradinet.training.publish import publish
 
     outcome = publish(
         Path(best.path),

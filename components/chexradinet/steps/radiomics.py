@@ -1,4 +1,4 @@
-"""Kubeflow component of `flows.radiomics`."""
+"""Kubeflow component of `training.radiomics`."""
 
 from kfp import dsl
 
@@ -19,8 +19,8 @@ def radiomics(
     from pathlib import Path
 
     from chexradinet.config import RadiomicsConfig
-    from chexradinet.flows.radiomics import radiomics
-    from chexradinet.flows.sharding import Shard, skip
+    from chexradinet.training.radiomics import radiomics
+    from chexradinet.training.sharding import Shard, skip
 
     if not active:
         skip(Path(features.path))

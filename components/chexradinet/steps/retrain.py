@@ -1,4 +1,4 @@
-"""Kubeflow component of `flows.retrain`."""
+"""Kubeflow component of `training.retrain`."""
 
 from kfp import dsl
 
@@ -45,9 +45,9 @@ def retrain(
         TrainConfig,
         choice,
     )
-    from chexradinet.flows.device import check_accelerator
-    from chexradinet.flows.retrain import retrain
-    from chexradinet.flows.train import headline
+    from chexradinet.training.device import check_accelerator
+    from chexradinet.training.retrain import retrain
+    from chexradinet.training.train import headline
 
     check_accelerator(accelerator_type, accelerators)
     outcome = retrain(

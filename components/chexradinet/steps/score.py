@@ -1,4 +1,4 @@
-"""Kubeflow component of `flows.score`."""
+"""Kubeflow component of `nightly.score`."""
 
 from chexradinet.steps.worker import worker
 
@@ -21,9 +21,9 @@ def score(
     if not active:
         return
 
-    from chexradinet.flows.device import check_accelerator
-    from chexradinet.flows.night.settings import Addresses, Run, ScoreConfig
-    from chexradinet.flows.nightly import score_stage
+    from chexradinet.training.device import check_accelerator
+    from chexradinet.config.nightly import Addresses, Run, ScoreConfig
+    from chexradinet.nightly.run import score_stage
 
     check_accelerator(accelerator_type, accelerators)
     score_stage(

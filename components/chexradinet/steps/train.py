@@ -1,4 +1,4 @@
-"""Kubeflow component of `flows.train`."""
+"""Kubeflow component of `training.train`."""
 
 from kfp import dsl
 
@@ -24,8 +24,8 @@ def train(
     from pathlib import Path
 
     from chexradinet.config import Backbone, NetworkConfig, TrainConfig, choice
-    from chexradinet.flows.device import check_accelerator
-    from chexradinet.flows.train import headline, train
+    from chexradinet.training.device import check_accelerator
+    from chexradinet.training.train import headline, train
 
     check_accelerator(accelerator_type, accelerators)
     info = train(

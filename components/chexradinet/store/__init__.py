@@ -1,12 +1,12 @@
 """Object storage by URI: a local directory or MinIO and other S3 stores, behind one protocol."""
 
 from chexradinet.store.conditions import require_conditional_create as require_conditional_create
-from chexradinet.store.directories import download_directory as download_directory
-from chexradinet.store.directories import exists as exists
-from chexradinet.store.directories import list_uris as list_uris
-from chexradinet.store.directories import read_bytes as read_bytes
-from chexradinet.store.directories import upload_directory as upload_directory
-from chexradinet.store.directories import write_bytes as write_bytes
+from chexradinet.store.transfer import download_directory as download_directory
+from chexradinet.store.transfer import exists as exists
+from chexradinet.store.transfer import list_uris as list_uris
+from chexradinet.store.transfer import read_bytes as read_bytes
+from chexradinet.store.transfer import upload_directory as upload_directory
+from chexradinet.store.transfer import write_bytes as write_bytes
 from chexradinet.store.opening import open_object as open_object
 from chexradinet.store.opening import open_store as open_store
 from chexradinet.store.protocol import ObjectInfo as ObjectInfo

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from chexradinet.config import PreprocessingConfig
-from chexradinet.dataset.format import (
+from chexradinet.dataset.dataset import (
     DatasetInfo,
     ImageRecord,
     Rejection,

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from chexradinet.config import SourceFormat
-from chexradinet.dataset import dicom_header, generic, quality
-from chexradinet.flows.ingestion.summary import SHOWN_FLAGS
+from chexradinet.dataset import quality
+from chexradinet.dicom import header as dicom_header
+from chexradinet.dataset.labels import generic
+from chexradinet.ingest.summary import SHOWN_FLAGS
 from chexradinet.records import RejectReason
 
 PAGE = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")

@@ -12,9 +12,9 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig, QualityConfig
-from chexradinet.dataset.cells import parse_view
-from chexradinet.dataset.dicom import read_radiograph
-from chexradinet.dataset.dicom_write import encode_radiograph
+from chexradinet.dataset.labels.cells import parse_view
+from chexradinet.dicom.reader import read_radiograph
+from chexradinet.phantom.dicom_write import encode_radiograph
 from chexradinet.dataset.images import read_image
 from chexradinet.dataset.quality import (
     INVERTED_BELOW,
@@ -299,7 +299,7 @@ def test_an_image_is_judged_where_no_dicom_reader_is_installed() -> None:
     program = (
         "import sys; sys.modules['pydicom'] = None; import numpy; "
         "from chexradinet.dataset.quality import chest_contrast; "
-        "import chexradinet.dataset.deidentify; "
+        "import chexradinet.dataset.deidentification; "
         "assert chest_contrast(numpy.eye(64, dtype='uint8')) != 2"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

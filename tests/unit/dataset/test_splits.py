@@ -6,7 +6,7 @@ import pytest
 
 from chexradinet.config import IngestConfig
 from chexradinet.dataset.splits import assign_splits, take_patients
-from chexradinet.dataset.tables import TableRow
+from chexradinet.dataset.labels.table import TableRow
 from chexradinet.errors import LabelTableError
 from chexradinet.records import Split
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from chexradinet.config import NetworkConfig, PreprocessingConfig
 from chexradinet.model.bundle_info import BundleInfo
 from chexradinet.model.card import model_card
-from chexradinet.results.calibration import Calibration, FindingCalibration
+from chexradinet.evaluation.calibration import Calibration, FindingCalibration
 
 PREPROCESSING = PreprocessingConfig(image_side=64)
 INFO = BundleInfo(

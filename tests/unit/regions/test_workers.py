@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from chexradinet.errors import ConfigError
-from chexradinet.pool import BATCHES_AHEAD
+from chexradinet.parallel import BATCHES_AHEAD
 from chexradinet.records import FeatureStatus
 from chexradinet.regions.tables import FeatureRow
 from chexradinet.regions.workers import BATCH_SIZE, Crop, measure_in_processes

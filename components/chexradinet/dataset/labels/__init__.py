@@ -1,0 +1,1 @@
+"""Label tables of the public data sets and of plain folders."""

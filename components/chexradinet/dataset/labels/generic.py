@@ -1,0 +1,82 @@
+"""The project's own table: `labels.csv` beside or above the images.
+
+| column | content |
+|---|---|
+| `file` | path relative to the table's folder, or a bare name |
+| `patient` | any id that is equal for all X-rays of one patient |
+| `findings` | names joined by a vertical bar; `No Finding`; empty: not known |
+| `study`, `view`, `age`, `sex`, `split` | optional; `view` is PA, AP or empty, `age` years |
+| `boxes` | optional JSON list of `{finding, top, left, bottom, right}` in pixels of the file |
+
+A finding that a row does not name is absent, unless its `findings` cell is empty.
+"""
+
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+from chexradinet.config import IngestConfig
+from chexradinet.dataset.labels.cells import (
+    LabelMappings,
+    noted_age,
+    parse_boxes,
+    parse_findings,
+    parse_sex,
+    parse_split,
+    parse_view,
+)
+from chexradinet.dataset.labels.table import LabelTable, Line, TableRow, ordered, read_lines, the_table
+from chexradinet.errors import LabelTableError
+from chexradinet.findings import KNOWN_FINDINGS
+
+_COLUMNS = ("file", "patient", "findings")
+
+
+def read_generic_table(folder: Path, config: IngestConfig) -> LabelTable:
+    """Read the only table of a folder that has the columns `file`, `patient` and `findings`.
+
+    Args:
+        folder: Holds the table.
+        config: Its findings are the table's; without them, all that a row names.
+
+    Raises:
+        SourceError: there is no such table, or more than one.
+        LabelTableError: the table is damaged, or no row names a finding.
+    """
+    path = the_table(folder, _COLUMNS, "label table")
+    # Read twice rather than kept: a table may have a million rows.
+    named = {
+        finding
+        for line in read_lines(path, _COLUMNS)
+        for finding in parse_findings(line, line["findings"])
+    }
+    findings = config.findings or ordered(named, KNOWN_FINDINGS)
+    if not findings:
+        raise LabelTableError(
+            f"no row of {path.name} names a finding; fill its column findings, or name the "
+            "findings that are absent everywhere"
+        )
+    mappings = LabelMappings(findings)
+    notes: Counter[str] = Counter()
+    rows = tuple(_row(line, mappings, notes) for line in read_lines(path, _COLUMNS))
+    return LabelTable(name=path.name, findings=findings, rows=rows, notes=dict(notes))
+
+
+def _row(line: Line, mappings: LabelMappings, notes: Counter[str]) -> TableRow:
+    if not line["file"] or not line["patient"]:
+        raise LabelTableError(f"{line.place} has no file or no patient; both are needed")
+    file = PurePosixPath(line["file"].replace("\\", "/")).as_posix()
+    view, rejected = parse_view(line.get("view"))
+    positives = parse_findings(line, line["findings"])
+    return TableRow(
+        file=file,
+        image_id=file,
+        patient_id=line["patient"],
+        study_id=line.get("study"),
+        view=view,
+        age=noted_age(line.get("age"), notes),
+        sex=parse_sex(line.get("sex")),
+        split=parse_split(line, line.get("split")),
+        labels=mappings.of_positives(positives) if line["findings"] else mappings.of_unknown(),
+        boxes=parse_boxes(line, line.get("boxes")),
+        rejected=rejected,
+    )

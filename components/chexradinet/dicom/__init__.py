@@ -1,0 +1,1 @@
+"""Reading radiographs: DICOM files, and archives over DICOMweb."""

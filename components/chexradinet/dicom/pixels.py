@@ -1,0 +1,231 @@
+"""From Pixel Data to stored values: sizes checked first, then one frame taken out and decoded.
+
+Source: DICOM PS3.3 section C.7.6.3 (Image Pixel Module), PS3.5 section 8 and annex A.4.
+"""
+
+import struct
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from chexradinet.dicom.codecs import FrameShape, Stored, contradicts_header, decode_frame
+from chexradinet.dicom.file import DicomFile
+from chexradinet.dicom.values import integer, text
+from chexradinet.dataset.images import MAX_PIXELS
+from chexradinet.errors import RejectedImageError
+from chexradinet.records import RejectReason
+
+MAX_EXPANSION = 4000
+"""Most decoded bytes a compressed byte may stand for; a real radiograph stays under 100."""
+
+PHOTOMETRIC = (
+    *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"),
+    *("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"),
+)
+"""Photometric Interpretations that are read; records hold no other text."""
+
+_SUPPORTED_BITS = (8, 16)
+_KNOWN_BITS = (1, 8, 12, 16, 24, 32, 64)
+_ITEM = b"\xfe\xff\x00\xe0"
+_HEADER_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelLayout:
+    """How pixels are stored, checked for contradictions."""
+
+    rows: int
+    columns: int
+    samples: int
+    """1 for grey or palette, 3 for colour."""
+    bits_allocated: int
+    """8 or 16."""
+    bits_stored: int
+    high_bit: int
+    is_signed: bool
+    is_planar: bool
+    """Whether colours lie plane by plane instead of pixel by pixel."""
+    photometric: str
+    """Photometric Interpretation, one of `PHOTOMETRIC`."""
+
+    @property
+    def is_monochrome(self) -> bool:
+        """Whether values are grey levels, to be windowed."""
+        return self.photometric.startswith("MONOCHROME")
+
+
+def pixel_layout(dataset: Dataset) -> PixelLayout:
+    """Read and check the attributes that say how pixels are stored.
+
+    Raises:
+        RejectedImageError: `multi_frame`, `implausible`, or `unreadable` for depths other than 8
+            and 16 bits, for colour deeper than 8 and where it is not known what pixels stand for.
+    """
+    frames = integer(dataset, "NumberOfFrames")
+    if frames is not None and frames > 1:
+        raise RejectedImageError(RejectReason.MULTI_FRAME, f"{frames} frames; needed is one")
+    allocated = integer(dataset, "BitsAllocated") or 0
+    stored = integer(dataset, "BitsStored") or allocated
+    high_bit = integer(dataset, "HighBit")
+    layout = PixelLayout(
+        rows=integer(dataset, "Rows") or 0,
+        columns=integer(dataset, "Columns") or 0,
+        samples=integer(dataset, "SamplesPerPixel") or 1,
+        bits_allocated=allocated,
+        bits_stored=stored,
+        high_bit=stored - 1 if high_bit is None else high_bit,
+        is_signed=integer(dataset, "PixelRepresentation") == 1,
+        is_planar=integer(dataset, "PlanarConfiguration") == 1,
+        photometric=text(dataset, "PhotometricInterpretation").upper(),
+    )
+    _check_size(layout)
+    _check_photometric(layout)
+    _check_depth(layout)
+    return layout
+
+
+def _check_size(layout: PixelLayout) -> None:
+    size = f"{layout.rows}x{layout.columns} px"
+    if layout.rows < 1 or layout.columns < 1:
+        raise RejectedImageError(RejectReason.IMPLAUSIBLE, f"{size}; both must be at least 1")
+    if layout.rows * layout.columns > MAX_PIXELS:
+        detail = f"{size}; an X-ray has at most {MAX_PIXELS // 1_000_000} million"
+        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+
+
+def _check_photometric(layout: PixelLayout) -> None:
+    """Refuse what would be a guess: which end is dense, or which colours the planes are."""
+    if not layout.photometric:
+        detail = "no Photometric Interpretation, which says whether dense is bright"
+        raise RejectedImageError(RejectReason.UNREADABLE, detail)
+    if layout.photometric not in PHOTOMETRIC:  # not quoted: it may hold anything
+        detail = f"unknown Photometric Interpretation; read are {', '.join(PHOTOMETRIC)}"
+        raise RejectedImageError(RejectReason.UNREADABLE, detail)
+
+
+def _check_depth(layout: PixelLayout) -> None:
+    allocated, stored, high = layout.bits_allocated, layout.bits_stored, layout.high_bit
+    if allocated in _KNOWN_BITS and allocated not in _SUPPORTED_BITS:
+        detail = f"{allocated} bits allocated; radiographs have 8 or 16"
+        raise RejectedImageError(RejectReason.UNREADABLE, detail)
+    if allocated not in _SUPPORTED_BITS or not (1 <= stored <= high + 1 <= allocated):
+        detail = f"{stored} bits stored up to bit {high} of {allocated}"
+        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+    grey = layout.is_monochrome or layout.photometric == "PALETTE COLOR"
+    if layout.samples != (1 if grey else 3):
+        detail = f"{layout.samples} samples contradict Photometric Interpretation"
+        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+    if not grey and (allocated, stored) != (8, 8):
+        detail = f"colour of {stored} bits; only 8 are read"
+        raise RejectedImageError(RejectReason.UNREADABLE, detail)
+
+
+def stored_pixels(file: DicomFile, layout: PixelLayout) -> Stored:
+    """Return stored values as bit patterns: (H, W), or (H, W, 3) for colour.
+
+    YBR images come as their luma, shape (H, W). Padding bits are still there.
+
+    Raises:
+        RejectedImageError: `unreadable`, `truncated`, `multi_frame` or `implausible`.
+    """
+    if not file.transfer_syntax.is_encapsulated:
+        return _native(file, layout)
+    frame = _frame(file)
+    decoded_bytes = layout.rows * layout.columns * layout.samples * layout.bits_allocated // 8
+    if decoded_bytes > len(frame) * MAX_EXPANSION:
+        detail = f"{len(frame)} bytes for {layout.rows}x{layout.columns} px"
+        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+    return decode_frame(frame, file.transfer_syntax, _shape(layout))
+
+
+def contradicting_colour(file: DicomFile, layout: PixelLayout) -> bool:
+    """Tell whether a JPEG stream says RGB where the header says YBR, or the other way round."""
+    if layout.samples == 1 or not file.transfer_syntax.is_encapsulated:
+        return False
+    return contradicts_header(_frame(file), file.transfer_syntax, _shape(layout))
+
+
+def _shape(layout: PixelLayout) -> FrameShape:
+    return FrameShape(
+        rows=layout.rows,
+        columns=layout.columns,
+        samples=layout.samples,
+        bytes_per_sample=layout.bits_allocated // 8,
+        photometric=layout.photometric,
+    )
+
+
+def _native(file: DicomFile, layout: PixelLayout) -> Stored:
+    halved = layout.photometric == "YBR_FULL_422"
+    if halved and layout.columns % 2:
+        detail = f"{layout.columns} columns; colour that two columns share needs an even number"
+        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+    samples = 2 if halved else layout.samples
+    row_bytes = layout.columns * samples * layout.bits_allocated // 8
+    expected = layout.rows * row_bytes
+    words = layout.bits_allocated == 16 or file.pixel_vr == "OW"
+    swapped = words and not file.transfer_syntax.is_little_endian
+    data = file.pixel_data
+    if swapped:
+        data = data[: len(data) // 2 * 2]
+    _check_length((len(data), len(file.pixel_data) + file.missing_bytes), expected, row_bytes)
+    if swapped:
+        data = np.frombuffer(data, dtype=">u2").astype("<u2").data.cast("B")
+    flat: Stored = np.frombuffer(
+        data, dtype=f"<u{layout.bits_allocated // 8}", count=expected * 8 // layout.bits_allocated
+    )
+    if halved:
+        return flat.reshape(layout.rows, -1, 4)[:, :, :2].reshape(layout.rows, layout.columns)
+    if layout.samples == 1:
+        return flat.reshape(layout.rows, layout.columns)
+    if layout.is_planar:
+        planes = flat.reshape(3, layout.rows, layout.columns)
+        return planes[0] if layout.photometric == "YBR_FULL" else np.moveaxis(planes, 0, -1)
+    pixels = flat.reshape(layout.rows, layout.columns, 3)
+    return pixels[:, :, 0] if layout.photometric == "YBR_FULL" else pixels
+
+
+def _check_length(lengths: tuple[int, int], expected: int, row_bytes: int) -> None:
+    """Compare the length of native pixels with the size; a spare row or less is padding.
+
+    Args:
+        lengths: Bytes at hand, and bytes that the element should have.
+        expected: Bytes that the size needs.
+        row_bytes: Of one row.
+    """
+    found, given = lengths
+    if found < expected <= given:
+        detail = f"{found} of {expected} bytes of pixels"
+        raise RejectedImageError(RejectReason.TRUNCATED, detail)
+    if not expected <= given < expected + max(row_bytes, 2):
+        detail = f"{given} bytes of pixels; the size needs {expected}"
+        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+
+
+def _frame(file: DicomFile) -> bytes:
+    """Join the fragments of the only frame; the first item is the offset table."""
+    data, position = file.pixel_data, 0
+    items: list[memoryview] = []
+    while data[position : position + 4] == _ITEM and position + _HEADER_BYTES <= len(data):
+        (length,) = struct.unpack_from("<I", data, position + 4)
+        position += _HEADER_BYTES
+        if position + length > len(data):
+            detail = f"a fragment has {len(data) - position} of {length} bytes"
+            raise RejectedImageError(RejectReason.TRUNCATED, detail)
+        items.append(data[position : position + length])
+        position += length
+    if len(items) < 2:
+        reason = RejectReason.TRUNCATED if position >= len(data) else RejectReason.UNREADABLE
+        raise RejectedImageError(reason, "Pixel Data hold no fragment")
+    if len(items[0]) > 4:
+        detail = f"{len(items[0]) // 4} frames in the offset table; needed is one"
+        raise RejectedImageError(RejectReason.MULTI_FRAME, detail)
+    return b"".join(items[1:])
+
+
+def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the luma of red, green and blue of shape (H, W, 3) (ITU-R BT.601)."""
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY), np.uint8)

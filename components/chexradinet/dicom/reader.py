@@ -1,0 +1,175 @@
+"""Read a DICOM radiograph: header and display grey levels, or the reason why not.
+
+    pixels stored -> modality LUT or rescale -> VOI LUT or window -> MONOCHROME1 inversion
+
+Pixels keep the stored grid, so that a box found in them is a box in the file's own pixels. Where
+pixels are not square, `to_model` makes the image upright in shape before `pad` fits it; `squash`
+scales each axis on its own anyway.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig
+from chexradinet.dicom.file import BROKEN_HEADER, DicomFile, open_dicom
+from chexradinet.dicom.header import RadiographHeader, read_radiograph_header
+from chexradinet.dicom.luts import display_pixels, palette_luma
+from chexradinet.dicom.pixels import (
+    PixelLayout,
+    contradicting_colour,
+    luma,
+    pixel_layout,
+    stored_pixels,
+)
+from chexradinet.dicom.values import quiet
+from chexradinet.dataset.geometry import fit_to_model
+from chexradinet.errors import RejectedImageError
+from chexradinet.records import Geometry, RejectReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Radiograph:
+    """One radiograph as a reader would see it, with what its header says."""
+
+    pixels: NDArray[np.uint8]
+    """Grey levels of shape (H, W), bright where dense, on the stored grid."""
+    header: RadiographHeader
+
+
+def read_header(source: Path | bytes) -> RadiographHeader:
+    """Read a DICOM header without decoding pixels; `window` stays empty.
+
+    Args:
+        source: Path of a file, or its content.
+
+    Raises:
+        RejectedImageError: `missing`, `unreadable`, `truncated`, `not_an_image`, `multi_frame` or
+            `implausible`; its text holds no value that could identify a patient.
+    """
+    with quiet():
+        return _opened(source)[2]
+
+
+def read_radiograph(
+    source: Path | bytes,
+    config: DicomConfig,
+    judge: Callable[[RadiographHeader], None] | None = None,
+) -> Radiograph:
+    """Read a DICOM radiograph as 8-bit grey levels, bright where dense.
+
+    Args:
+        source: Path of a file, or its content. Preamble and file meta may be absent.
+        config: Which VOI LUT or window to apply where there are several.
+        judge: Called with the header before pixels are decoded; what it raises is raised.
+
+    Returns:
+        Pixels of shape (H, W) and the header; `header.window` tells which map was applied.
+
+    Raises:
+        RejectedImageError: as `read_header`, also where the pixels cannot be decoded.
+    """
+    with quiet():
+        file, layout, header = _opened(source)
+        if judge is not None:
+            judge(header)
+        pixels, window = _display(file, layout, config)
+        notes = header.notes
+        if contradicting_colour(file, layout):
+            notes += ("stream_contradicts_photometric",)
+    return Radiograph(pixels=pixels, header=replace(header, window=window, notes=notes))
+
+
+def read_model_pixels(
+    source: Path | bytes, config: DicomConfig, preprocessing: PreprocessingConfig
+) -> tuple[NDArray[np.uint8], Geometry, RadiographHeader]:
+    """Read a DICOM radiograph as the model sees it.
+
+    Returns:
+        Pixels of shape (S, S), the way back to the stored grid, and the header.
+
+    Raises:
+        RejectedImageError: as `read_radiograph`.
+    """
+    radiograph = read_radiograph(source, config)
+    pixels, geometry = to_model(radiograph, preprocessing)
+    return pixels, geometry, radiograph.header
+
+
+def to_model(
+    radiograph: Radiograph, preprocessing: PreprocessingConfig
+) -> tuple[NDArray[np.uint8], Geometry]:
+    """Fit a radiograph to the model's square, its pixel aspect ratio and spacing accounted for.
+
+    Returns:
+        Pixels of shape (S, S) and the map from them to the stored grid, with its spacing.
+    """
+    pixels, header = radiograph.pixels, radiograph.header
+    height, width = pixels.shape
+    if preprocessing.geometry is GeometryMode.PAD and abs(header.pixel_aspect_ratio - 1) > 0.01:
+        pixels = _square_pixels(pixels, header.pixel_aspect_ratio)
+    fitted, geometry = fit_to_model(pixels, preprocessing)
+    row_factor, column_factor = height / pixels.shape[0], width / pixels.shape[1]
+    return np.asarray(fitted, dtype=np.uint8), replace(
+        geometry,
+        original_height=height,
+        original_width=width,
+        row_scale=geometry.row_scale * row_factor,
+        column_scale=geometry.column_scale * column_factor,
+        row_offset=geometry.row_offset * row_factor,
+        column_offset=geometry.column_offset * column_factor,
+        row_spacing_mm=header.row_spacing_mm,
+        column_spacing_mm=header.column_spacing_mm,
+        spacing_source=header.spacing_source,
+    )
+
+
+def _square_pixels(pixels: NDArray[np.uint8], aspect: float) -> NDArray[np.uint8]:
+    """Shrink the axis whose pixels are short, so that all pixels become square."""
+    height, width = pixels.shape
+    if aspect > 1.0:
+        width = max(1, round(width / aspect))
+    else:
+        height = max(1, round(height * aspect))
+    shrunk = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(shrunk, dtype=np.uint8)
+
+
+def _opened(source: Path | bytes) -> tuple[DicomFile, PixelLayout, RadiographHeader]:
+    file = open_dicom(source)
+    try:
+        layout = pixel_layout(file.dataset)
+        return file, layout, read_radiograph_header(file, layout)
+    except BROKEN_HEADER as error:
+        detail = f"the header is damaged: {type(error).__name__}"
+        raise RejectedImageError(RejectReason.UNREADABLE, detail) from None
+
+
+def _display(
+    file: DicomFile, layout: PixelLayout, config: DicomConfig
+) -> tuple[NDArray[np.uint8], str]:
+    try:
+        return _grey_levels(file, layout, config)
+    except BROKEN_HEADER as error:
+        detail = f"the pixels or a lookup table are damaged: {type(error).__name__}"
+        raise RejectedImageError(RejectReason.UNREADABLE, detail) from None
+
+
+def _grey_levels(
+    file: DicomFile, layout: PixelLayout, config: DicomConfig
+) -> tuple[NDArray[np.uint8], str]:
+    stored = stored_pixels(file, layout)
+    if layout.is_monochrome:
+        return display_pixels(stored, layout, file.dataset, config)
+    if layout.photometric == "PALETTE COLOR":
+        looked_up = palette_luma(stored, layout, file.dataset)
+        if looked_up is None:
+            detail = "the palette is absent, segmented or damaged"
+            raise RejectedImageError(RejectReason.UNREADABLE, detail)
+        return looked_up, "palette to luma"
+    grey = stored if stored.ndim == 2 else luma(stored.astype(np.uint8, copy=False))
+    return np.ascontiguousarray(grey, dtype=np.uint8), "colour to luma"

@@ -1,0 +1,1 @@
+"""Nightly scores as DICOM: structured reports and secondary captures."""

@@ -1,0 +1,185 @@
+"""Scores of one X-ray as DICOM: a structured report and a secondary capture, for an archive.
+
+Deterministic: equal headers and cases give equal bytes, whenever and wherever. Identifiers are
+derived from the source's, from the digests of model and preprocessing and from the kind of result.
+Both carry the original patient and study, so an archive files them beside the X-ray.
+
+highdicom writes the report's content. The attributes around it are written here, as its classes
+take creation times from the clock and refuse headers that scoring accepts.
+
+Source: DICOM PS3.3 sections A.35.13 (Comprehensive 3D SR) and A.8.1 (Secondary Capture Image).
+"""
+
+import io
+import warnings
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sr.coding import Code
+from pydicom.uid import (
+    UID,
+    Comprehensive3DSRStorage,
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+)
+
+from chexradinet.dicom_results import codes as coded
+from chexradinet.dicom_results.cases import DicomResults, ScoredCase
+from chexradinet.dicom_results.capture import BANNER, case_picture
+from chexradinet.dicom_results.report import DEVICE_NAME, model_name, report_content
+from chexradinet.dicom_results.source import SourceImage, read_source
+from chexradinet.dicom_results.uids import IMPLEMENTATION_UID, derived_number, derived_uid
+
+STRUCTURED_REPORT = "structured-report/2"
+"""Kind in the identifiers; its number rises when the same case would give another report."""
+SECONDARY_CAPTURE = "secondary-capture/2"
+"""Kind in the identifiers; its number rises when the same case would give another picture."""
+
+_SERIES_NUMBERS = {STRUCTURED_REPORT: 9101, SECONDARY_CAPTURE: 9102}
+
+
+def write_dicom_results(header: Dataset, case: ScoredCase) -> DicomResults:
+    """Write what scoring found in one X-ray as two DICOM files.
+
+    Args:
+        header: The original data set as parsed, with the patient's and study's identifiers; pixels
+            are not needed. It may lack anything but its SOP Instance UID.
+        case: What was found.
+
+    Returns:
+        Two files of PS3.10, equal bytes for equal arguments.
+
+    Raises:
+        DicomResultError: the header has no SOP Instance UID, as with input that is not DICOM.
+        EvaluationError: the heatmap is no matrix.
+    """
+    source = read_source(header)
+    with warnings.catch_warnings():
+        # What pydicom finds odd in a copied value, it quotes.
+        warnings.simplefilter("ignore")
+        report = _structured_report(source, case)
+        capture = _secondary_capture(source, case)
+        return DicomResults(
+            structured_report=_file(report),
+            secondary_capture=_file(capture),
+            structured_report_uid=str(report.SOPInstanceUID),
+            secondary_capture_uid=str(capture.SOPInstanceUID),
+        )
+
+
+def _structured_report(source: SourceImage, case: ScoredCase) -> Dataset:
+    report = _result(source, case, STRUCTURED_REPORT)
+    report.SOPClassUID = Comprehensive3DSRStorage
+    report.Modality = "SR"
+    report.SeriesDescription = "ChexRadiNet scores, not for diagnostic use"
+    report.ReferencedPerformedProcedureStepSequence = []
+    report.CompletionFlag = "COMPLETE"
+    report.VerificationFlag = "UNVERIFIED"
+    report.PreliminaryFlag = "PRELIMINARY"
+    report.PerformedProcedureCodeSequence = []
+    report.CurrentRequestedProcedureEvidenceSequence = [_evidence(source)]
+    report.CodingSchemeIdentificationSequence = [coded.private_scheme_item()]
+    report.update(report_content(case, source))
+    return report
+
+
+def _secondary_capture(source: SourceImage, case: ScoredCase) -> Dataset:
+    picture = case_picture(case)
+    capture = _result(source, case, SECONDARY_CAPTURE)
+    capture.SOPClassUID = SecondaryCaptureImageStorage
+    # Not that of the source: whoever asks the archive for radiographs must not get this picture.
+    capture.Modality = "OT"
+    capture.SeriesDescription = "ChexRadiNet heatmap, not for diagnostic use"
+    capture.BodyPartExamined = "CHEST"
+    capture.ConversionType = "WSD"
+    capture.DateOfSecondaryCapture = capture.ContentDate
+    capture.TimeOfSecondaryCapture = capture.ContentTime
+    capture.ImageType = ["DERIVED", "SECONDARY"]
+    capture.BurnedInAnnotation = "YES"
+    capture.PatientOrientation = list(source.patient_orientation)
+    capture.ImageComments = BANNER
+    shown = "no heatmap" if case.drawn is None else f"heatmap of {case.drawn.name}"
+    capture.DerivationDescription = (
+        f"Radiograph with {shown} and regions by {model_name(case.model)}, "
+        f"bundle sha256 {case.model.bundle_digest}"
+    )
+    capture.SourceImageSequence = [_source_reference(source)]
+    capture.update(source.lossy)
+    capture.SamplesPerPixel = 3
+    capture.PhotometricInterpretation = "RGB"
+    capture.PlanarConfiguration = 0
+    capture.Rows, capture.Columns = picture.shape[:2]
+    capture.BitsAllocated = capture.BitsStored = 8
+    capture.HighBit = 7
+    capture.PixelRepresentation = 0
+    pixels = picture.tobytes()
+    capture.PixelData = pixels + bytes(len(pixels) % 2)
+    return capture
+
+
+def _result(source: SourceImage, case: ScoredCase, kind: str) -> Dataset:
+    """Return what both results have: identifiers, patient, study, series, equipment, dates."""
+    model = case.model
+    what = (model.bundle_digest, model.preprocessing_digest, kind)
+    result = Dataset()
+    result.update(source.patient_and_study)
+    result.StudyInstanceUID = source.study_instance_uid
+    result.SeriesInstanceUID = derived_uid(source.study_instance_uid, *what)
+    result.SeriesNumber = _SERIES_NUMBERS[kind]
+    result.SOPInstanceUID = derived_uid(source.sop_instance_uid, *what)
+    # From the source alone, as a study's X-rays may be scored in any order and on several nights.
+    result.InstanceNumber = derived_number(source.sop_instance_uid)
+    result.Manufacturer = DEVICE_NAME
+    result.ManufacturerModelName = model_name(model)
+    result.DeviceSerialNumber = model.bundle_digest
+    result.SoftwareVersions = model.software_version
+    made_at = source.local_time(case.content_at)
+    result.InstanceCreationDate = result.ContentDate = made_at.strftime("%Y%m%d")
+    result.InstanceCreationTime = result.ContentTime = made_at.strftime("%H%M%S")
+    if source.utc_offset:
+        result.TimezoneOffsetFromUTC = source.utc_offset
+    return result
+
+
+def _reference(source: SourceImage) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = source.sop_class_uid
+    item.ReferencedSOPInstanceUID = source.sop_instance_uid
+    return item
+
+
+def _evidence(source: SourceImage) -> Dataset:
+    series = Dataset()
+    series.SeriesInstanceUID = source.series_instance_uid
+    series.ReferencedSOPSequence = [_reference(source)]
+    study = Dataset()
+    study.StudyInstanceUID = source.study_instance_uid
+    study.ReferencedSeriesSequence = [series]
+    return study
+
+
+def _source_reference(source: SourceImage) -> Dataset:
+    item = _reference(source)
+    item.PurposeOfReferenceCodeSequence = [_code_item(coded.SOURCE_OF_DERIVATION)]
+    return item
+
+
+def _code_item(code: Code) -> Dataset:
+    item = Dataset()
+    item.CodeValue = code.value
+    item.CodingSchemeDesignator = code.scheme_designator
+    item.CodeMeaning = code.meaning
+    return item
+
+
+def _file(result: Dataset) -> bytes:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = result.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = result.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
+    meta.ImplementationVersionName = "CHEXRADINET"
+    result.file_meta = meta
+    result.preamble = bytes(128)
+    buffer = io.BytesIO()
+    result.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()

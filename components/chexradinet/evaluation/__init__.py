@@ -1,0 +1,1 @@
+"""Metrics, calibration, localisation, drift: how models are compared."""

@@ -1,1 +1,0 @@
-"""One module a stage. A flow joins the parts below it and knows nothing of Kubernetes."""

@@ -1,1 +1,0 @@
-"""What `flows.evaluate` is made of: one model after another on the test split."""

@@ -1,0 +1,1 @@
+"""The ingest stage: a source of X-rays becomes a data set."""

@@ -1,0 +1,224 @@
+"""Where X-rays come from: what can be listed and opened, and the one place that knows how.
+
+`ingest` needs three things of a source: a local folder with its tables, the names of its files, and
+the bytes of one of them. A folder is one here; buckets and archives are in `remote_sources`.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol
+
+from chexradinet.config import IngestConfig
+from chexradinet.errors import RejectedImageError, SourceError
+from chexradinet.records import RejectReason
+from chexradinet.store import parse_uri
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+"""Ends of names of DICOM files."""
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
+"""Files that count as X-rays; others are tables, licences and the like."""
+_TEXTS = (".csv", ".tsv", ".txt", ".json", ".xml", ".md", ".log")
+_DOCUMENT_SUFFIXES = (
+    *_TEXTS,
+    *(f"{suffix}.gz" for suffix in _TEXTS),
+    *(".html", ".htm", ".css", ".js", ".pdf", ".rtf", ".doc", ".docx", ".xls", ".xlsx"),
+    *(".yaml", ".yml"),
+)
+_DOCUMENTS = ("dicomdir", "autorun.inf", "desktop.ini", "thumbs.db")
+"""Names of what comes with X-rays: a medium's index, and what systems leave in folders."""
+KINDS_READ = "PNG, JPEG, DICOM"
+MAX_FILE_BYTES = 512 * 1024 * 1024
+"""Largest file that is read."""
+
+
+class Listed(NamedTuple):
+    """One file of a source."""
+
+    name: str
+    """Relative to the source, with forward slashes."""
+    stamp: str
+    """Changes with the content, as far as the source tells without reading it."""
+
+
+class Source(Protocol):
+    """A set of image files with label tables; picklable, because workers open the files."""
+
+    @property
+    def tables(self) -> Path:
+        """Local folder with the label tables at its top."""
+        ...
+
+    def files(self) -> Iterator[Listed]:
+        """Yield all files of the source that are not hidden, in any order.
+
+        Raises:
+            SourceError: a folder cannot be listed.
+            StoreError: the store cannot be listed.
+        """
+        ...
+
+    def read(self, file: str) -> bytes:
+        """Return the bytes of a file.
+
+        Raises:
+            RejectedImageError: this file cannot be read; the others may.
+            StoreError: nothing can be read any more; the message names the source, not the file.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of the file system and all below it, symbolic links followed."""
+
+    path: Path
+    labels: Path | None = None
+
+    @property
+    def tables(self) -> Path:
+        """The folder itself, unless another holds the tables."""
+        return self.labels or self.path
+
+    def files(self) -> Iterator[Listed]:
+        """Yield the files below the folder; hidden ones and link cycles are left out."""
+        yield from _walk(self.path, "", frozenset())
+
+    def read(self, file: str) -> bytes:
+        """Return the bytes of a file below the folder."""
+        try:
+            status = (self.path / file).stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise RejectedImageError(RejectReason.UNREADABLE, "it is no regular file")
+            if status.st_size > MAX_FILE_BYTES:
+                raise too_large(status.st_size)
+            return (self.path / file).read_bytes()
+        except FileNotFoundError as error:
+            raise RejectedImageError(RejectReason.MISSING, "there is no such file") from error
+        except OSError as error:
+            detail = error.strerror or type(error).__name__
+            raise RejectedImageError(RejectReason.UNREADABLE, detail) from error
+
+
+def too_large(num_bytes: int) -> RejectedImageError:
+    """Return the rejection of a file that is not read for its size."""
+    detail = f"{num_bytes} bytes; at most {MAX_FILE_BYTES} are read"
+    return RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+
+
+def is_archive(source: str) -> bool:
+    """Tell whether a source is a DICOMweb archive."""
+    return source.partition("://")[0].casefold().startswith("dicomweb") and "://" in source
+
+
+def is_xray_name(name: str, any_dicom: bool) -> bool:
+    """Tell whether a file counts as an X-ray by its name.
+
+    Args:
+        name: Relative to the source.
+        any_dicom: Count every file but documents: archives and media name DICOM files by numbers,
+            by UIDs, or with suffixes of their own. What is none gets a reason when it is read.
+    """
+    return name.casefold().endswith(IMAGE_SUFFIXES) or (any_dicom and not is_document(name))
+
+
+def is_document(name: str) -> bool:
+    """Tell whether a file is a table, a text, or another document by its name: never an X-ray."""
+    bare = PurePosixPath(name).name.casefold()
+    return bare in _DOCUMENTS or bare.endswith(_DOCUMENT_SUFFIXES)
+
+
+@contextmanager
+def open_source(source: str, config: IngestConfig, labels: str = "") -> Iterator[Source]:
+    """Open a source by what the user wrote.
+
+    Args:
+        source: A path, `file://`, `s3://`, `minio://` or `dicomweb://`.
+        config: How a store is talked to.
+        labels: Folder of the label tables, also in a bucket; empty where they lie in the source.
+
+    Raises:
+        SourceError: it is missing, not a folder, or not allowed to be read.
+        StoreError: the store does not answer, or does not let us in.
+        ConfigError: the URI cannot be read.
+    """
+    if labels:
+        if "://" not in labels and Path(labels).is_file():
+            raise SourceError(f"labels {labels} is a file; give the folder that the table lies in")
+        with open_source(labels, config) as beside, _opened(source, config, beside.tables) as found:
+            yield found
+    else:
+        with _opened(source, config, None) as found:
+            yield found
+
+
+@contextmanager
+def _opened(source: str, config: IngestConfig, labels: Path | None) -> Iterator[Source]:
+    # Here, because they say what this module says of a source.
+    from chexradinet.ingest.remote_sources import open_archive, open_bucket
+
+    if is_archive(source):
+        with open_archive(source, config.store, labels) as archive:
+            yield archive
+        return
+    location = parse_uri(source)
+    if location.bucket is not None:
+        with open_bucket(source, config.store, labels) as bucket:
+            yield bucket
+        return
+    path = Path(location.key) if "://" in source else Path(source)
+    _require_folder(path, source)
+    yield Folder(path, labels)
+
+
+def _require_folder(path: Path, source: str) -> None:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise SourceError(
+            f"{source} does not exist; give a folder with images and a label table"
+        ) from None
+    except OSError as error:
+        raise SourceError(
+            f"{source} cannot be read: {error.strerror}; give another path"
+        ) from error
+    if not path.is_dir():
+        raise SourceError(f"{source} is a file; give the folder that holds images and label table")
+
+
+def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[Listed]:
+    real = os.path.realpath(folder)
+    if real in above:
+        return  # a link to a folder that this one is in
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise SourceError(
+            f"folder {str(folder)!r} cannot be listed: {error.strerror}; check its rights"
+        ) from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if _is_folder(entry):
+            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", above | {real})
+        else:
+            yield Listed(prefix + entry.name, _stamp(entry))
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that leads in a circle, or where we may not look: reading says so
+
+
+def _stamp(entry: "os.DirEntry[str]") -> str:
+    try:
+        status = entry.stat()
+    except OSError:
+        return ""  # a link that leads nowhere: reading says so
+    return f"{status.st_size}-{status.st_mtime_ns}"

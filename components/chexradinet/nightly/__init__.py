@@ -1,0 +1,1 @@
+"""The nightly stages: plan, score, collect."""

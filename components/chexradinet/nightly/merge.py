@@ -1,0 +1,203 @@
+"""Shards of a plan put together: which X-rays count, which are duplicates, what came of the rest.
+
+The same X-ray under several names counts once: under the smallest name, and not at all where an
+earlier plan scored it with the same model. So the answer does not depend on the order of shards.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from chexradinet.errors import ArtifactError, StoreNotFoundError
+from chexradinet.nightly.ledger import Ledger, Plan, completions, read_index
+from chexradinet.nightly.tables import INDEX, ShardResult, table_from, unpack
+from chexradinet.records import RejectReason
+
+SCORED, DUPLICATE = "scored", "duplicate"
+"""What an object came to that was scored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NightImage:
+    """One scored X-ray, without embedding and heatmaps."""
+
+    image_key: str
+    object_key: str
+    etag: str
+    study_uid: str
+    patient_key: str
+    arrived: datetime
+    view: str
+    age_years: float | None
+    sex: str
+    manufacturer: str
+    quality: str
+    out_of_distribution: bool | None
+    out_of_distribution_score: float | None
+    pixel_mean: float
+    pixel_std: float
+    probabilities: tuple[float, ...]
+    """Calibrated, in the order of the model's findings."""
+    flags: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What became of every object of a plan."""
+
+    images: tuple[NightImage, ...]
+    """Scored X-rays that count, in order of their object keys."""
+    excluded: tuple[dict[str, Any], ...]
+    """Rows of the table of rejected objects, duplicates among them, in order of their keys."""
+    duplicates: frozenset[str]
+    """Object keys whose scores do not count."""
+    index: pa.Table
+    """A row an object: `key`, `etag`, `image_key`, `status`."""
+    score_s: float
+    """Seconds that the shards took, added up."""
+
+
+def read_shard(ledger: Ledger, number: int, shard: int) -> ShardResult:
+    """Read the results of a shard."""
+    key = ledger.shard_key(number, shard)
+    return unpack(ledger.store.get(key), key)
+
+
+def shards_of(ledger: Ledger, plan: Plan) -> Iterator[ShardResult]:
+    """Yield the results of each shard of a plan, in order.
+
+    Raises:
+        ArtifactError: a shard was not scored yet.
+    """
+    for shard in range(plan.num_shards):
+        try:
+            yield read_shard(ledger, plan.number, shard)
+        except StoreNotFoundError as error:
+            raise ArtifactError(
+                f"shard {shard} of plan {plan.number} is not scored; run `score` for it, or the "
+                "whole nightly run again"
+            ) from error
+
+
+def merge(ledger: Ledger, plan: Plan, earlier: Mapping[str, int]) -> Merged:
+    """Put a plan's shards together.
+
+    Args:
+        ledger: Of the results.
+        plan: All of its shards are scored.
+        earlier: Image key to plan, of what earlier plans scored with the same model.
+
+    Raises:
+        ArtifactError: a shard is missing or damaged.
+    """
+    images: list[NightImage] = []
+    excluded: list[dict[str, Any]] = []
+    score_s = 0.0
+    for result in shards_of(ledger, plan):
+        images += night_images(result.images)
+        excluded += result.rejected.to_pylist()
+        score_s += result.wall_s
+    images.sort(key=lambda image: image.object_key)
+    kept, duplicates = _split(images, earlier)
+    excluded += [_duplicate_row(plan, image, said) for image, said in duplicates]
+    excluded.sort(key=lambda row: str(row["object_key"]))
+    return Merged(
+        images=tuple(kept),
+        excluded=tuple(excluded),
+        duplicates=frozenset(image.object_key for image, _ in duplicates),
+        index=_index(plan, images, excluded),
+        score_s=score_s,
+    )
+
+
+def earlier_scores(ledger: Ledger, plan: Plan, complete: Sequence[int]) -> dict[str, int]:
+    """Return image key to plan of all that earlier plans scored with this plan's model."""
+    before = [number for number in complete if number < plan.number]
+    found: dict[str, int] = {}
+    for head in completions(ledger, before):
+        if head["bundle_digest"] != plan.bundle_digest:
+            continue
+        for image_key in _scored_keys(read_index(ledger, head["number"], head)):
+            found.setdefault(image_key, head["number"])
+    return found
+
+
+def merged_before(ledger: Ledger, plan: Plan) -> list[NightImage]:
+    """Return the X-rays that count of a plan that is complete."""
+    index = read_index(ledger, plan.number)
+    columns = (index.column(name).to_pylist() for name in ("key", "status"))
+    scored = {key for key, status in zip(*columns, strict=True) if status == SCORED}
+    return [
+        image
+        for result in shards_of(ledger, plan)
+        for image in night_images(result.images)
+        if image.object_key in scored
+    ]
+
+
+def night_images(table: pa.Table) -> list[NightImage]:
+    """Return the rows of a shard's table of images, without the embeddings."""
+    return [
+        NightImage(
+            **{
+                **row,
+                "arrived": datetime.fromisoformat(row["arrived"]),
+                "probabilities": tuple(row["probabilities"]),
+                "flags": tuple(row["flags"]),
+            }
+        )
+        for row in table.drop_columns(["embedding"]).to_pylist()
+    ]
+
+
+def _scored_keys(index: pa.Table) -> Iterator[str]:
+    columns = (index.column(name).to_pylist() for name in ("image_key", "status"))
+    for image_key, status in zip(*columns, strict=True):
+        if status == SCORED:
+            yield image_key
+
+
+def _split(
+    images: Sequence[NightImage], earlier: Mapping[str, int]
+) -> tuple[list[NightImage], list[tuple[NightImage, str]]]:
+    """Return the X-rays that count, and the others with a word on where their scores are."""
+    kept: dict[str, NightImage] = {}
+    duplicates = []
+    for image in images:
+        if image.image_key in earlier:
+            duplicates.append((image, f"scored in plan {earlier[image.image_key]}"))
+        elif image.image_key in kept:
+            duplicates.append((image, f"same X-ray as {kept[image.image_key].object_key}"))
+        else:
+            kept[image.image_key] = image
+    return list(kept.values()), duplicates
+
+
+def _duplicate_row(plan: Plan, image: NightImage, detail: str) -> dict[str, Any]:
+    return {
+        "object_key": image.object_key,
+        "status": DUPLICATE,
+        "reason": RejectReason.DUPLICATE.value,
+        "detail": detail,
+        "plan": plan.number,
+    }
+
+
+def _index(
+    plan: Plan, images: Sequence[NightImage], excluded: Sequence[Mapping[str, Any]]
+) -> pa.Table:
+    image_keys = {image.object_key: image.image_key for image in images}
+    statuses = {str(row["object_key"]): row["status"] for row in excluded}
+    rows = [
+        {
+            "key": image.key,
+            "etag": image.etag,
+            "image_key": image_keys.get(image.key, ""),
+            "status": statuses.get(image.key, SCORED),
+        }
+        for image in plan.images
+    ]
+    return table_from(rows, INDEX)

@@ -1,0 +1,97 @@
+"""The model of a plan without its network: what planned, collected and reported results rest on.
+
+Nothing here imports torch: a stage that makes no forward pass starts seconds earlier without it.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from chexradinet.errors import StoreNotFoundError
+from chexradinet.registry.champion import fetch_bundle
+from chexradinet.nightly.ledger import Plan
+from chexradinet.config.nightly import Addresses, ResultSettings, settings_of
+from chexradinet.nightly.plan import check_model
+from chexradinet.model.bundle_info import (
+    BundleInfo,
+    read_bundle_info,
+    read_reference_arrays,
+    require_match,
+)
+from chexradinet.evaluation.reference import Reference
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightModel:
+    """What a bundle and a plan say of how predictions become results."""
+
+    info: BundleInfo
+    digest: str
+    """Of the bundle."""
+    reference: Reference | None
+    """None where the bundle has none: then nothing is said of drift and distribution."""
+    settings: ResultSettings
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Of the model, in its order."""
+        return self.info.findings
+
+
+def open_model(addresses: Addresses, plan: Plan) -> NightModel:
+    """Return the model of a plan, verified, without its network.
+
+    Raises:
+        ArtifactError: the bundle was changed, or is not calibrated.
+        MismatchError: it is for other findings or another preprocessing than the plan.
+        StoreNotFoundError: it is not published any more.
+    """
+    with fetched(addresses, plan) as path:
+        return read_model(path, plan)
+
+
+@contextmanager
+def fetched(addresses: Addresses, plan: Plan) -> Iterator[Path]:
+    """Give the directory of a plan's bundle, verified, for as long as it is needed.
+
+    Raises:
+        ArtifactError: the bundle was changed.
+        StoreNotFoundError: it is not published any more.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bundle"
+        try:
+            fetch_bundle(addresses.models_uri, plan.bundle_digest, path)
+        except StoreNotFoundError as error:
+            raise StoreNotFoundError(
+                f"plan {plan.number} is to be finished with model {plan.bundle_digest[:12]}, which "
+                f"is not below {addresses.models_uri} any more; bring it back from its versions or "
+                "a replica, as docs/operations.md says under 'Restore from a lost bucket'"
+            ) from error
+        yield path
+
+
+def read_model(path: Path, plan: Plan) -> NightModel:
+    """Return a bundle as a plan's model.
+
+    Raises:
+        ArtifactError: it is not calibrated.
+        MismatchError: it is for other findings or another preprocessing than the plan.
+    """
+    info, digest = read_bundle_info(path)
+    require_match(info, findings=plan.findings, preprocessing_digest=plan.preprocessing_digest)
+    check_model(info)
+    reference = None
+    if info.reference is None:
+        _log.info("the model has no reference: nothing is said of drift and distribution")
+    else:
+        arrays = read_reference_arrays(path)
+        reference = Reference(document=dict(info.reference), arrays=arrays)
+    return NightModel(
+        info=info, digest=digest, reference=reference, settings=settings_of(plan.settings)
+    )

@@ -1,0 +1,229 @@
+"""One object of the inbox: read, checked against the plan, decoded and judged.
+
+Runs in processes of its own beside the network, so nothing here imports torch.
+"""
+
+import hashlib
+import hmac
+import io
+import time
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chexradinet.config import PreprocessingConfig, QualityConfig
+from chexradinet.dataset.geometry import fit_to_model
+from chexradinet.dataset.images import read_image
+from chexradinet.errors import (
+    RejectedImageError,
+    StoreAccessError,
+    StoreBucketError,
+    StoreConflictError,
+    StoreIntegrityError,
+    StoreNotFoundError,
+)
+from chexradinet.nightly.ledger import PlannedImage
+from chexradinet.config.nightly import ResultSettings
+from chexradinet.unforeseen import refusing_faults
+from chexradinet.records import Geometry, RejectReason
+from chexradinet.store import open_store
+
+POSTPONED, VANISHED, REJECTED = "postponed", "vanished", "rejected"
+"""What an object came to that has no scores."""
+
+_IMAGE_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XRay:
+    """One X-ray of a night, ready for the network."""
+
+    object_key: str
+    """Name below the inbox."""
+    image_key: str
+    """SHA-256 of the SOP Instance UID, or of the content where there is none."""
+    study_uid: str
+    """Study Instance UID, or the image key where there is none."""
+    sop_uid: str
+    """SOP Instance UID; empty where there is none."""
+    patient_key: str
+    """Tells patients apart within a night, and says nothing of who they are."""
+    pixels: NDArray[np.uint8]
+    """Model pixels, shape (S, S)."""
+    geometry: Geometry
+    view: str
+    """`PA`, `AP` or empty."""
+    age_years: float | None
+    sex: str
+    manufacturer: str
+    quality: tuple[str, ...]
+    """Oddities that the quality gate let pass."""
+    read_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Excluded:
+    """One object of the plan that has no scores, and why."""
+
+    object_key: str
+    status: str
+    """`rejected`, `postponed` or `vanished`."""
+    reason: str
+    """A `RejectReason` where it is rejected, else a word."""
+    detail: str
+    """Without patient data."""
+
+
+class Reading(NamedTuple):
+    """How the objects of a plan are read; picklable."""
+
+    inbox_uri: str
+    preprocessing: PreprocessingConfig
+    settings: ResultSettings
+    salt: bytes
+    """Patients are coded with it."""
+
+
+def read_xray(reading: Reading, image: PlannedImage) -> XRay | Excluded:
+    """Read one object of a plan.
+
+    Raises:
+        StoreError: the inbox cannot be read any more; this object is not to blame.
+    """
+    started = time.perf_counter()
+    try:
+        content = planned_content(reading.inbox_uri, image)
+    except StoreBucketError:
+        raise
+    except StoreNotFoundError:
+        return _excluded(image, VANISHED, VANISHED, "gone since it was planned")
+    except StoreConflictError:
+        return _excluded(image, POSTPONED, "changed", "changed since it was planned")
+    except StoreAccessError:
+        # The listing was allowed, so this is about one object; the next night tries it again.
+        return _excluded(image, POSTPONED, "no_access", "it may not be read")
+    except RejectedImageError as error:
+        return _excluded(image, REJECTED, error.reason, error.detail)
+    read = time.perf_counter()
+    try:
+        with refusing_faults():
+            return _decoded(reading, image.key, content, (started, read))
+    except RejectedImageError as error:
+        return _excluded(image, REJECTED, error.reason, error.detail)
+
+
+def planned_content(inbox_uri: str, image: PlannedImage) -> bytes:
+    """Return an object's bytes as they were planned.
+
+    Raises:
+        StoreConflictError: it has changed since.
+        StoreNotFoundError: it is gone.
+        RejectedImageError: it is unchanged, and its bytes are not those that were written.
+    """
+    store, prefix = open_store(inbox_uri)
+    damaged = False
+    content = b""
+    try:
+        content = store.get(prefix + image.key)
+    except StoreIntegrityError:
+        damaged = True  # or it grew while it was read: the next line tells
+    found = store.stat(prefix + image.key)
+    if (found.etag, found.size_bytes) != (image.etag, image.size_bytes):
+        raise StoreConflictError(f"{image.key} changed since it was planned")
+    if damaged or len(content) != image.size_bytes:
+        raise RejectedImageError(RejectReason.UNREADABLE, "its checksum does not hold")
+    return content
+
+
+def _excluded(image: PlannedImage, status: str, reason: str, detail: str) -> Excluded:
+    return Excluded(object_key=image.key, status=status, reason=str(reason), detail=detail)
+
+
+def _decoded(reading: Reading, object_key: str, content: bytes, times: tuple[float, float]) -> XRay:
+    if content.startswith(_IMAGE_SIGNATURES):
+        xray = _plain_image(reading, object_key, content)
+    else:
+        xray = _dicom(reading, object_key, content)
+    started, read = times
+    return replace(xray, read_s=read - started, decode_s=time.perf_counter() - read)
+
+
+def _plain_image(reading: Reading, object_key: str, content: bytes) -> XRay:
+    original = read_image(io.BytesIO(content))
+    _refuse_inverted(original, reading.settings.quality)
+    pixels, geometry = fit_to_model(original, reading.preprocessing)
+    key = hashlib.sha256(content).hexdigest()
+    return XRay(
+        object_key=object_key,
+        image_key=key,
+        study_uid=key,
+        sop_uid="",
+        patient_key=key,
+        pixels=pixels.astype(np.uint8, copy=False),
+        geometry=geometry,
+        view="",
+        age_years=None,
+        sex="",
+        manufacturer="",
+        quality=("header_absent", "view_unknown"),
+        read_s=0.0,
+        decode_s=0.0,
+    )
+
+
+def _refuse_inverted(original: NDArray[np.uint8], config: QualityConfig) -> None:
+    from chexradinet.dataset.quality import INVERTED_BELOW, chest_contrast
+
+    if config.check_inversion and chest_contrast(original) < INVERTED_BELOW:
+        raise RejectedImageError(
+            RejectReason.INVERTED,
+            "lungs are brighter than the mediastinum in a file without header",
+        )
+
+
+def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:
+    # Here, so that PNG and JPEG can be scored where no DICOM reader is installed.
+    from chexradinet.dicom.reader import read_radiograph, to_model
+    from chexradinet.dicom.header import RadiographHeader
+    from chexradinet.dataset.quality import gate, gate_header
+
+    quality = reading.settings.quality
+
+    def judge(header: RadiographHeader) -> None:
+        verdict = gate_header(header, quality)
+        if verdict.reason is not None:
+            raise RejectedImageError(verdict.reason, verdict.detail)
+
+    radiograph = read_radiograph(content, reading.preprocessing.dicom, judge)
+    header = radiograph.header
+    verdict = gate(header, radiograph.pixels, quality)
+    if verdict.reason is not None:
+        raise RejectedImageError(verdict.reason, verdict.detail)
+    pixels, geometry = to_model(radiograph, reading.preprocessing)
+    named = header.sop_instance_uid.encode()
+    key = hashlib.sha256(named or content).hexdigest()
+    study = header.study_instance_uid or key
+    return XRay(
+        object_key=object_key,
+        image_key=key,
+        study_uid=study,
+        sop_uid=header.sop_instance_uid,
+        patient_key=_patient_key(reading.salt, header.patient_id or f"study {study}"),
+        pixels=pixels,
+        geometry=geometry,
+        view=str(header.view),
+        age_years=header.age_years,
+        sex=header.sex,
+        manufacturer=header.manufacturer,
+        quality=verdict.flags,
+        read_s=0.0,
+        decode_s=0.0,
+    )
+
+
+def _patient_key(salt: bytes, patient: str) -> str:
+    """Return a code that tells a plan's patients apart; the ledger alone keeps it."""
+    return hmac.new(salt, patient.encode(), hashlib.sha256).hexdigest()

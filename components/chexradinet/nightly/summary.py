@@ -1,0 +1,236 @@
+"""What a plan's X-rays come to: the report's numbers, the worklist's rows, the drift."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from chexradinet.nightly.ledger import Plan
+from chexradinet.nightly.merge import Merged, NightImage
+from chexradinet.nightly.model import NightModel
+from chexradinet.nightly.tables import TIMINGS
+from chexradinet.evaluation.drift import drift
+from chexradinet.reports.nightly_contents import FlaggedCase, NightReport, OutsideXRay
+from chexradinet.evaluation.reference import Population
+from chexradinet.reports.worklist import WaitingImage
+
+
+def waiting_images(
+    images: Iterable[NightImage], findings: Sequence[str], calibrated: Sequence[str]
+) -> list[WaitingImage]:
+    """Return scored X-rays as the worklist needs them.
+
+    Args:
+        images: Of one plan.
+        findings: Of its model, in order.
+        calibrated: Those whose scores are probabilities. Only they give priority; where there is
+            none, all do.
+    """
+    ranked = frozenset(calibrated or findings)
+    return [
+        WaitingImage(
+            study_uid=image.study_uid,
+            arrived=image.arrived,
+            probabilities={
+                finding: probability
+                for finding, probability in zip(findings, image.probabilities, strict=True)
+                if finding in ranked
+            },
+            flagged=flagged_findings(image, findings),
+            notes=[
+                *(code for code in image.quality.split(";") if code),
+                *(("out_of_distribution",) if image.out_of_distribution else ()),
+            ],
+        )
+        for image in images
+    ]
+
+
+def flagged_findings(image: NightImage, findings: Sequence[str]) -> list[str]:
+    """Return the findings at or above their thresholds."""
+    return [finding for finding, flag in zip(findings, image.flags, strict=True) if flag]
+
+
+def first_finding(image: NightImage, model: NightModel) -> tuple[float, str, float] | None:
+    """Return urgency, name and probability of the most urgent flagged finding, None without one."""
+    products = [
+        (model.settings.worklist.urgency_of(finding) * probability, finding, probability)
+        for finding, probability, flag in zip(
+            model.findings, image.probabilities, image.flags, strict=True
+        )
+        if flag
+    ]
+    return min(products, key=lambda found: (-found[0], found[1]), default=None)
+
+
+def most_urgent(images: Sequence[NightImage], model: NightModel) -> list[NightImage]:
+    """Return the flagged X-rays that the report shows, the most urgent first."""
+    ranked = [(found[0], image) for image in images if (found := first_finding(image, model))]
+    ranked.sort(key=lambda pair: (-pair[0], pair[1].object_key))
+    return [image for _, image in ranked[: model.settings.report_cases]]
+
+
+def night_drift(
+    merged: Merged, embeddings: Mapping[str, npt.NDArray[np.float32]], model: NightModel
+) -> dict[str, Any] | None:
+    """Compare a plan's X-rays with the model's reference, None where it has none.
+
+    Args:
+        merged: What became of the plan.
+        embeddings: By object key; X-rays without one take no part.
+        model: The model.
+    """
+    images = [image for image in merged.images if image.object_key in embeddings]
+    if model.reference is None or not images:
+        return None
+    # Numbered as they come, so that nothing depends on how patients are coded.
+    patients: dict[str, int] = {}
+    night = Population(
+        findings=model.findings,
+        probabilities=np.array([image.probabilities for image in images]),
+        embeddings=np.stack([embeddings[image.object_key] for image in images]),
+        patient_ids=[patients.setdefault(i.patient_key, len(patients)) for i in images],
+        metadata={
+            "view": [image.view for image in images],
+            "age": [image.age_years for image in images],
+            "sex": [image.sex for image in images],
+            "manufacturer": [image.manufacturer for image in images],
+        },
+        image_statistics={
+            "mean": [image.pixel_mean for image in images],
+            "std": [image.pixel_std for image in images],
+        },
+    )
+    return drift(model.reference, night)
+
+
+def night_report(
+    plan: Plan,
+    merged: Merged,
+    model: NightModel,
+    found_drift: Mapping[str, Any] | None,
+    pictures: Mapping[str, bytes],
+) -> NightReport:
+    """Return what the report shows, without timings.
+
+    Args:
+        plan: That was scored.
+        merged: What became of its X-rays.
+        model: The model.
+        found_drift: What `night_drift` returned.
+        pictures: PNG files by image key.
+    """
+    images, findings = merged.images, model.findings
+    thresholds = thresholds_of(model)
+    known = {} if model.reference is None else model.reference.document
+    distributions = known.get("distributions", {})
+    return NightReport(
+        date=plan.date,
+        plan=plan.number,
+        model_digest=plan.bundle_digest,
+        num_planned=len(plan.images),
+        num_scored=len(images),
+        num_studies=len({image.study_uid for image in images}),
+        excluded=merged.excluded,
+        probabilities={
+            finding: [image.probabilities[column] for image in images]
+            for column, finding in enumerate(findings)
+        },
+        num_flagged=num_flagged(merged, findings),
+        thresholds=thresholds,
+        drift=found_drift,
+        reference={
+            finding: distributions[f"score:{finding}"]
+            for finding in findings
+            if f"score:{finding}" in distributions
+        },
+        num_out_of_distribution=num_outside(merged),
+        ood_rule=known.get("ood", {}).get("rule", ""),
+        outside=_outside(images),
+        quality=dict(
+            sorted(Counter(code for i in images for code in i.quality.split(";") if code).items())
+        ),
+        cases=_cases(merged, model, thresholds, pictures),
+    )
+
+
+def thresholds_of(model: NightModel) -> dict[str, float | None]:
+    """Return the operating threshold of each finding."""
+    calibration: Mapping[str, Any] = (model.info.calibration or {})["findings"]
+    return {finding: calibration[finding]["threshold"] for finding in model.findings}
+
+
+def num_flagged(merged: Merged, findings: Sequence[str]) -> dict[str, int]:
+    """Return how many X-rays are flagged, by finding; those with 0 too."""
+    return {
+        finding: sum(image.flags[column] for image in merged.images)
+        for column, finding in enumerate(findings)
+    }
+
+
+def num_outside(merged: Merged) -> int | None:
+    """Return how many X-rays the model was not made for, None where it cannot tell."""
+    known = [i.out_of_distribution for i in merged.images if i.out_of_distribution is not None]
+    return sum(known) if known or not merged.images else None
+
+
+def _outside(images: Iterable[NightImage]) -> list[OutsideXRay]:
+    """Return the X-rays that are out of distribution, the farthest first."""
+    found = [
+        OutsideXRay(study_uid=image.study_uid, distance=image.out_of_distribution_score or 0.0)
+        for image in images
+        if image.out_of_distribution
+    ]
+    return sorted(found, key=lambda one: (-one.distance, one.study_uid))
+
+
+def with_timings(report: NightReport, scores: Path, finding: str, score_s: float) -> NightReport:
+    """Return the report with what its X-rays took.
+
+    Args:
+        report: Without timings.
+        scores: The table of scores, as Parquet.
+        finding: Any of the model's: its row of an X-ray is the one that is read.
+        score_s: Seconds that the shards took, added up.
+    """
+    table = pq.read_table(scores, columns=list(TIMINGS), filters=pc.field("finding") == finding)
+    found = {}
+    for name in TIMINGS:
+        seconds = table.column(name).drop_null().to_numpy()
+        if len(seconds):
+            found[name.removesuffix("_s")] = (
+                float(seconds.sum()),
+                float(np.median(seconds)),
+                float(seconds.max()),
+            )
+    return replace(report, timings=found, score_s=score_s)
+
+
+def _cases(
+    merged: Merged,
+    model: NightModel,
+    thresholds: Mapping[str, float | None],
+    pictures: Mapping[str, bytes],
+) -> list[FlaggedCase]:
+    cases = []
+    for image in most_urgent(merged.images, model):
+        found = first_finding(image, model)
+        if found is None or image.image_key not in pictures:
+            continue
+        _, finding, probability = found
+        cases.append(
+            FlaggedCase(
+                png=pictures[image.image_key],
+                study_uid=image.study_uid,
+                finding=finding,
+                probability=probability,
+                threshold=thresholds[finding] or 0.0,
+            )
+        )
+    return cases

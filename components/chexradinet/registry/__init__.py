@@ -1,0 +1,1 @@
+"""Published models: the champion, its history, and roll back."""

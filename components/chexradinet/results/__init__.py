@@ -1,1 +1,0 @@
-"""What is measured and shown: metrics, calibration, drift, reports, DICOM results, telemetry."""

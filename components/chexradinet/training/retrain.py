@@ -1,0 +1,176 @@
+"""A guided round: the classifier trained on, with the features of where it looked."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from chexradinet.config import GuidanceConfig, GuidanceRecipe, TrainConfig, digest_of
+from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.errors import MismatchError, TrainingError
+from chexradinet.training.preemption import safeguard
+from chexradinet.training.train import round_summary, training_data
+from chexradinet.evaluation.validation import validate
+from chexradinet.watching import Heartbeat, watched
+from chexradinet.model.bundle import (
+    BUNDLE_HEAD,
+    BundleInfo,
+    LoadedBundle,
+    load_bundle,
+    model_card,
+    require_match,
+    save_bundle,
+)
+from chexradinet.model.training import Regions, fit, run_digest
+from chexradinet.records import FeatureStatus, Split
+from chexradinet.regions.format import FeaturesArtifact, read_features
+from chexradinet.regions.normalisation import RadiomicsNormalisation, fit_normalisation
+from chexradinet.replacing import require_replaceable
+
+_log = logging.getLogger(__name__)
+
+_SEED_STRIDE = 1009
+"""Rounds of one run see different orders, and equal rounds of two arms the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundOutcome:
+    """What a round came to."""
+
+    info: BundleInfo
+    """Description of the bundle that was written."""
+    improved: bool
+    """Whether the validation mean AUROC beat every earlier round's by more than the margin."""
+
+
+@watched("retrain")
+def retrain(
+    bundle: Path,
+    dataset: Path,
+    features: Path,
+    target: Path,
+    *,
+    round_number: int,
+    guidance: GuidanceConfig,
+    config: TrainConfig,
+    min_improvement: float = 0.0,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> RoundOutcome:
+    """Train one guided round from the bundle of the round before, and write its bundle.
+
+    Args:
+        bundle: Model of the round before, of the same arm.
+        dataset: Directory that `ingest` wrote.
+        features: Directory that `radiomics` wrote; not read where the recipe does not contrast.
+        target: Bundle directory to make.
+        round_number: From 1.
+        guidance: What is added to the classification loss.
+        config: How to train; equal seeds give every arm the same images in the same order.
+        min_improvement: By how much the validation mean AUROC must rise to count as better.
+        progress: Called with the step, the number of steps and the loss.
+
+    Raises:
+        ConfigError: `target` holds something else than a bundle, or cannot be made.
+        ArtifactError: an input cannot be read.
+        MismatchError: the bundle or the features belong to another data set.
+        TrainingError: the loss left the finite numbers.
+        Interrupted: the process was asked to end; the message says where its state is.
+    """
+    require_replaceable(target, BUNDLE_HEAD)
+    data = open_dataset(dataset)
+    loaded = load_bundle(bundle)
+    require_match(
+        loaded.info,
+        findings=data.info.findings,
+        preprocessing_digest=data.info.preprocessing_digest,
+    )
+    regions, normalisation = None, None
+    if guidance.contrasts:
+        regions, normalisation = _guiding_regions(data, read_features(features))
+    if regions is None:
+        guidance = _without_contrast(guidance)
+    seeded = TrainConfig(**{**asdict(config), "seed": config.seed + _SEED_STRIDE * round_number})
+    parts = (loaded.network, loaded.heads, training_data(data), seeded, guidance)
+    run = digest_of(["retrain", round_number, data.digest, run_digest(*parts, regions)])
+    with safeguard(run) as guard:
+        history = fit(
+            *parts,
+            regions=regions,
+            progress=Heartbeat(progress),
+            checkpoint=guard.checkpoint,
+            should_stop=guard.should_stop,
+            should_save=guard.should_save,
+        )
+        guard.trained()
+        validation = validate(loaded.network, data)
+        info = _describe(loaded, round_number, guidance, validation, normalisation, seeded)
+        info.metrics["epochs"] = history
+        info.metrics["num_guiding_regions"] = 0 if regions is None else len(regions.image_row)
+        save_bundle(target, info, loaded.network, loaded.heads, model_card(info))
+    improved = _improved(info, min_improvement)
+    _log.info("round %d (%s): improved=%s", round_number, guidance.arm, improved)
+    return RoundOutcome(info=info, improved=improved)
+
+
+def _guiding_regions(
+    data: Dataset, features: FeaturesArtifact
+) -> tuple[Regions | None, RadiomicsNormalisation | None]:
+    """Return the usable regions with normalised features; None where no region is usable."""
+    if features.provenance["dataset_digest"] != data.digest:
+        raise MismatchError(
+            f"the features come from data set {features.provenance['dataset_digest'][:12]}, but "
+            f"{data.digest[:12]} was given; pass the data set that the radiomics were made of"
+        )
+    rows = data.row_of(features.table["image_id"].to_numpy())
+    if not np.isin(rows, data.rows(Split.TRAIN)).all():
+        raise TrainingError("features of images outside the training split; they may not guide it")
+    usable = (features.table["status"] == FeatureStatus.OK.value).to_numpy()
+    if not usable.any():
+        _log.warning("none of %d regions has features: this round runs unguided", len(usable))
+        return None, None
+    normalisation = fit_normalisation(features.values[usable])
+    regions = Regions(image_row=rows[usable], features=normalisation.apply(features.values[usable]))
+    return regions, normalisation
+
+
+def _without_contrast(guidance: GuidanceConfig) -> GuidanceConfig:
+    recipe = GuidanceRecipe.SHARPEN if guidance.sharpens else GuidanceRecipe.NONE
+    return replace(guidance, recipe=recipe)
+
+
+def _describe(
+    loaded: LoadedBundle,
+    round_number: int,
+    guidance: GuidanceConfig,
+    metrics: dict[str, object],
+    normalisation: RadiomicsNormalisation | None,
+    config: TrainConfig,
+) -> BundleInfo:
+    previous = loaded.info
+    summary = round_summary(round_number, guidance.arm, metrics)
+    return BundleInfo(
+        network=previous.network,
+        findings=previous.findings,
+        preprocessing=previous.preprocessing,
+        preprocessing_digest=previous.preprocessing_digest,
+        round=round_number,
+        guidance=guidance.arm,
+        radiomics_normalisation=normalisation.as_dict() if normalisation else None,
+        training_data_digest=previous.training_data_digest,
+        metrics={
+            "validation": metrics,
+            "history": [*previous.metrics["history"], summary],
+        },
+        settings={"train": asdict(config), "guidance": asdict(guidance)},
+    )
+
+
+def _improved(info: BundleInfo, min_improvement: float) -> bool:
+    """Compare the last round of the history with the best before it; undefined never improves."""
+    values = [entry["mean_auroc"] for entry in info.metrics["history"]]
+    earlier = [value for value in values[:-1] if value is not None]
+    if values[-1] is None:
+        return False
+    return not earlier or values[-1] > max(earlier) + min_improvement

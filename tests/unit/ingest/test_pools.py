@@ -1,0 +1,61 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chexradinet.errors import RejectedImageError
+from chexradinet.ingest.pools import decode_in_order
+from chexradinet.ingest.decoding import Outcome
+
+# Each "file" is an expression and `eval` is the decoder: it can be sent to another process, unlike
+# a function of a test, and it can end the process it runs in.
+DECODE = eval
+CRASH = "__import__('os')._exit(1)"
+
+
+def outcomes(files: list[str], num_workers: int, isolated: bool = False) -> list[Outcome]:
+    return list(decode_in_order(files, DECODE, num_workers, isolated))
+
+
+def test_no_files_start_no_process() -> None:
+    assert outcomes([], 0) == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_file_that_kills_its_process_is_rejected_and_the_others_are_not(num_workers: int) -> None:
+    files = [str(number) for number in range(10)]
+    files[5] = CRASH
+    found = outcomes(files, num_workers, isolated=True)
+    (crashed,) = [item for item in found if isinstance(item, RejectedImageError)]
+    assert found.index(crashed) == 5
+    assert crashed.reason == "unreadable"
+    assert found[:5] + found[6:] == [0, 1, 2, 3, 4, *range(6, 10)]
+
+
+def test_number_of_workers_follows_from_processors_and_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("chexradinet.ingest.pools.START_S", 0)
+    monkeypatch.setattr("chexradinet.ingest.pools.workers_for", lambda each, own: 2)
+    files = ["__import__('os').getpid()"] * 200
+    found = {str(item) for item in outcomes(files, 0)}
+    assert str(os.getpid()) in found
+    assert len(found) in (2, 3)
+    isolated = {str(item) for item in outcomes(files, 0, isolated=True)}
+    assert str(os.getpid()) not in isolated
+
+
+def test_processes_that_cannot_start_are_no_fault_of_the_files(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from chexradinet.ingest.pools import decode_in_order\n"
+        "print(list(decode_in_order(['1', '2'], eval, 2)))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(script)], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 1
+    assert "WorkerError: worker processes end before they do anything" in ended.stderr
+    assert ended.stdout == ""

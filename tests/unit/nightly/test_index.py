@@ -1,0 +1,52 @@
+"""The index of a plan is what the plan was completed with, or it is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from chexradinet.artifacts import table_bytes
+from chexradinet.errors import ArtifactError
+from chexradinet.nightly.collect import collect
+from chexradinet.nightly.ledger import Ledger, open_ledger, read_index, write_index
+from chexradinet.nightly.tables import INDEX, table_from
+from tests.nightly_world import World, make_world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """Return a night of one X-ray."""
+    made = make_world(tmp_path, num_png=1)
+    made.run()
+    return made
+
+
+def put_other_index(ledger: Ledger) -> None:
+    """Put a sound index of nothing in the place of the first plan's."""
+    data = table_bytes(table_from([], INDEX), "nightly-index", 1)
+    ledger.store.put(ledger.plan_key(1, "index.parquet"), data)
+
+
+def test_a_plan_that_is_not_complete_has_no_index(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="plan 1 is not complete; collect it first"):
+        read_index(open_ledger(str(tmp_path)), 1)
+
+
+def test_an_index_that_was_changed_is_refused_instead_of_scoring_again(world: World) -> None:
+    ledger = open_ledger(world.results_uri)
+    assert read_index(ledger, 1).num_rows == 1
+    put_other_index(ledger)
+    with pytest.raises(ArtifactError, match=r"index\.parquet has SHA-256 .* restore it"):
+        read_index(ledger, 1)
+    with pytest.raises(ArtifactError, match="restore it"):
+        world.run()
+    assert world.scored_keys() == ["x0000.png"]
+
+
+def test_collecting_again_leaves_the_index_that_the_plan_was_completed_with(world: World) -> None:
+    ledger = open_ledger(world.results_uri)
+    before = ledger.store.get(ledger.plan_key(1, "index.parquet"))
+    # As a release does whose Parquet writes the same rows in other bytes.
+    write_index(ledger, 1, table_from([], INDEX))
+    assert read_index(ledger, 1).num_rows == 1
+    collect(world.addresses, 1)
+    assert ledger.store.get(ledger.plan_key(1, "index.parquet")) == before

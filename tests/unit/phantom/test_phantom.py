@@ -1,0 +1,175 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chexradinet.config import IngestConfig
+from chexradinet.dataset.labels.generic import read_generic_table
+from chexradinet.phantom import (
+    draw_phantom,
+    expose,
+    iter_phantom,
+    make_phantom,
+    write_phantom,
+)
+from chexradinet.phantom.anatomy import draw_body, draw_chest
+from chexradinet.phantom.findings import PHANTOM_FINDINGS, PLANTERS, box_of
+from chexradinet.errors import ConfigError
+from chexradinet.findings import canonical_finding
+from chexradinet.records import Box, Split, View
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0, 96, 0), "num_images"), ((1, 63, 0), "image_side"), ((1, 4096, 0), "image_side")],
+)
+def test_absurd_sizes_are_refused(arguments: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_phantom(*arguments)
+
+
+def test_shortcut_beyond_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="shortcut"):
+        make_phantom(1, 96, 0, shortcut=1.5)
+
+
+def test_mask_without_a_pixel_has_no_box() -> None:
+    assert box_of(np.zeros((5, 5), np.float32), 0.5) is None
+
+
+def test_box_is_tight_and_half_open() -> None:
+    mask = np.zeros((9, 9), np.float32)
+    mask[2:5, 3:8] = 1
+    assert box_of(mask, 0.5, corner=(10, 20)) == Box(12, 23, 15, 28)
+
+
+def test_image_does_not_depend_on_how_many_are_drawn() -> None:
+    few, many = make_phantom(3, 64, 5), make_phantom(9, 64, 5)
+    np.testing.assert_array_equal(few.images, many.images[:3])
+    assert few.boxes == many.boxes[:3]
+    np.testing.assert_array_equal(draw_phantom(8, 64, 5, 0.0).pixels, many.images[8])
+
+
+def test_seed_changes_every_image() -> None:
+    one, other = make_phantom(4, 64, 0), make_phantom(4, 64, 1)
+    assert all((a != b).mean() > 0.5 for a, b in zip(one.images, other.images, strict=True))
+
+
+def test_shapes_and_labels_agree_with_boxes() -> None:
+    phantom = make_phantom(60, 64, 0)
+    assert phantom.images.shape == (60, 64, 64)
+    assert phantom.images.dtype == np.uint8
+    assert phantom.labels.shape == (60, len(PHANTOM_FINDINGS))
+    for labels, boxes in zip(phantom.labels, phantom.boxes, strict=True):
+        named = [item.finding for item in boxes]
+        assert named == [f for f, label in zip(PHANTOM_FINDINGS, labels, strict=True) if label]
+        for item in boxes:
+            assert item.box.clipped(64, 64) == item.box
+
+
+def test_names_are_canonical() -> None:
+    assert [canonical_finding(name) for name in PHANTOM_FINDINGS] == list(PHANTOM_FINDINGS)
+
+
+@pytest.mark.parametrize("finding", sorted(PLANTERS))
+def test_finding_changes_its_box_and_hardly_anything_else(finding: str) -> None:
+    for seed in range(5):
+        body = draw_body(np.random.default_rng(seed))
+        chest = draw_chest(np.random.default_rng(seed), body, 128, 1.0)
+        before = chest.density + chest.vessels
+        box = PLANTERS[finding](np.random.default_rng(seed), chest)
+        assert box is not None
+        change = np.abs(chest.density + chest.vessels - before)
+        inside = np.zeros_like(change, dtype=bool)
+        # Soft edges reach beyond the box by less than a tenth of the image.
+        reach = 12
+        rows = slice(max(0, int(box.top) - reach), int(box.bottom) + reach)
+        inside[rows, max(0, int(box.left) - reach) : int(box.right) + reach] = True
+        assert change[~inside].sum() < 0.05 * change.sum()
+        tight = change[int(box.top) : int(box.bottom), int(box.left) : int(box.right)]
+        assert tight.sum() > 0.6 * change.sum()
+
+
+def test_large_heart_has_a_larger_box() -> None:
+    def width(factor: float) -> float:
+        body = draw_body(np.random.default_rng(0))
+        chest = draw_chest(np.random.default_rng(0), body, 128, factor)
+        box = box_of(1 - chest.heart_radius, 0.0)
+        assert box is not None
+        return box.right - box.left
+
+    assert width(1.4) > 1.25 * width(1.0)
+
+
+def test_findings_differ_in_size_and_place() -> None:
+    phantom = make_phantom(300, 64, 3)
+    found: dict[str, list[Box]] = {name: [] for name in PHANTOM_FINDINGS}
+    for boxes in phantom.boxes:
+        for item in boxes:
+            found[item.finding].append(item.box)
+    area = {name: np.mean([box.area_px for box in boxes]) / 64**2 for name, boxes in found.items()}
+    height = {name: np.mean([box.bottom for box in boxes]) / 64 for name, boxes in found.items()}
+    assert area["Nodule"] < 0.012 < area["Mass"] < 0.045 < area["Cardiomegaly"]
+    assert height["Pneumothorax"] < 0.66 < height["Effusion"]
+    prevalence = phantom.labels.mean(axis=0)
+    assert (abs(prevalence - 0.2) < 0.08).all()
+
+
+def test_effusion_goes_with_heart_failure_and_infection() -> None:
+    wanted = ("Effusion", "Cardiomegaly", "Consolidation", "Mass")
+    labels = np.array(
+        [[name in item.findings for name in wanted] for item in iter_phantom(600, 64, 2)]
+    )
+    correlation = np.corrcoef(labels.T)[0]
+    assert correlation[1] > 0.1
+    assert correlation[2] > 0.1
+    assert abs(correlation[3]) < 0.1
+
+
+@pytest.mark.parametrize(("shortcut", "with_it", "without"), [(0.0, 0.4, 0.4), (1.0, 0.9, 0.1)])
+def test_shortcut_ties_the_view_to_consolidation(
+    shortcut: float, with_it: float, without: float
+) -> None:
+    phantom = make_phantom(300, 64, 4, shortcut=shortcut)
+    sick = phantom.labels[:, PHANTOM_FINDINGS.index("Consolidation")] == 1
+    portable = np.array([view is View.AP for view in phantom.views])
+    assert abs(portable[sick].mean() - with_it) < 0.15
+    assert abs(portable[~sick].mean() - without) < 0.08
+
+
+def test_marker_shows_only_on_an_ap_view() -> None:
+    body = draw_body(np.random.default_rng(0))
+    chest = draw_chest(np.random.default_rng(0), body, 80, 1.0)
+    corner = (slice(4, 8), slice(70, 76))
+    assert (expose(np.random.default_rng(1), chest, View.AP)[corner] == 242).all()
+    assert (expose(np.random.default_rng(1), chest, View.PA)[corner] < 200).all()
+
+
+def test_files_are_a_source_with_patients_and_splits(tmp_path: Path) -> None:
+    write_phantom(tmp_path, 36, 64, seed=6)
+    table = read_generic_table(tmp_path, IngestConfig())
+    phantom = make_phantom(36, 64, 6)
+    assert set(table.findings) == set(PHANTOM_FINDINGS)
+    patients: dict[str, set[Split | None]] = {}
+    for row, pixels, boxes in zip(table.rows, phantom.images, phantom.boxes, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / row.file)), pixels)
+        assert row.boxes == boxes
+        assert row.age is not None
+        patients.setdefault(row.patient_id, set()).add(row.split)
+    sizes = [sum(row.patient_id == patient for row in table.rows) for patient in patients]
+    assert sizes == [1, 2, 3] * 6
+    assert all(len(splits) == 1 for splits in patients.values())
+    splits = [row.split for row in table.rows]
+    assert (splits.count(Split.TRAIN), splits.count(Split.VALIDATION)) == (24, 6)
+
+
+def test_table_holds_one_json_list_of_boxes_a_row(tmp_path: Path) -> None:
+    write_phantom(tmp_path, 12, 64, seed=0)
+    with (tmp_path / "labels.csv").open(encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            names = [item["finding"] for item in json.loads(row["boxes"] or "[]")]
+            assert "|".join(names) == (row["findings"] if names else "")
+            assert names or row["findings"] == "No Finding"

@@ -1,0 +1,112 @@
+"""Back to an earlier champion, and what stands in the way of it."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chexradinet.config import Backbone, NetworkConfig, PreprocessingConfig
+from chexradinet.errors import ArtifactError, ConfigError
+from chexradinet.registry import roll_back
+from chexradinet.registry.champion import fetch_champion, read_pointer
+from chexradinet.model.bundle import BundleInfo, model_card, save_bundle, verify_bundle
+from chexradinet.model.resnet import build_network
+
+
+def published(models: Path, seed: int) -> str:
+    """Write a bundle under its digest, as a publication does; return the digest."""
+    network = build_network(
+        NetworkConfig(backbone=Backbone.RESNET18_NARROW, map_stride=32), 1, seed
+    )
+    preprocessing = PreprocessingConfig(image_side=32)
+    info = BundleInfo(
+        network=network.config,
+        findings=("Mass",),
+        preprocessing=preprocessing,
+        preprocessing_digest=preprocessing.digest(),
+        round=seed,
+    )
+    save_bundle(models / "new", info, network, None, model_card(info))
+    digest = verify_bundle(models / "new")
+    (models / "new").rename(models / digest)
+    return digest
+
+
+@pytest.fixture
+def digests(tmp_path: Path) -> tuple[str, str]:
+    """Publish two models under `tmp_path`; return the older and the champion."""
+    older, champion = published(tmp_path, 0), published(tmp_path, 1)
+    history = [{"digest": older, "reason": "a"}, {"digest": champion, "reason": "b"}]
+    pointer: dict[str, Any] = {"schema": 1, "kind": "champion", "digest": champion}
+    (tmp_path / "champion.json").write_text(json.dumps(pointer | {"history": history}))
+    return older, champion
+
+
+def test_the_older_model_is_the_champion_again_and_the_history_tells_it(
+    tmp_path: Path, digests: tuple[str, str]
+) -> None:
+    older, champion = digests
+    assert roll_back.roll_back(str(tmp_path), older[:8]) == older
+    assert fetch_champion(str(tmp_path), tmp_path / "fetched") == older
+    history = read_pointer(str(tmp_path))[0]["history"]
+    assert [entry["digest"] for entry in history] == [older, champion, older]
+    assert champion[:12] in history[-1]["reason"]
+    assert (tmp_path / champion).is_dir()
+
+
+def test_rolling_back_to_the_champion_changes_nothing(
+    tmp_path: Path, digests: tuple[str, str]
+) -> None:
+    before = (tmp_path / "champion.json").read_bytes()
+    assert roll_back.roll_back(str(tmp_path), digests[1]) == digests[1]
+    assert (tmp_path / "champion.json").read_bytes() == before
+
+
+def test_it_can_be_taken_back(tmp_path: Path, digests: tuple[str, str]) -> None:
+    older, champion = digests
+    roll_back.roll_back(str(tmp_path), older)
+    assert roll_back.roll_back(str(tmp_path), champion) == champion
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 64, "abc"])
+def test_an_unknown_or_short_digest_lists_what_there_is(
+    tmp_path: Path, digests: tuple[str, str], digest: str
+) -> None:
+    with pytest.raises(ConfigError, match=digests[0][:12]):
+        roll_back.roll_back(str(tmp_path), digest)
+
+
+def test_nothing_published_yet_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none"):
+        roll_back.roll_back(str(tmp_path), "0" * 64)
+
+
+def test_a_changed_bundle_does_not_become_champion(
+    tmp_path: Path, digests: tuple[str, str]
+) -> None:
+    weights = tmp_path / digests[0] / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(ArtifactError):
+        roll_back.roll_back(str(tmp_path), digests[0])
+    assert read_pointer(str(tmp_path))[0]["digest"] == digests[1]
+
+
+def test_a_bundle_under_anothers_name_does_not_become_champion(
+    tmp_path: Path, digests: tuple[str, str]
+) -> None:
+    (tmp_path / digests[0]).rename(tmp_path / "aside")
+    (tmp_path / digests[1]).rename(tmp_path / digests[0])
+    with pytest.raises(ArtifactError, match="has digest"):
+        roll_back.roll_back(str(tmp_path), digests[0])
+
+
+def test_the_command_ends_in_a_message_not_a_traceback(
+    tmp_path: Path, digests: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert roll_back.main([str(tmp_path)]) == 2
+        assert roll_back.main([str(tmp_path), "0" * 64]) == 1
+        assert roll_back.main([str(tmp_path), digests[0]]) == 0
+    assert "names 0 bundles" in caplog.text

@@ -1,0 +1,136 @@
+"""The pages of a night: what they show, and what they must not."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chexradinet.evaluation.distribution import numeric_distribution
+from chexradinet.reports.nightly_contents import NightReport, OutsideXRay
+from chexradinet.reports.nightly_plots import reference_density, score_histograms
+from chexradinet.reports.nightly import Lacking, write_night_report, write_worklist_page
+from chexradinet.reports.page import table
+from chexradinet.reports.worklist import WaitingImage, WorklistConfig, worklist
+
+UNTIL = datetime(2026, 2, 2, tzinfo=UTC)
+EDGES = np.linspace(0, 1, 21)
+
+
+def page(tmp_path: Path, **changes: object) -> str:
+    """Return the report of a small night."""
+    night = {
+        "date": "2026-02-01",
+        "plan": 7,
+        "model_digest": "a" * 64,
+        "num_planned": 3,
+        "num_scored": 2,
+        "num_studies": 2,
+        "excluded": [],
+        "probabilities": {"Mass": [0.1, 0.3]},
+        "num_flagged": {"Mass": 0},
+        "thresholds": {"Mass": 0.5},
+        "drift": None,
+        **changes,
+    }
+    write_night_report(tmp_path / "report.html", NightReport(**night))  # type: ignore[arg-type]
+    return (tmp_path / "report.html").read_text("utf-8")
+
+
+def list_page(tmp_path: Path, lacking: Lacking | None) -> str:
+    """Return the page of a worklist of one study."""
+    image = WaitingImage(
+        study_uid="1.2.3",
+        arrived=UNTIL - timedelta(hours=30),
+        probabilities={"Mass": 0.5},
+        flagged=["Mass"],
+        notes=["out_of_distribution"],
+    )
+    config = WorklistConfig(max_wait_h=72)
+    entries = worklist([image], UNTIL, config)
+    write_worklist_page(tmp_path / "list.html", "2026-02-01", entries, config, lacking)
+    return (tmp_path / "list.html").read_text("utf-8")
+
+
+def test_a_night_without_anything_has_a_page(tmp_path: Path) -> None:
+    nothing = {"num_planned": 0, "num_scored": 0, "num_studies": 0, "probabilities": {}}
+    assert "No X-ray was scored." in page(tmp_path, **nothing)
+
+
+def test_objects_without_a_score_are_counted_by_reason_and_not_named(tmp_path: Path) -> None:
+    rows = [
+        {"object_key": "DOE^JANE.dcm", "status": "rejected", "reason": "not_chest", "detail": "x"},
+        {"object_key": "ROE.dcm", "status": "rejected", "reason": "not_chest", "detail": "y"},
+        {"object_key": "b", "status": "duplicate", "reason": "duplicate", "detail": "as DOE^JANE"},
+    ]
+    found = page(tmp_path, excluded=rows)
+    assert "DOE" not in found
+    assert '<td class="text">not chest</td><td>2</td>' in found
+    assert "rejected-000007.csv" in found
+
+
+def test_x_rays_out_of_distribution_are_listed_with_the_rule(tmp_path: Path) -> None:
+    outside = [OutsideXRay(study_uid=f"1.2.{n}", distance=900.0 - n) for n in range(250)]
+    found = page(
+        tmp_path, num_out_of_distribution=250, outside=outside, ood_rule="Flagged beyond 5."
+    )
+    assert "Flagged beyond 5." in found
+    assert '<th scope="row" class="text uid">1.2.3</th><td>897.00</td>' in found
+    assert found.count('class="text uid"') == 200
+    assert "50 more." in found
+    assert "Unlike the training data" not in page(tmp_path)
+
+
+def test_the_worklist_page_shows_priority_and_when_a_study_is_due(tmp_path: Path) -> None:
+    found = list_page(tmp_path, None)
+    cells = ["0.30", "1", "2026-01-31 18:00", "2026-02-03 18:00"]
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in found
+    assert "out of distribution" in found
+    assert "Not on this list" not in found
+
+
+def test_the_worklist_page_says_how_many_files_must_be_read_without_it(tmp_path: Path) -> None:
+    unscored = {("postponed", "changed"): 1, ("rejected", "not_an_image"): 1200}
+    found = list_page(tmp_path, Lacking(unscored))
+    assert "no score: 1,201. Read them without the list." in found
+    assert '<td class="text">not an image</td><td>1,200</td>' in found
+    assert "Every X-ray of the night has a score." in list_page(tmp_path, Lacking({}))
+
+
+def test_only_identifiers_may_be_broken_anywhere(tmp_path: Path) -> None:
+    found = table("t", "", ["", "study", "note"], [["1", "1.2.3", "a word"]], (), 3, (1,))
+    assert '<th scope="row" class="text">1</th><td class="text uid">1.2.3</td>' in found
+    style = page(tmp_path)
+    assert "th.uid, td.uid { min-width: 13em; overflow-wrap: anywhere; }" in style
+    assert "white-space: normal; }" in style
+
+
+@pytest.mark.parametrize("shape", [(1, 60), (2, 5), (200, 1800), (8000, 72000), (50, 1)])
+def test_the_reference_line_of_an_unchanged_night_lies_on_its_histogram(
+    shape: tuple[int, int],
+) -> None:
+    generator = np.random.default_rng(0)
+    seen, fresh = generator.beta(*shape, 20000), generator.beta(*shape, 20000)
+    density = reference_density(numeric_distribution(seen), EDGES)
+    drawn = np.histogram(fresh, EDGES)[0] / len(fresh) * 20
+    assert density.sum() / 20 == pytest.approx(1)
+    # Its bins are tenths of all values, the outermost without an end: less than a tenth is astray.
+    assert np.abs(density - drawn).sum() / 20 < 0.15
+    assert density.max() > 0.85 * drawn.max()
+
+
+def test_a_constant_reference_is_a_spike_and_an_empty_one_nothing() -> None:
+    spike = reference_density(numeric_distribution([0.5] * 30), EDGES)
+    assert spike.argmax() == 10
+    assert spike[10] == pytest.approx(20)
+    assert not reference_density(numeric_distribution([]), EDGES).any()
+    for value in (0.0, 1.0):
+        ends = reference_density(numeric_distribution([value] * 30), EDGES)
+        assert ends.sum() / 20 == pytest.approx(1)
+
+
+def test_histograms_are_equal_bytes_and_need_no_reference() -> None:
+    scores = {"Mass": [0.1, 0.2], "Edema": [0.9]}
+    reference = {"Mass": numeric_distribution([0.1, 0.15, 0.2, 0.3])}
+    assert score_histograms(scores, reference) == score_histograms(scores, reference)
+    assert score_histograms(scores, {}) != score_histograms(scores, reference)

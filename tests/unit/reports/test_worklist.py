@@ -1,0 +1,108 @@
+"""The order of the worklist: urgency times probability, and the cap."""
+
+import csv
+import io
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from chexradinet.errors import ConfigError
+from chexradinet.findings import KNOWN_FINDINGS
+from chexradinet.reports.worklist import (
+    COLUMNS,
+    DEFAULT_URGENCY,
+    WaitingImage,
+    WorklistConfig,
+    worklist,
+    worklist_csv,
+    worklist_section,
+)
+
+UNTIL = datetime(2026, 2, 2, tzinfo=UTC)
+
+
+def image(study: str, age_h: float = 1.0, **probabilities: float) -> WaitingImage:
+    """Return an X-ray that arrived so many hours before the end of the day."""
+    flagged = [finding for finding, value in probabilities.items() if value >= 0.5]
+    return WaitingImage(
+        study_uid=study,
+        arrived=UNTIL - timedelta(hours=age_h),
+        probabilities=probabilities,
+        flagged=flagged,
+    )
+
+
+def order(*images: WaitingImage, config: WorklistConfig | None = None) -> list[str]:
+    """Return the studies in order."""
+    entries = worklist(images, UNTIL, config or WorklistConfig())
+    return [entry.study_uid for entry in entries]
+
+
+def test_no_x_ray_gives_an_empty_list() -> None:
+    assert worklist([], UNTIL, WorklistConfig()) == ()
+    assert worklist_csv(()) == ",".join(COLUMNS) + "\n"
+    assert "No study was scored." in worklist_section((), WorklistConfig())
+
+
+def test_an_urgent_finding_goes_before_a_likelier_one_that_is_not() -> None:
+    # 1.0 * 0.5 against 0.2 * 0.9.
+    assert order(image("b", Fibrosis=0.9), image("a", Pneumothorax=0.5)) == ["a", "b"]
+
+
+def test_the_most_urgent_image_of_a_study_counts() -> None:
+    entries = worklist(
+        [image("s", Mass=0.1), image("s", 5.0, Pneumothorax=0.4)], UNTIL, WorklistConfig()
+    )
+    assert [(e.num_images, e.top_finding, e.priority) for e in entries] == [
+        (2, "Pneumothorax", 0.4)
+    ]
+    assert entries[0].arrived == UNTIL - timedelta(hours=5)
+
+
+def test_no_study_is_kept_waiting_beyond_the_cap_by_its_priority() -> None:
+    config = WorklistConfig(max_wait_h=72, interval_h=24)
+    found = order(
+        image("urgent", 1.0, Pneumothorax=0.99),
+        image("old", 49.0, Fibrosis=0.01),
+        image("older", 60.0, Fibrosis=0.01),
+        image("not yet", 47.0, Fibrosis=0.02),
+        config=config,
+    )
+    assert found == ["older", "old", "urgent", "not yet"]
+
+
+def test_equal_priorities_are_read_in_order_of_arrival_then_of_identifier() -> None:
+    images = [image("c", 2.0, Mass=0.3), image("b", 1.0, Mass=0.3), image("a", 1.0, Mass=0.3)]
+    assert order(*images) == order(*reversed(images)) == ["c", "a", "b"]
+
+
+def test_a_site_can_set_its_own_urgencies() -> None:
+    config = WorklistConfig(urgency={"Hernia": 1.0})
+    images = (image("a", Pneumothorax=0.5), image("b", Hernia=0.6))
+    assert order(*images) == ["a", "b"]
+    assert order(*images, config=config) == ["b", "a"]
+
+
+def test_every_known_finding_has_an_urgency() -> None:
+    assert set(DEFAULT_URGENCY) == set(KNOWN_FINDINGS)
+
+
+def test_an_unknown_finding_has_no_urgency_to_set() -> None:
+    with pytest.raises(ConfigError, match="canonical finding"):
+        WorklistConfig(urgency={"Pnoimonia": 0.5})
+
+
+def test_csv_has_a_line_a_study_and_text_is_quoted() -> None:
+    entries = worklist([image('1,"2', Mass=0.7)], UNTIL, WorklistConfig())
+    row = next(csv.DictReader(io.StringIO(worklist_csv(entries))))
+    assert (row["study_uid"], row["position"], row["flagged_findings"]) == ('1,"2', "1", "Mass")
+
+
+def test_the_page_says_the_rule_and_that_it_is_no_triage_and_escapes_what_comes_from_outside() -> (
+    None
+):
+    entries = worklist([image("<script>", 100.0, Mass=0.7)], UNTIL, WorklistConfig())
+    page = worklist_section(entries, WorklistConfig())
+    assert "72 h" in page
+    assert "not emergency triage" in page
+    assert "<script>" not in page
