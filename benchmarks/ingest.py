@@ -33,9 +33,9 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from scipy import ndimage
 
 from chexradinet.config import DicomConfig, PreprocessingConfig
+from chexradinet.dataset.geometry import fit_to_model
 from chexradinet.dicom.reader import read_model_pixels
 from chexradinet.phantom.dicom_write import encode_radiograph
-from chexradinet.dataset.geometry import fit_to_model
 
 SIDE = 224
 TARGETS = {

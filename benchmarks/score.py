@@ -33,17 +33,18 @@ from pydicom import uid
 
 from benchmarks.peer_nightly import Peer, as_published, open_peer, run_peer
 from chexradinet.config import Backbone, DicomConfig, NetworkConfig, PreprocessingConfig
+from chexradinet.config.nightly import PlanConfig, ScoreConfig
 from chexradinet.dicom.reader import read_model_pixels
-from chexradinet.phantom.dicom_write import encode_radiograph
-from chexradinet.phantom import draw_phantom
+from chexradinet.evaluation.calibration import Calibration, FindingCalibration, apply_calibration
+from chexradinet.evaluation.reference import Population, build_reference
 from chexradinet.findings import NIH_FINDINGS
-from chexradinet.config.nightly import Addresses, PlanConfig, ScoreConfig
-from chexradinet.nightly.run import nightly
 from chexradinet.model.bundle import BundleInfo, model_card, replace_info, save_bundle
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
-from chexradinet.evaluation.calibration import Calibration, FindingCalibration, apply_calibration
-from chexradinet.evaluation.reference import Population, build_reference
+from chexradinet.nightly.addresses import Addresses
+from chexradinet.nightly.run import nightly
+from chexradinet.phantom import draw_phantom
+from chexradinet.phantom.dicom_write import encode_radiograph
 
 SIDE = 2048
 BATCH_SIZE = 16

@@ -21,9 +21,9 @@ import torch
 
 from benchmarks.score import night, publish
 from chexradinet.config import Backbone, NetworkConfig
-from chexradinet.phantom import draw_phantom
 from chexradinet.findings import NIH_FINDINGS
 from chexradinet.model.resnet import build_network
+from chexradinet.phantom import draw_phantom
 
 COUNTS = (500, 5000)
 SIDE = 64

@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from chexradinet.phantom import write_phantom
-from chexradinet.phantom.dicom import write_phantom_inbox
 from chexradinet.errors import ConfigError
 from chexradinet.evaluation.metrics import headline_rows, read_metrics
+from chexradinet.phantom import write_phantom
+from chexradinet.phantom.dicom import write_phantom_inbox
 from pipelines.compile import compile_nightly, compile_training
 from pipelines.parameters import Value, load_compiled, parse_settings
 from pipelines.run import artifacts_of, run_locally

@@ -6,11 +6,11 @@ import numpy as np
 
 from chexradinet.config import PreprocessingConfig
 from chexradinet.dataset.geometry import fit_to_model
-from chexradinet.phantom import draw_phantom
-from chexradinet.model.bundle import load_bundle
-from chexradinet.model.inference import predict
 from chexradinet.evaluation.calibration import apply_calibration
 from chexradinet.evaluation.reference import Population, build_reference
+from chexradinet.model.bundle import load_bundle
+from chexradinet.model.inference import predict
+from chexradinet.phantom import draw_phantom
 from tests.nightly_world import FINDINGS, SIDE_PX, World, calibration
 
 

@@ -17,22 +17,17 @@ import pyarrow.parquet as pq
 from pydicom import uid
 
 from chexradinet.config import NetworkConfig, PreprocessingConfig, QualityConfig
-from chexradinet.phantom.dicom_write import encode_radiograph
-from chexradinet.phantom import draw_phantom
-from chexradinet.nightly.outcome import Night
-from chexradinet.config.nightly import (
-    Addresses,
-    PlanConfig,
-    ResultSettings,
-    Run,
-    ScoreConfig,
-)
-from chexradinet.nightly.run import nightly
-from chexradinet.nightly.plan import PlanOutcome
-from chexradinet.model.bundle import BundleInfo, model_card, replace_info, save_bundle
-from chexradinet.model.resnet import build_network
+from chexradinet.config.nightly import PlanConfig, ResultSettings, Run, ScoreConfig
 from chexradinet.evaluation.calibration import Calibration, FindingCalibration
 from chexradinet.evaluation.reference import Reference
+from chexradinet.model.bundle import BundleInfo, model_card, replace_info, save_bundle
+from chexradinet.model.resnet import build_network
+from chexradinet.nightly.addresses import Addresses
+from chexradinet.nightly.outcome import Night
+from chexradinet.nightly.plan import PlanOutcome
+from chexradinet.nightly.run import nightly
+from chexradinet.phantom import draw_phantom
+from chexradinet.phantom.dicom_write import encode_radiograph
 from chexradinet.store import open_store
 
 FINDINGS = ("Cardiomegaly", "Effusion", "Mass")

@@ -5,7 +5,8 @@ image, and a pixel covers the half-open square from its index to its index plus 
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import date
 from enum import StrEnum
 from typing import Any
 
@@ -204,3 +205,55 @@ class Region:
     """Row of the map's maximum, where the map has one."""
     peak_column: float | None = None
     """Column of the map's maximum, where the map has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RadiographHeader:
+    """Header of one radiograph. What identifies the patient is left out of its `repr`."""
+
+    sop_instance_uid: str = field(repr=False)
+    study_instance_uid: str = field(repr=False)
+    patient_id: str = field(repr=False)
+    study_date: date | None = field(repr=False)
+    acquisition_date: date | None = field(repr=False)
+    sop_class_uid: str
+    modality: str
+    view: View
+    """`PA`, `AP` or unknown, by the rules of `dicom_rules`."""
+    is_frontal: bool | None
+    """None where the header does not say."""
+    view_source: str
+    """Which rule told the view; empty where none did."""
+    body_part: str
+    """Body Part Examined, upper case."""
+    shows_chest: bool | None
+    """Whether the body part is the chest; None where none is named."""
+    is_human: bool
+    """False where anything in the header speaks of an animal."""
+    age_years: float | None
+    """From Patient's Age, else, also where that is zero, from birth date and study date."""
+    sex: str
+    """`F`, `M`, `O` or empty."""
+    manufacturer: str
+    model: str
+    presentation_intent: str
+    """`FOR PRESENTATION`, `FOR PROCESSING` or empty."""
+    burned_in_annotation: str
+    """`YES`, `NO` or empty."""
+    photometric_interpretation: str
+    """One of `dicom_pixels.PHOTOMETRIC`, so that it cannot hold anything else."""
+    rows: int
+    columns: int
+    row_spacing_mm: float | None
+    """Distance between rows, where the header tells it; in which plane, `spacing_source` says."""
+    column_spacing_mm: float | None
+    spacing_source: str
+    """`imager_pixel_spacing`, `pixel_spacing` or empty."""
+    pixel_aspect_ratio: float
+    """Height of a pixel over its width."""
+    transfer_syntax: str
+    """UID."""
+    window: str = ""
+    """Which VOI LUT or window was applied; empty until pixels are decoded."""
+    notes: tuple[str, ...] = ()
+    """Oddities that did not prevent reading."""

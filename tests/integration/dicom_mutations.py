@@ -14,10 +14,10 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig, PreprocessingConfig, QualityConfig
-from chexradinet.dicom.reader import read_radiograph, to_model
-from chexradinet.phantom.dicom_write import WRITABLE_SYNTAXES, encode_radiograph
 from chexradinet.dataset.quality import gate
+from chexradinet.dicom.reader import read_radiograph, to_model
 from chexradinet.errors import RejectedImageError
+from chexradinet.phantom.dicom_write import WRITABLE_SYNTAXES, encode_radiograph
 from tests.dicom_files import with_pixel_bytes
 from tests.integration.mutations import read_cases, with_changed_bytes
 

@@ -18,11 +18,11 @@ from pydicom import uid
 from pydicom.encaps import generate_frames
 
 from chexradinet.config import DicomConfig
-from chexradinet.dicom.reader import read_radiograph
 from chexradinet.dicom.file import open_dicom
 from chexradinet.dicom.pixels import pixel_layout, stored_pixels
-from chexradinet.phantom.dicom_write import LOSSY_SYNTAXES, WRITABLE_SYNTAXES, encode_radiograph
+from chexradinet.dicom.reader import read_radiograph
 from chexradinet.errors import RejectedImageError
+from chexradinet.phantom.dicom_write import LOSSY_SYNTAXES, WRITABLE_SYNTAXES, encode_radiograph
 from tests.dicom_files import with_stream
 
 Scene = Callable[..., NDArray[np.integer]]

@@ -27,6 +27,15 @@ from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
 from chexradinet.config import StoreConfig
+from chexradinet.dicom.web_access import client_for
+from chexradinet.dicom_results.cases import (
+    DicomResults,
+    ScoredCase,
+    ScoredFinding,
+    ScoringModel,
+)
+from chexradinet.dicom_results.results import write_dicom_results
+from chexradinet.dicom_results.upload import UploadOutcome, upload_instance, upload_results
 from chexradinet.errors import (
     ConfigError,
     StoreAccessError,
@@ -37,16 +46,7 @@ from chexradinet.errors import (
     StoreRefusedError,
     StoreUnavailableError,
 )
-from chexradinet.dicom_results.upload import UploadOutcome, upload_instance, upload_results
 from chexradinet.records import Box, Geometry
-from chexradinet.dicom_results.cases import (
-    DicomResults,
-    ScoredCase,
-    ScoredFinding,
-    ScoringModel,
-)
-from chexradinet.dicom_results.results import write_dicom_results
-from chexradinet.dicom.web_access import client_for
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 NAMES = ("DICOMWEB_TOKEN", "DICOMWEB_USER", "DICOMWEB_PASSWORD", "DICOMWEB_CA_BUNDLE")

@@ -17,13 +17,13 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from chexradinet.config import StoreConfig
+from chexradinet.dicom import web as dicomweb
+from chexradinet.dicom.web import fetch, list_instances
 from chexradinet.errors import (
     StoreIntegrityError,
     StoreNotFoundError,
     StoreUnavailableError,
 )
-from chexradinet.dicom import web as dicomweb
-from chexradinet.dicom.web import fetch, list_instances
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 AT_ONCE = StoreConfig(retry_total_s=0)

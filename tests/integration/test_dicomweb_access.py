@@ -11,9 +11,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from chexradinet.config import StoreConfig
-from chexradinet.errors import StoreAccessError, StoreError, StoreUnavailableError
 from chexradinet.dicom import web as dicomweb
 from chexradinet.dicom.web import list_instances
+from chexradinet.errors import StoreAccessError, StoreError, StoreUnavailableError
 
 NAMES = ("DICOMWEB_TOKEN", "DICOMWEB_USER", "DICOMWEB_PASSWORD", "DICOMWEB_CA_BUNDLE")
 QUICK = StoreConfig(retry_total_s=0.5)

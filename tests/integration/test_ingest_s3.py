@@ -18,7 +18,6 @@ from minio.credentials.providers import StaticProvider
 
 from chexradinet.config import StoreConfig
 from chexradinet.dataset.dataset import open_dataset
-from chexradinet.phantom import write_phantom
 from chexradinet.errors import (
     SourceError,
     StoreAccessError,
@@ -30,6 +29,7 @@ from chexradinet.ingest.ingest import ingest
 from chexradinet.ingest.remote_sources import Bucket
 from chexradinet.ingest.sources import Folder
 from chexradinet.ingest.upload import WORK_VARIABLE, ingest_to
+from chexradinet.phantom import write_phantom
 from chexradinet.store import (
     download_directory,
     list_uris,

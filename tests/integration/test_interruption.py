@@ -11,12 +11,12 @@ import pytest
 
 from chexradinet.artifacts import write_document
 from chexradinet.config import IngestConfig, PreprocessingConfig, SourceFormat
-from chexradinet.phantom import write_phantom
 from chexradinet.errors import Interrupted
 from chexradinet.ingest.ingest import ingest
-from chexradinet.training.preemption import safeguard
 from chexradinet.model.checkpoint import KIND, POSITION_FILE, SCHEMA
+from chexradinet.phantom import write_phantom
 from chexradinet.store import list_uris
+from chexradinet.training.preemption import safeguard
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from chexradinet.config import QualityConfig
-from chexradinet.nightly.ledger import open_ledger, read_completion
 from chexradinet.config.nightly import ResultSettings
+from chexradinet.nightly.ledger import open_ledger, read_completion
 from chexradinet.store.local import LocalStore
 from tests.nightly_world import World, make_world
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from chexradinet.phantom import write_phantom
-from chexradinet.model.bundle import read_bundle_info
 from chexradinet.evaluation.metrics import read_metrics
+from chexradinet.model.bundle import read_bundle_info
+from chexradinet.phantom import write_phantom
 from pipelines.parameters import load_compiled, parse_settings
 from pipelines.run import LocalRunError, artifacts_of, run_locally
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from chexradinet.dataset.dataset import open_dataset
-from chexradinet.phantom.dicom import write_phantom_inbox
-from chexradinet.model.bundle import verify_bundle
 from chexradinet.evaluation.metrics import read_metrics
+from chexradinet.model.bundle import verify_bundle
+from chexradinet.phantom.dicom import write_phantom_inbox
 from pipelines.run import artifacts_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,10 +1,10 @@
 """A tiny data set and a tiny model, made once by the flows themselves."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from chexradinet.config import (
     Backbone,
@@ -13,9 +13,6 @@ from chexradinet.config import (
     PreprocessingConfig,
     TrainConfig,
 )
-from chexradinet.phantom import write_phantom
-from chexradinet.ingest.ingest import ingest
-from chexradinet.training.train import train
 
 TINY_NETWORK = NetworkConfig(backbone=Backbone.RESNET18_NARROW, map_stride=8)
 TINY_TRAINING = TrainConfig(epochs=1, batch_size=16, learning_rate=2e-3, seed=5, num_threads=1)
@@ -23,7 +20,11 @@ TINY_TRAINING = TrainConfig(epochs=1, batch_size=16, learning_rate=2e-3, seed=5,
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Use one torch thread: equal runs give equal bytes, and cores stay free."""
+    """Use one torch thread if torch is loaded: equal runs give equal bytes, cores stay free."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -33,6 +34,9 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data set of 72 phantom X-rays of 64 px, 48 of them for training."""
+    from chexradinet.ingest.ingest import ingest
+    from chexradinet.phantom import write_phantom
+
     folder = tmp_path_factory.mktemp("tiny")
     write_phantom(folder / "source", 72, 96, seed=3)
     config = IngestConfig(preprocessing=PreprocessingConfig(image_side=64), num_workers=1)
@@ -43,6 +47,8 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> Path:
     """Return a bundle of round 0, trained for one epoch on the tiny data set."""
+    from chexradinet.training.train import train
+
     target = tmp_path_factory.mktemp("model") / "round-0"
     train(tiny_dataset, target, TINY_NETWORK, TINY_TRAINING)
     return target

@@ -13,9 +13,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from prometheus_client import generate_latest
 
-from chexradinet.records import RejectReason
 from chexradinet import monitoring as telemetry
 from chexradinet.monitoring import NightlyTelemetry, RunTelemetry, TrainingTelemetry
+from chexradinet.records import RejectReason
 
 DIGEST = "ab" * 32
 SUCCESS = "chexradinet_nightly_last_success_timestamp_seconds"

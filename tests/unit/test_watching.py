@@ -2,10 +2,10 @@
 
 import pytest
 
-from chexradinet.errors import TrainingError
 from chexradinet import watching
-from chexradinet.watching import BACK_OFF_S, PUSH_INTERVAL_S, Heartbeat, watched
+from chexradinet.errors import TrainingError
 from chexradinet.monitoring import ADDRESS_VARIABLE, TrainingTelemetry
+from chexradinet.watching import BACK_OFF_S, PUSH_INTERVAL_S, Heartbeat, watched
 
 
 class Gateway:

@@ -37,7 +37,8 @@ def plan_command(
     run_id: RunId = SHELL_RUN,
 ) -> None:
     """Plan what arrived since the last run, and print the work for `score` and `collect`."""
-    from chexradinet.config.nightly import Addresses, PlanConfig, Run, night_settings
+    from chexradinet.config.nightly import PlanConfig, Run, night_settings
+    from chexradinet.nightly.addresses import Addresses
     from chexradinet.nightly.run import plan_stage
 
     config = PlanConfig(
@@ -63,7 +64,8 @@ def score_command(
     run_id: RunId = SHELL_RUN,
 ) -> None:
     """Score one shard of the planned X-rays, unless it was done before."""
-    from chexradinet.config.nightly import Addresses, Run, ScoreConfig
+    from chexradinet.config.nightly import Run, ScoreConfig
+    from chexradinet.nightly.addresses import Addresses
     from chexradinet.nightly.run import score_stage
 
     addresses = Addresses(inbox_uri=inbox, models_uri=models, results_uri=results)
@@ -77,7 +79,8 @@ def collect_command(
     inbox: Inbox, models: Models, results: Results, work: Work, run_id: RunId = SHELL_RUN
 ) -> None:
     """Write scores, worklist and report of the planned X-rays."""
-    from chexradinet.config.nightly import Addresses, Run
+    from chexradinet.config.nightly import Run
+    from chexradinet.nightly.addresses import Addresses
     from chexradinet.nightly.run import collect_stage
 
     addresses = Addresses(inbox_uri=inbox, models_uri=models, results_uri=results)
@@ -98,12 +101,8 @@ def nightly_command(
     num_decoders: Decoders = 2,
 ) -> None:
     """Plan, score and collect in one go; after a failure, run it again and it goes on."""
-    from chexradinet.config.nightly import (
-        Addresses,
-        PlanConfig,
-        ScoreConfig,
-        night_settings,
-    )
+    from chexradinet.config.nightly import PlanConfig, ScoreConfig, night_settings
+    from chexradinet.nightly.addresses import Addresses
     from chexradinet.nightly.run import nightly
 
     config = PlanConfig(

@@ -12,35 +12,60 @@ from chexradinet.config import (
     require,
 )
 from chexradinet.errors import ConfigError
-from chexradinet.reports.worklist import WorklistConfig
-from chexradinet.store import parse_uri
+from chexradinet.findings import KNOWN_FINDINGS
+
+DEFAULT_URGENCY: Mapping[str, float] = {
+    "Pneumothorax": 1.0,
+    "Edema": 0.8,
+    "Enlarged_Cardiomediastinum": 0.7,
+    "Pneumonia": 0.7,
+    "Consolidation": 0.6,
+    "Effusion": 0.6,
+    "Mass": 0.6,
+    "Fracture": 0.5,
+    "Infiltration": 0.5,
+    "Lung_Lesion": 0.5,
+    "Lung_Opacity": 0.5,
+    "Atelectasis": 0.4,
+    "Cardiomegaly": 0.4,
+    "Nodule": 0.4,
+    "Emphysema": 0.3,
+    "Hernia": 0.3,
+    "Fibrosis": 0.2,
+    "Pleural_Other": 0.2,
+    "Pleural_Thickening": 0.2,
+    "Support_Devices": 0.1,
+}
+"""Urgency of each known finding, in [0, 1]."""
+
+MAX_HOURS = 8760
+"""Longest wait that can be asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Addresses:
-    """Where the nightly run reads and writes; paths, `s3://` or `minio://` URIs."""
+class WorklistConfig:
+    """How a night's studies are ordered."""
 
-    inbox_uri: str
-    """Folder that X-rays arrive in: DICOM, PNG or JPEG."""
-    models_uri: str
-    """Folder that models are published under."""
-    results_uri: str
-    """Folder of the results and the ledger; not within the inbox, nor around it."""
+    max_wait_h: float = 72.0
+    """No study is kept waiting beyond this age by its priority, in hours since it arrived."""
+    interval_h: float = 24.0
+    """Hours after the day of the list until the next one is read."""
+    urgency: Mapping[str, float] = field(default_factory=dict)
+    """Urgencies that differ from `DEFAULT_URGENCY`."""
 
     def __post_init__(self) -> None:
-        """Refuse an inbox in which results would arrive as X-rays.
+        """Check every number and name."""
+        year = f"at most {MAX_HOURS} (a year)"
+        wait, interval = self.max_wait_h, self.interval_h
+        require(0 < wait <= MAX_HOURS, "max_wait_h", wait, f"above 0 and {year}")
+        require(0 <= interval <= MAX_HOURS, "interval_h", interval, f"at least 0 and {year}")
+        for finding, urgency in self.urgency.items():
+            require(finding in KNOWN_FINDINGS, "urgency", finding, "a canonical finding")
+            require(0 <= urgency <= 1, f"urgency of {finding}", urgency, "in [0, 1]")
 
-        Raises:
-            ConfigError: an address cannot be read, or one of inbox and results holds the other.
-        """
-        inbox, results = (_folder(uri) for uri in (self.inbox_uri, self.results_uri))
-        apart = not (inbox.startswith(results) or results.startswith(inbox))
-        require(apart, "results_uri", self.results_uri, "a folder beside the inbox, not in it")
-
-
-def _folder(uri: str) -> str:
-    location = parse_uri(uri)
-    return f"{location.bucket or ''}:{location.key.rstrip('/')}/"
+    def urgency_of(self, finding: str) -> float:
+        """Return a finding's urgency, in [0, 1]."""
+        return float(self.urgency.get(finding, DEFAULT_URGENCY.get(finding, 0.0)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import TYPE_CHECKING
 
 from chexradinet.errors import ConfigError
-
-if TYPE_CHECKING:
-    # Codes must be had where no DICOM reader is installed.
-    from chexradinet.dicom.header import RadiographHeader
+from chexradinet.records import RadiographHeader
 
 KEY_VARIABLE = "CHEXRADINET_DEIDENTIFICATION_KEY"
 """Environment variable that holds the key."""

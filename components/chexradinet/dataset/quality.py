@@ -6,18 +6,14 @@ by the reader; the gate judges what was read. A detail quotes a header value onl
 of the standard, because a field may hold a name that belongs elsewhere.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from chexradinet.config import QualityConfig
-from chexradinet.records import RejectReason
-
-if TYPE_CHECKING:
-    # Judging an image alone must work where no DICOM reader is installed.
-    from chexradinet.dicom.header import RadiographHeader
+from chexradinet.records import RadiographHeader, RejectReason
 
 RADIOGRAPH_MODALITIES = ("CR", "DX", "DR", "RG", "RF")
 """Modalities of projection radiographs; `DR` is not in the standard, but in use."""

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from chexradinet.dataset.images import MAX_PIXELS
 from chexradinet.dicom.codecs import FrameShape, Stored, contradicts_header, decode_frame
 from chexradinet.dicom.file import DicomFile
 from chexradinet.dicom.values import integer, text
-from chexradinet.dataset.images import MAX_PIXELS
 from chexradinet.errors import RejectedImageError
 from chexradinet.records import RejectReason
 

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig
+from chexradinet.dataset.geometry import fit_to_model
 from chexradinet.dicom.file import BROKEN_HEADER, DicomFile, open_dicom
-from chexradinet.dicom.header import RadiographHeader, read_radiograph_header
+from chexradinet.dicom.header import read_radiograph_header
 from chexradinet.dicom.luts import display_pixels, palette_luma
 from chexradinet.dicom.pixels import (
     PixelLayout,
@@ -27,9 +28,8 @@ from chexradinet.dicom.pixels import (
     stored_pixels,
 )
 from chexradinet.dicom.values import quiet
-from chexradinet.dataset.geometry import fit_to_model
 from chexradinet.errors import RejectedImageError
-from chexradinet.records import Geometry, RejectReason
+from chexradinet.records import Geometry, RadiographHeader, RejectReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

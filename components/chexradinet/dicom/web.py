@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from chexradinet.config import StoreConfig
-from chexradinet.errors import StoreError, StoreIntegrityError
 from chexradinet.dicom.web_access import RAW_ERRORS, client_for, is_transient, translated
 from chexradinet.dicom.web_uri import Archive, parse_archive
+from chexradinet.errors import StoreError, StoreIntegrityError
 from chexradinet.store.opening import DEFAULT
 from chexradinet.store.retry import Backoff, retrying
 

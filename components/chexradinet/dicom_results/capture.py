@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from chexradinet.records import Box, Geometry
-from chexradinet.evaluation.cases import Array
 from chexradinet.dicom_results.cases import ScoredCase, ScoredFinding
+from chexradinet.evaluation.cases import Array
+from chexradinet.records import Box, Geometry
 from chexradinet.reports.overlay import REGION_COLOR, overlay
 
 BANNER = "NOT FOR DIAGNOSTIC USE"

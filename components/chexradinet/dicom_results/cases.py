@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from chexradinet.config import require
-from chexradinet.records import Box, Geometry
 from chexradinet.evaluation.cases import Array
+from chexradinet.records import Box, Geometry
 
 
 @dataclass(frozen=True, kw_only=True)

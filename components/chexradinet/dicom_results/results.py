@@ -23,8 +23,8 @@ from pydicom.uid import (
 )
 
 from chexradinet.dicom_results import codes as coded
-from chexradinet.dicom_results.cases import DicomResults, ScoredCase
 from chexradinet.dicom_results.capture import BANNER, case_picture
+from chexradinet.dicom_results.cases import DicomResults, ScoredCase
 from chexradinet.dicom_results.report import DEVICE_NAME, model_name, report_content
 from chexradinet.dicom_results.source import SourceImage, read_source
 from chexradinet.dicom_results.uids import IMPLEMENTATION_UID, derived_number, derived_uid

@@ -17,8 +17,8 @@ from datetime import UTC, date, datetime, time, timedelta, timezone
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from chexradinet.errors import DicomResultError
 from chexradinet.dicom_results.uids import derived_uid, is_usable_uid
+from chexradinet.errors import DicomResultError
 
 _DX = "1.2.840.10008.5.1.4.1.1.1.1"
 _CR = "1.2.840.10008.5.1.4.1.1.1"

@@ -19,6 +19,8 @@ from typing import Any
 from requests.exceptions import HTTPError  # type: ignore[import-untyped]
 
 from chexradinet.config import StoreConfig
+from chexradinet.dicom.web_access import RAW_ERRORS, client_for, is_transient, translated
+from chexradinet.dicom.web_uri import Archive, parse_archive
 from chexradinet.errors import (
     StoreAccessError,
     StoreError,
@@ -28,8 +30,6 @@ from chexradinet.errors import (
     StoreRefusedError,
 )
 from chexradinet.store import exists, open_store
-from chexradinet.dicom.web_access import RAW_ERRORS, client_for, is_transient, translated
-from chexradinet.dicom.web_uri import Archive, parse_archive
 from chexradinet.store.opening import DEFAULT
 from chexradinet.store.retry import Backoff, retrying
 

@@ -11,10 +11,6 @@ import numpy.typing as npt
 from chexradinet.config import EvaluationConfig, RegionConfig
 from chexradinet.dataset.dataset import Dataset
 from chexradinet.errors import SourceError
-from chexradinet.evaluation.evaluator import Judged, judge
-from chexradinet.evaluation.localize import BoxedCases, boxed_cases
-from chexradinet.model.bundle import read_bundle_info
-from chexradinet.records import Split
 from chexradinet.evaluation.calibration import Calibration, apply_calibration
 from chexradinet.evaluation.classification import (
     bootstrap_intervals,
@@ -23,8 +19,12 @@ from chexradinet.evaluation.classification import (
     roc_points,
 )
 from chexradinet.evaluation.comparison import localization_intervals
+from chexradinet.evaluation.evaluator import Judged, judge
+from chexradinet.evaluation.localize import BoxedCases, boxed_cases
 from chexradinet.evaluation.metrics import protocol_text
 from chexradinet.evaluation.reliability import calibration_metrics, performance_at_threshold
+from chexradinet.model.bundle import read_bundle_info
+from chexradinet.records import Split
 
 SELECTION_RULE = "round chosen by mean AUROC on the validation split"
 

@@ -10,12 +10,12 @@ import numpy.typing as npt
 from chexradinet.config import EvaluationConfig, RegionConfig
 from chexradinet.dataset.dataset import Dataset
 from chexradinet.errors import MismatchError
+from chexradinet.evaluation.classification import classification_metrics
 from chexradinet.evaluation.localize import BoxedCases, Localization, localize
+from chexradinet.evaluation.metrics import RoundMetrics
 from chexradinet.model.bundle import BundleInfo, load_bundle, require_match
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet
-from chexradinet.evaluation.classification import classification_metrics
-from chexradinet.evaluation.metrics import RoundMetrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,8 @@ A gain is claimed only where the whole 95% interval of the paired difference lie
 credited to radiomics only where the guided model also beats the arm with permuted features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from chexradinet.reports.page import interval, signed
 
 ARM_NAMES = {
     "control": "the control arm (no guidance, same epochs)",
@@ -94,3 +92,13 @@ def _credit(arms: Mapping[str, Any]) -> str:
         "In no measure does the guided model beat both arms: no gain is credited to the content of "
         "the radiomics features."
     )
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """Return a difference with its sign."""
+    return "n/d" if value is None else f"{value:+.{digits}f}"
+
+
+def interval(bounds: Sequence[float] | None, digits: int = 3) -> str:
+    """Return an interval in brackets, or nothing where it is not defined."""
+    return "" if bounds is None else f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from chexradinet.errors import EvaluationError
-from chexradinet.records import Box
 from chexradinet.evaluation.cases import BoolArray, mean_or_none
+from chexradinet.records import Box
 
 LOCALIZATION_KEYS = ("iou_0.1", "iou_0.3", "iou_0.5", "pointing")
 """What is measured: boxes at three overlaps, and whether the map's peak lies in a true box."""

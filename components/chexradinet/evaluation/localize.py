@@ -8,8 +8,6 @@ import numpy.typing as npt
 
 from chexradinet.config import EvaluationConfig, RegionConfig
 from chexradinet.dataset.dataset import Dataset
-from chexradinet.records import Box, Region
-from chexradinet.regions.extract import extract_regions
 from chexradinet.evaluation.comparison import localization_intervals
 from chexradinet.evaluation.localization import (
     localization_hits,
@@ -18,6 +16,8 @@ from chexradinet.evaluation.localization import (
     swapped_order,
     with_controls,
 )
+from chexradinet.records import Box, Region
+from chexradinet.regions.extract import extract_regions
 
 Peak = tuple[float, float]
 

@@ -21,8 +21,8 @@ import numpy as np
 
 from chexradinet.artifacts import read_document, write_document
 from chexradinet.errors import ArtifactError
-from chexradinet.replacing import Head
 from chexradinet.evaluation.localization import LOCALIZATION_KEYS
+from chexradinet.replacing import Head
 
 KIND = "metrics"
 """Kind of the document."""

@@ -4,10 +4,10 @@ from typing import Any
 
 from chexradinet.dataset.dataset import Dataset
 from chexradinet.errors import SourceError
+from chexradinet.evaluation.classification import classification_metrics
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet
 from chexradinet.records import Split
-from chexradinet.evaluation.classification import classification_metrics
 
 
 def validate(network: ChexRadiNet, dataset: Dataset) -> dict[str, Any]:

@@ -22,15 +22,15 @@ from chexradinet.dataset.deidentification import (
     deidentified_ids,
 )
 from chexradinet.dataset.geometry import fit_to_model
-from chexradinet.dataset.labels.header_table import HeaderRow
 from chexradinet.dataset.images import pixel_digest, read_image
+from chexradinet.dataset.labels.header_table import HeaderRow
 from chexradinet.errors import RejectedImageError
 from chexradinet.ingest.sources import DICOM_SUFFIXES, Source
-from chexradinet.unforeseen import refusing_faults
 from chexradinet.records import Geometry, View
+from chexradinet.unforeseen import refusing_faults
 
 if TYPE_CHECKING:
-    from chexradinet.dicom.header import RadiographHeader
+    from chexradinet.records import RadiographHeader
 
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
@@ -157,8 +157,8 @@ def _radiograph(
     note: "Callable[[RadiographHeader], None]",
 ) -> Decoded:
     # Here, so that folders of PNG and JPEG are read where pydicom is absent.
-    from chexradinet.dicom.reader import read_radiograph, to_model
     from chexradinet.dataset.quality import Verdict, gate, gate_header
+    from chexradinet.dicom.reader import read_radiograph, to_model
 
     def refuse(verdict: Verdict) -> None:
         if verdict.reason is not None:

@@ -6,12 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexradinet.config import GeometryMode, IngestConfig, PreprocessingConfig
-from chexradinet.dataset.deidentification import DeidentificationKey
 from chexradinet.dataset.dataset import DatasetWriter
-from chexradinet.dataset.labels.header_table import DOUBTFUL, PICTURE_SIDE_PX, PICTURES, write_doubtful
+from chexradinet.dataset.deidentification import DeidentificationKey
+from chexradinet.dataset.labels.header_table import (
+    DOUBTFUL,
+    PICTURE_SIDE_PX,
+    PICTURES,
+    write_doubtful,
+)
+from chexradinet.dataset.naming import name_of
 from chexradinet.dataset.schema import Rejection
 from chexradinet.errors import RejectedImageError
-from chexradinet.dataset.naming import name_of
 from chexradinet.ingest.decoding import is_dicom
 from chexradinet.ingest.sources import Source
 from chexradinet.records import RejectReason

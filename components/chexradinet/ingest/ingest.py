@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chexradinet.config import IngestConfig, SourceFormat
-from chexradinet.dataset.deidentification import DeidentificationKey
 from chexradinet.dataset.dataset import DatasetInfo, DatasetWriter, Rejection
+from chexradinet.dataset.deidentification import DeidentificationKey
 from chexradinet.dataset.labels.header_table import HEADERS, HeaderRow, write_headers
-from chexradinet.dataset.splits import assign_splits
 from chexradinet.dataset.labels.table import LabelTable, TableRow
-from chexradinet.errors import SourceError
-from chexradinet.ingest.pools import decode_in_order
-from chexradinet.ingest.doubtful import attach_doubtful
 from chexradinet.dataset.naming import discreet, name_of, optional_key
+from chexradinet.dataset.splits import assign_splits
+from chexradinet.errors import SourceError
+from chexradinet.ingest.decoding import decoder
+from chexradinet.ingest.doubtful import attach_doubtful
 from chexradinet.ingest.placing import Placement
 from chexradinet.ingest.plan import Plan, plan_ingest, read_table
-from chexradinet.ingest.decoding import decoder
+from chexradinet.ingest.pools import decode_in_order
 from chexradinet.ingest.resuming import (
     Checkpoint,
     finished_dataset,
@@ -46,8 +46,8 @@ from chexradinet.ingest.sources import (
 )
 from chexradinet.ingest.tallying import check_counts, check_rejected, warn_of_empty_splits
 from chexradinet.ingest.targets import require_target
-from chexradinet.watching import watched
 from chexradinet.records import Split
+from chexradinet.watching import watched
 
 Progress = Callable[[int, int], None]
 """Called with the number of files done and of all files to decode."""

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 
 from chexradinet.dataset.deidentification import DeidentificationKey, coarse_age
-from chexradinet.dataset.schema import ImageRecord
 from chexradinet.dataset.labels.table import TableRow
 from chexradinet.dataset.naming import name_of
+from chexradinet.dataset.schema import ImageRecord
 from chexradinet.ingest.decoding import Facts
 from chexradinet.records import Box, Geometry, LabelledBox, Split
 

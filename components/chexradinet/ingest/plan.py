@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chexradinet.config import IngestConfig, SourceFormat
-from chexradinet.dataset.labels.chexpert import read_chexpert_table
-from chexradinet.dataset.deidentification import DeidentificationKey, coded
 from chexradinet.dataset.dataset import Rejection
+from chexradinet.dataset.deidentification import DeidentificationKey, coded
+from chexradinet.dataset.labels.chexpert import read_chexpert_table
 from chexradinet.dataset.labels.generic import read_generic_table
 from chexradinet.dataset.labels.mimic import read_mimic_table
 from chexradinet.dataset.labels.nih import read_nih_table
 from chexradinet.dataset.labels.rsna import read_rsna_table
-from chexradinet.dataset.splits import assign_splits
 from chexradinet.dataset.labels.table import LabelTable, TableRow, list_tables
+from chexradinet.dataset.splits import assign_splits
 from chexradinet.ingest.matching import find_files, index_files, match_rows
 from chexradinet.ingest.sources import KINDS_READ, is_document
 from chexradinet.records import RejectReason

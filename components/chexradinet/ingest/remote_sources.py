@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from chexradinet.config import StoreConfig
+from chexradinet.dicom.web_uri import parse_archive
 from chexradinet.errors import (
     RejectedImageError,
     SourceError,
@@ -26,7 +27,6 @@ from chexradinet.errors import (
 from chexradinet.ingest.sources import MAX_FILE_BYTES, Listed, too_large
 from chexradinet.records import RejectReason
 from chexradinet.store import ObjectStore, open_store
-from chexradinet.dicom.web_uri import parse_archive
 
 _TABLE_SUFFIXES = (".csv", ".csv.gz", ".txt", ".txt.gz")
 _OF_ONE_FILE: dict[type[StoreError], tuple[RejectReason, str]] = {

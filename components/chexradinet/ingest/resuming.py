@@ -23,13 +23,13 @@ from typing import Any
 from chexradinet import __version__
 from chexradinet.artifacts import put_in_place, read_document, sha256_of, write_document
 from chexradinet.config import IngestConfig, StoreConfig
-from chexradinet.dataset.deidentification import DeidentificationKey, coded
 from chexradinet.dataset.dataset import DatasetInfo, open_dataset
+from chexradinet.dataset.deidentification import DeidentificationKey, coded
 from chexradinet.dataset.schema import DATASET_HEAD
 from chexradinet.dataset.shards import shard_name
 from chexradinet.errors import ArtifactError, SourceError, StoreFullError
-from chexradinet.ingest.kept_shards import KeptShards
 from chexradinet.ingest.decoding import Decoded, Outcome, Refused, facts_of
+from chexradinet.ingest.kept_shards import KeptShards
 from chexradinet.ingest.sources import Listed
 
 _logger = logging.getLogger(__name__)

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from chexradinet.dataset.schema import ImageRecord, Rejection
 from chexradinet.dataset.labels.table import TableRow
+from chexradinet.dataset.schema import ImageRecord, Rejection
+from chexradinet.ingest.decoding import Decoded, Facts, Outcome
 from chexradinet.ingest.placing import Placement, image_record
 from chexradinet.ingest.plan import Plan, not_labelled, only_named
-from chexradinet.ingest.decoding import Decoded, Facts, Outcome
 from chexradinet.records import RejectReason
 
 

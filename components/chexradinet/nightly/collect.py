@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from chexradinet.errors import ArtifactError, StoreConflictError, StoreError, StoreNotFoundError
+from chexradinet.nightly.addresses import Addresses
 from chexradinet.nightly.dicom import keep_dicom
 from chexradinet.nightly.files import (
     digest_without_timings,
@@ -35,7 +36,6 @@ from chexradinet.nightly.ledger import (
 from chexradinet.nightly.merge import Merged, earlier_scores, merge
 from chexradinet.nightly.model import NightModel, open_model
 from chexradinet.nightly.outcome import Night, night_of
-from chexradinet.config.nightly import Addresses
 from chexradinet.nightly.summary import (
     most_urgent,
     night_drift,

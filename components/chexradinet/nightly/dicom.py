@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable
 
 from chexradinet import __version__
+from chexradinet.dicom_results.cases import ScoredCase, ScoredFinding, ScoringModel
 from chexradinet.errors import (
     ConfigError,
     DicomResultError,
@@ -17,13 +18,12 @@ from chexradinet.errors import (
     StoreConflictError,
     StoreNotFoundError,
 )
-from chexradinet.nightly.records import NightCase, NightFinding, urgency
 from chexradinet.nightly.ledger import Ledger, Plan, PlannedImage
 from chexradinet.nightly.model import NightModel
 from chexradinet.nightly.read import planned_content
+from chexradinet.nightly.records import NightCase, NightFinding, urgency
 from chexradinet.records import FeatureStatus
 from chexradinet.regions.feature_names import FEATURE_NAMES
-from chexradinet.dicom_results.cases import ScoredCase, ScoredFinding, ScoringModel
 
 _log = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ def _files(
 ) -> dict[str, bytes]:
     try:
         # Here, not above: scoring must also run where these are not installed.
-        from chexradinet.dicom.reader import read_radiograph
         from chexradinet.dicom.file import open_dicom
+        from chexradinet.dicom.reader import read_radiograph
         from chexradinet.dicom_results.results import write_dicom_results
     except ModuleNotFoundError as error:
         raise ConfigError(

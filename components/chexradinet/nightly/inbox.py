@@ -6,9 +6,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from chexradinet.config.nightly import PlanConfig
 from chexradinet.errors import SourceError
 from chexradinet.nightly.ledger import Ledger, Plan, PlannedImage, read_index
-from chexradinet.config.nightly import PlanConfig
 from chexradinet.store import ObjectInfo, open_store, parse_uri
 
 NOT_DONE = frozenset({"postponed", "vanished"})

@@ -10,18 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from chexradinet.config.nightly import ResultSettings, settings_of
 from chexradinet.errors import StoreNotFoundError
-from chexradinet.registry.champion import fetch_bundle
-from chexradinet.nightly.ledger import Plan
-from chexradinet.config.nightly import Addresses, ResultSettings, settings_of
-from chexradinet.nightly.plan import check_model
+from chexradinet.evaluation.reference import Reference
 from chexradinet.model.bundle_info import (
     BundleInfo,
     read_bundle_info,
     read_reference_arrays,
     require_match,
 )
-from chexradinet.evaluation.reference import Reference
+from chexradinet.nightly.addresses import Addresses
+from chexradinet.nightly.ledger import Plan
+from chexradinet.nightly.plan import check_model
+from chexradinet.registry.champion import fetch_bundle
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chexradinet.config.nightly import PlanConfig
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError, StoreError
-from chexradinet.registry.champion import fetch_champion
+from chexradinet.model.bundle_info import BundleInfo, read_bundle_info
+from chexradinet.nightly.addresses import Addresses
 from chexradinet.nightly.inbox import Inbox, inbox_images, new_images, taken_images
 from chexradinet.nightly.lease import store_time
 from chexradinet.nightly.ledger import (
@@ -24,8 +26,7 @@ from chexradinet.nightly.ledger import (
     plan_numbers,
     read_plan,
 )
-from chexradinet.config.nightly import Addresses, PlanConfig
-from chexradinet.model.bundle_info import BundleInfo, read_bundle_info
+from chexradinet.registry.champion import fetch_champion
 from chexradinet.store import parse_uri, require_conditional_create
 
 _log = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexradinet.config import PreprocessingConfig, QualityConfig
+from chexradinet.config.nightly import ResultSettings
 from chexradinet.dataset.geometry import fit_to_model
 from chexradinet.dataset.images import read_image
 from chexradinet.errors import (
@@ -25,10 +26,9 @@ from chexradinet.errors import (
     StoreNotFoundError,
 )
 from chexradinet.nightly.ledger import PlannedImage
-from chexradinet.config.nightly import ResultSettings
-from chexradinet.unforeseen import refusing_faults
 from chexradinet.records import Geometry, RejectReason
 from chexradinet.store import open_store
+from chexradinet.unforeseen import refusing_faults
 
 POSTPONED, VANISHED, REJECTED = "postponed", "vanished", "rejected"
 """What an object came to that has no scores."""
@@ -186,9 +186,9 @@ def _refuse_inverted(original: NDArray[np.uint8], config: QualityConfig) -> None
 
 def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:
     # Here, so that PNG and JPEG can be scored where no DICOM reader is installed.
-    from chexradinet.dicom.reader import read_radiograph, to_model
-    from chexradinet.dicom.header import RadiographHeader
     from chexradinet.dataset.quality import gate, gate_header
+    from chexradinet.dicom.reader import read_radiograph, to_model
+    from chexradinet.records import RadiographHeader
 
     quality = reading.settings.quality
 

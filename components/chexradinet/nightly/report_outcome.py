@@ -3,10 +3,10 @@
 import logging
 
 from chexradinet.errors import ChexRadiNetError
+from chexradinet.monitoring import NightlyTelemetry, push
 from chexradinet.nightly.lease import release
 from chexradinet.nightly.ledger import open_ledger
 from chexradinet.nightly.stage_run import read_run, seconds_since
-from chexradinet.monitoring import NightlyTelemetry, push
 
 _log = logging.getLogger(__name__)
 

@@ -7,19 +7,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from chexradinet.nightly.records import NightCase, NightFinding
+from chexradinet.evaluation.calibration import apply_calibration
+from chexradinet.evaluation.reference import ood_flags, ood_scores
+from chexradinet.model.inference import Predictions
 from chexradinet.nightly.ledger import PlannedImage
 from chexradinet.nightly.model import NightModel
 from chexradinet.nightly.read import XRay
+from chexradinet.nightly.records import NightCase, NightFinding
 from chexradinet.nightly.tables import RADIOMICS_COLUMNS
-from chexradinet.model.inference import Predictions
 from chexradinet.records import Box, FeatureStatus, Geometry, Region
 from chexradinet.regions.extract import extract_region
 from chexradinet.regions.radiomics import features_of
 from chexradinet.regions.tables import FeatureRow, rejected_row
-from chexradinet.evaluation.calibration import apply_calibration
 from chexradinet.reports.overlay import overlay
-from chexradinet.evaluation.reference import ood_flags, ood_scores
 
 PICTURE_SIDE_PX = 224
 """Shortest side of a picture in the report."""

@@ -10,15 +10,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from chexradinet.config.nightly import PlanConfig, Run, ScoreConfig
+from chexradinet.monitoring import NightlyTelemetry, push
+from chexradinet.nightly.addresses import Addresses
 from chexradinet.nightly.collect import collect, collect_plan
 from chexradinet.nightly.lease import holding, release, this_process
 from chexradinet.nightly.ledger import open_ledger, read_plan
 from chexradinet.nightly.outcome import Night, ShardOutcome, together
-from chexradinet.nightly.stage_run import begin, finish
-from chexradinet.config.nightly import Addresses, PlanConfig, Run, ScoreConfig
-from chexradinet.nightly.telemetry import night_telemetry
 from chexradinet.nightly.plan import PlanOutcome, parts_of, place_of, plan
-from chexradinet.monitoring import NightlyTelemetry, push
+from chexradinet.nightly.stage_run import begin, finish
+from chexradinet.nightly.telemetry import night_telemetry
 
 _log = logging.getLogger(__name__)
 
@@ -128,8 +129,8 @@ def nightly(
 def _work(
     addresses: Addresses, outcome: PlanOutcome, scoring: ScoreConfig, progress: Progress | None
 ) -> Night | None:
-    from chexradinet.nightly.scorer import open_scorer
     from chexradinet.nightly.score import score_shard
+    from chexradinet.nightly.scorer import open_scorer
 
     ledger = open_ledger(addresses.results_uri)
     nights, done = [], 0

@@ -16,13 +16,16 @@ import numpy as np
 import pyarrow as pa
 
 from chexradinet.config import require
+from chexradinet.config.nightly import ScoreConfig
 from chexradinet.errors import RejectedImageError, StoreConflictError
 from chexradinet.ingest.pools import decode_in_order
-from chexradinet.nightly.records import NightCase, NightFinding, urgency
+from chexradinet.model.inference import predict_folded
+from chexradinet.nightly.addresses import Addresses
 from chexradinet.nightly.dicom import write_dicom
 from chexradinet.nightly.ledger import Ledger, Plan, PlannedImage, open_ledger, read_plan
 from chexradinet.nightly.outcome import ShardOutcome
 from chexradinet.nightly.read import REJECTED, Excluded, Reading, XRay, read_xray
+from chexradinet.nightly.records import NightCase, NightFinding, urgency
 from chexradinet.nightly.rows import (
     cases_of,
     image_row,
@@ -30,7 +33,6 @@ from chexradinet.nightly.rows import (
     score_rows,
 )
 from chexradinet.nightly.scorer import Scorer, open_scorer
-from chexradinet.config.nightly import Addresses, ScoreConfig
 from chexradinet.nightly.tables import (
     IMAGES,
     SCORES,
@@ -39,7 +41,6 @@ from chexradinet.nightly.tables import (
     table_from,
 )
 from chexradinet.nightly.tables import REJECTED as REJECTED_TABLE
-from chexradinet.model.inference import predict_folded
 
 _log = logging.getLogger(__name__)
 

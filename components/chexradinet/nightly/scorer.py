@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from chexradinet.nightly.ledger import Plan
-from chexradinet.nightly.model import NightModel, fetched, read_model
-from chexradinet.config.nightly import Addresses, ScoreConfig
+from chexradinet.config.nightly import ScoreConfig
 from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import choose_device, folded
 from chexradinet.model.resnet import ChexRadiNet
+from chexradinet.nightly.addresses import Addresses
+from chexradinet.nightly.ledger import Plan
+from chexradinet.nightly.model import NightModel, fetched, read_model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,13 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from chexradinet.evaluation.drift import drift
+from chexradinet.evaluation.reference import Population
 from chexradinet.nightly.ledger import Plan
 from chexradinet.nightly.merge import Merged, NightImage
 from chexradinet.nightly.model import NightModel
 from chexradinet.nightly.tables import TIMINGS
-from chexradinet.evaluation.drift import drift
 from chexradinet.reports.nightly_contents import FlaggedCase, NightReport, OutsideXRay
-from chexradinet.evaluation.reference import Population
 from chexradinet.reports.worklist import WaitingImage
 
 

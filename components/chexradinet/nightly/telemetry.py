@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from chexradinet.evaluation.drift import FALSE_ALARMS_PER_NIGHT
+from chexradinet.nightly.addresses import Addresses
 from chexradinet.nightly.inbox import inbox_images, taken_images
 from chexradinet.nightly.lease import store_time
 from chexradinet.nightly.ledger import completions, open_ledger, plan_numbers
 from chexradinet.nightly.outcome import Night
-from chexradinet.config.nightly import Addresses
 from chexradinet.records import RejectReason
-from chexradinet.evaluation.drift import FALSE_ALARMS_PER_NIGHT
 from chexradinet.run_figures import NightlyTelemetry, drift_ratios
 
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
+from chexradinet.config.nightly import WorklistConfig
 from chexradinet.errors import SchemaError
 from chexradinet.nightly.ledger import Ledger, Plan, read_completion, read_plan
 from chexradinet.nightly.merge import Merged, NightImage, merged_before
 from chexradinet.nightly.summary import waiting_images
-from chexradinet.reports.worklist import WaitingImage, WorklistConfig
+from chexradinet.reports.worklist import WaitingImage
 
 _log = logging.getLogger(__name__)
 

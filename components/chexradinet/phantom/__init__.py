@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from chexradinet.config import require
+from chexradinet.errors import ConfigError
+from chexradinet.findings import NO_FINDING
 from chexradinet.phantom.anatomy import (
     Chest,
     Plane,
@@ -36,8 +38,6 @@ from chexradinet.phantom.findings import (
     box_of,
     place_in_lung,
 )
-from chexradinet.errors import ConfigError
-from chexradinet.findings import NO_FINDING
 from chexradinet.records import LabelledBox, Split, View
 
 AP_PREVALENCE = 0.4

@@ -7,8 +7,8 @@ import numpy as np
 from pydicom import uid
 
 from chexradinet.artifacts import writing_file
-from chexradinet.phantom.dicom_write import encode_radiograph
 from chexradinet.phantom import iter_phantom
+from chexradinet.phantom.dicom_write import encode_radiograph
 
 SYNTAXES = (uid.ExplicitVRLittleEndian, uid.JPEGLSLossless, uid.RLELossless, uid.JPEG2000Lossless)
 """Transfer syntaxes of the files, in turn; all keep every grey level."""

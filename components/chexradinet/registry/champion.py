@@ -6,8 +6,8 @@ from typing import Any
 
 from chexradinet.errors import ArtifactError, StoreNotFoundError
 from chexradinet.model.bundle_info import verify_bundle
-from chexradinet.store.transfer import download_directory
 from chexradinet.store.opening import open_store
+from chexradinet.store.transfer import download_directory
 
 POINTER = "champion.json"
 """Document under the models' URI that names the champion; it changes by compare and swap."""

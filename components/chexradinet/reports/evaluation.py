@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chexradinet.evaluation.cases import Array
+from chexradinet.evaluation.guidance_gain import gain_sentences
 from chexradinet.records import Box
 from chexradinet.reports import page
-from chexradinet.evaluation.cases import Array
 from chexradinet.reports.contrast import FeatureContrast
-from chexradinet.evaluation.guidance_gain import gain_sentences
 from chexradinet.reports.overlay import overlay
 from chexradinet.reports.plots import localization_plot, reliability_plot, roc_plot
 from chexradinet.reports.report_tables import (

@@ -8,12 +8,12 @@ import numpy.typing as npt
 
 from chexradinet.config import RadiomicsConfig, RegionConfig
 from chexradinet.dataset.dataset import Dataset
+from chexradinet.evaluation.calibration import Calibration, apply_calibration
 from chexradinet.evaluation.evaluator import Judged, maps_of
 from chexradinet.records import Box
 from chexradinet.regions.extract import extract_regions
 from chexradinet.regions.feature_names import FEATURE_NAMES
 from chexradinet.regions.tables import regions_table
-from chexradinet.evaluation.calibration import Calibration, apply_calibration
 from chexradinet.reports.contrast import FeatureContrast, feature_contrast
 from chexradinet.reports.evaluation import PanelCase
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from chexradinet.config.nightly import WorklistConfig
 from chexradinet.reports.nightly_contents import NightReport
 from chexradinet.reports.nightly_plots import score_histograms
 from chexradinet.reports.page import (
@@ -23,7 +24,7 @@ from chexradinet.reports.page import (
     table,
     write_page,
 )
-from chexradinet.reports.worklist import Entry, WorklistConfig, worklist_section
+from chexradinet.reports.worklist import Entry, worklist_section
 
 TIMINGS_HEADING = "Timings"
 """Heading of the one section that differs between equal nights."""

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from chexradinet.errors import EvaluationError
-from chexradinet.records import Box
 from chexradinet.evaluation.cases import Array
+from chexradinet.records import Box
 
 REGION_COLOR = (255, 176, 0)
 """Amber, RGB: the region of the model."""

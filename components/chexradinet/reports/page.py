@@ -235,16 +235,6 @@ def number(value: float | None, digits: int = 3) -> str:
     return NOT_DEFINED if value is None else f"{value:.{digits}f}"
 
 
-def signed(value: float | None, digits: int = 3) -> str:
-    """Return a difference with its sign."""
-    return NOT_DEFINED if value is None else f"{value:+.{digits}f}"
-
-
-def interval(bounds: Sequence[float] | None, digits: int = 3) -> str:
-    """Return an interval in brackets, or nothing where it is not defined."""
-    return "" if bounds is None else f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
-
-
 def count(value: Any) -> str:  # noqa: ANN401 - a number of JSON, or nothing
     """Return a count with thousands separators."""
     return NOT_DEFINED if value is None else f"{int(value):,}"

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chexradinet.reports.contrast import FeatureContrast
-from chexradinet.evaluation.guidance_gain import MEASURES, verdict
+from chexradinet.evaluation.guidance_gain import MEASURES, interval, signed, verdict
 from chexradinet.evaluation.localization import LOCALIZATION_KEYS
-from chexradinet.reports.page import NOT_DEFINED, Cell, count, interval, number, signed, table
+from chexradinet.reports.contrast import FeatureContrast
+from chexradinet.reports.page import NOT_DEFINED, Cell, count, number, table
 
 _HEADS = {
     "iou_0.1": "IoU > 0.1",

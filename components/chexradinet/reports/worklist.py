@@ -13,39 +13,11 @@ The urgencies are this project's own, for a reading room to change; they are no 
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from chexradinet.config import require
-from chexradinet.findings import KNOWN_FINDINGS
+from chexradinet.config.nightly import WorklistConfig
 from chexradinet.reports.page import paragraph, section, table
-
-DEFAULT_URGENCY: Mapping[str, float] = {
-    "Pneumothorax": 1.0,
-    "Edema": 0.8,
-    "Enlarged_Cardiomediastinum": 0.7,
-    "Pneumonia": 0.7,
-    "Consolidation": 0.6,
-    "Effusion": 0.6,
-    "Mass": 0.6,
-    "Fracture": 0.5,
-    "Infiltration": 0.5,
-    "Lung_Lesion": 0.5,
-    "Lung_Opacity": 0.5,
-    "Atelectasis": 0.4,
-    "Cardiomegaly": 0.4,
-    "Nodule": 0.4,
-    "Emphysema": 0.3,
-    "Hernia": 0.3,
-    "Fibrosis": 0.2,
-    "Pleural_Other": 0.2,
-    "Pleural_Thickening": 0.2,
-    "Support_Devices": 0.1,
-}
-"""Urgency of each known finding, in [0, 1]."""
-
-MAX_HOURS = 8760
-"""Longest wait that can be asked for."""
 
 COLUMNS = (
     "position", "study_uid", "reason", "priority", "top_finding", "top_probability",
@@ -59,32 +31,6 @@ RULE = (
     "has been read. Then by the highest urgency of a finding times its calibrated probability. "
     "Nightly scoring is not emergency triage."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorklistConfig:
-    """How a night's studies are ordered."""
-
-    max_wait_h: float = 72.0
-    """No study is kept waiting beyond this age by its priority, in hours since it arrived."""
-    interval_h: float = 24.0
-    """Hours after the day of the list until the next one is read."""
-    urgency: Mapping[str, float] = field(default_factory=dict)
-    """Urgencies that differ from `DEFAULT_URGENCY`."""
-
-    def __post_init__(self) -> None:
-        """Check every number and name."""
-        year = f"at most {MAX_HOURS} (a year)"
-        wait, interval = self.max_wait_h, self.interval_h
-        require(0 < wait <= MAX_HOURS, "max_wait_h", wait, f"above 0 and {year}")
-        require(0 <= interval <= MAX_HOURS, "interval_h", interval, f"at least 0 and {year}")
-        for finding, urgency in self.urgency.items():
-            require(finding in KNOWN_FINDINGS, "urgency", finding, "a canonical finding")
-            require(0 <= urgency <= 1, f"urgency of {finding}", urgency, "in [0, 1]")
-
-    def urgency_of(self, finding: str) -> float:
-        """Return a finding's urgency, in [0, 1]."""
-        return float(self.urgency.get(finding, DEFAULT_URGENCY.get(finding, 0.0)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

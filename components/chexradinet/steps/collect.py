@@ -26,7 +26,8 @@ def collect(
         metrics.log_metric("images_scored", 0)
         return status
 
-    from chexradinet.config.nightly import Addresses, Run
+    from chexradinet.config.nightly import Run
+    from chexradinet.nightly.addresses import Addresses
     from chexradinet.nightly.run import collect_stage
 
     night = collect_stage(

@@ -39,9 +39,9 @@ def plan(
     accelerator.
     """
     from chexradinet.config import QualityConfig, RadiomicsConfig, RegionConfig
-    from chexradinet.config.nightly import Addresses, PlanConfig, ResultSettings, Run
+    from chexradinet.config.nightly import PlanConfig, ResultSettings, Run, WorklistConfig
+    from chexradinet.nightly.addresses import Addresses
     from chexradinet.nightly.run import plan_stage
-    from chexradinet.reports.worklist import WorklistConfig
 
     results = ResultSettings(
         quality=QualityConfig(min_age_years=min_age_years),

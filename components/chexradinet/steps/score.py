@@ -21,9 +21,10 @@ def score(
     if not active:
         return
 
-    from chexradinet.training.device import check_accelerator
-    from chexradinet.config.nightly import Addresses, Run, ScoreConfig
+    from chexradinet.config.nightly import Run, ScoreConfig
+    from chexradinet.nightly.addresses import Addresses
     from chexradinet.nightly.run import score_stage
+    from chexradinet.training.device import check_accelerator
 
     check_accelerator(accelerator_type, accelerators)
     score_stage(

@@ -18,15 +18,9 @@ from chexradinet.config import EvaluationConfig, RadiomicsConfig, RegionConfig
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.dataset.labels.header_table import read_headers
 from chexradinet.errors import ArtifactError, ConfigError
-from chexradinet.evaluation.court import compared_arms, figures, open_court, protocols
-from chexradinet.reports.evidence import image_statistics, report_evidence
-from chexradinet.evaluation.evaluator import Judged
-from chexradinet.watching import watched
-from chexradinet.model.bundle import BUNDLE_HEAD, read_bundle_info, replace_info
-from chexradinet.model.inference import predict
-from chexradinet.records import Split
-from chexradinet.replacing import require_replaceable
 from chexradinet.evaluation.calibration import Calibration, apply_calibration, fit_calibration
+from chexradinet.evaluation.court import compared_arms, figures, open_court, protocols
+from chexradinet.evaluation.evaluator import Judged
 from chexradinet.evaluation.metrics import (
     EVALUATION_HEAD,
     METRICS_FILE,
@@ -34,8 +28,14 @@ from chexradinet.evaluation.metrics import (
     write_metrics,
 )
 from chexradinet.evaluation.reference import Population, Reference, build_reference
-from chexradinet.reports.evaluation import write_report
+from chexradinet.model.bundle import BUNDLE_HEAD, read_bundle_info, replace_info
+from chexradinet.model.inference import predict
 from chexradinet.monitoring import TrainingTelemetry, push
+from chexradinet.records import Split
+from chexradinet.replacing import require_replaceable
+from chexradinet.reports.evaluation import write_report
+from chexradinet.reports.evidence import image_statistics, report_evidence
+from chexradinet.watching import watched
 
 _log = logging.getLogger(__name__)
 

@@ -6,8 +6,6 @@ import numpy as np
 
 from chexradinet.config import RegionConfig
 from chexradinet.dataset.dataset import open_dataset
-from chexradinet.training.sharding import Shard
-from chexradinet.watching import watched
 from chexradinet.model.bundle import load_bundle, require_match
 from chexradinet.model.inference import predict
 from chexradinet.records import Split
@@ -16,6 +14,8 @@ from chexradinet.regions.format import REGIONS_HEAD, write_regions
 from chexradinet.regions.select import guiding_findings
 from chexradinet.regions.tables import regions_table
 from chexradinet.replacing import require_replaceable
+from chexradinet.training.sharding import Shard
+from chexradinet.watching import watched
 
 
 @watched("heatmap")

@@ -13,14 +13,14 @@ import numpy as np
 
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import ArtifactError, StoreConflictError
-from chexradinet.registry.champion import POINTER, POINTER_SCHEMA, fetch_bundle, read_pointer
-from chexradinet.model.bundle_info import read_bundle_info, verify_bundle
-from chexradinet.records import Split
 from chexradinet.evaluation.classification import paired_bootstrap_difference
 from chexradinet.evaluation.metrics import read_metrics
+from chexradinet.model.bundle_info import read_bundle_info, verify_bundle
 from chexradinet.monitoring import TrainingTelemetry, push
-from chexradinet.store.transfer import upload_directory
+from chexradinet.records import Split
+from chexradinet.registry.champion import POINTER, POINTER_SCHEMA, fetch_bundle, read_pointer
 from chexradinet.store.opening import open_store
+from chexradinet.store.transfer import upload_directory
 
 _log = logging.getLogger(__name__)
 

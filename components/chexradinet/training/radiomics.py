@@ -8,12 +8,12 @@ import numpy as np
 from chexradinet.config import RadiomicsConfig
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import MismatchError
-from chexradinet.training.sharding import Shard
-from chexradinet.watching import watched
 from chexradinet.processors import available_processors
 from chexradinet.regions.format import FEATURES_HEAD, read_regions, write_features
 from chexradinet.regions.radiomics import extract_features
 from chexradinet.replacing import require_replaceable
+from chexradinet.training.sharding import Shard
+from chexradinet.watching import watched
 
 
 @watched("radiomics")

@@ -10,10 +10,7 @@ import numpy as np
 from chexradinet.config import GuidanceConfig, GuidanceRecipe, TrainConfig, digest_of
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
-from chexradinet.training.preemption import safeguard
-from chexradinet.training.train import round_summary, training_data
 from chexradinet.evaluation.validation import validate
-from chexradinet.watching import Heartbeat, watched
 from chexradinet.model.bundle import (
     BUNDLE_HEAD,
     BundleInfo,
@@ -28,6 +25,9 @@ from chexradinet.records import FeatureStatus, Split
 from chexradinet.regions.format import FeaturesArtifact, read_features
 from chexradinet.regions.normalisation import RadiomicsNormalisation, fit_normalisation
 from chexradinet.replacing import require_replaceable
+from chexradinet.training.preemption import safeguard
+from chexradinet.training.train import round_summary, training_data
+from chexradinet.watching import Heartbeat, watched
 
 _log = logging.getLogger(__name__)
 

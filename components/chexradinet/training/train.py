@@ -14,9 +14,7 @@ from chexradinet.config import (
     digest_of,
 )
 from chexradinet.dataset.dataset import Dataset, open_dataset
-from chexradinet.training.preemption import safeguard
 from chexradinet.evaluation.validation import validate
-from chexradinet.watching import Heartbeat, watched
 from chexradinet.model.bundle import BUNDLE_HEAD, BundleInfo, model_card, save_bundle
 from chexradinet.model.guidance import build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights
@@ -24,6 +22,8 @@ from chexradinet.model.training import TrainingData, fit, run_digest
 from chexradinet.records import Split
 from chexradinet.replacing import require_replaceable
 from chexradinet.store.opening import open_object
+from chexradinet.training.preemption import safeguard
+from chexradinet.watching import Heartbeat, watched
 
 Progress = Callable[[int, int, float], None]
 """Called with the step, the number of steps and the loss."""

@@ -17,9 +17,9 @@ from chexradinet.dataset.deidentification import (
     shifted,
 )
 from chexradinet.dicom.reader import read_header
-from chexradinet.dicom.header import RadiographHeader
-from chexradinet.phantom.dicom_write import encode_radiograph
 from chexradinet.errors import ConfigError
+from chexradinet.phantom.dicom_write import encode_radiograph
+from chexradinet.records import RadiographHeader
 
 KEY = DeidentificationKey(secret=b"0123456789abcdef0123456789abcdef")
 OTHER = DeidentificationKey(secret=b"fedcba9876543210fedcba9876543210")

@@ -7,8 +7,8 @@ import pytest
 
 from chexradinet.config import SourceFormat
 from chexradinet.dataset import quality
-from chexradinet.dicom import header as dicom_header
 from chexradinet.dataset.labels import generic
+from chexradinet.dicom import header as dicom_header
 from chexradinet.ingest.summary import SHOWN_FLAGS
 from chexradinet.records import RejectReason
 

@@ -3,8 +3,8 @@
 import pytest
 
 from chexradinet.dataset.deidentification import DeidentificationKey
-from chexradinet.errors import LabelTableError
 from chexradinet.dataset.naming import discreet
+from chexradinet.errors import LabelTableError
 
 KEY = DeidentificationKey(secret=b"0" * 32)
 

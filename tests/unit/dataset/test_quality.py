@@ -12,10 +12,8 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig, QualityConfig
-from chexradinet.dataset.labels.cells import parse_view
-from chexradinet.dicom.reader import read_radiograph
-from chexradinet.phantom.dicom_write import encode_radiograph
 from chexradinet.dataset.images import read_image
+from chexradinet.dataset.labels.cells import parse_view
 from chexradinet.dataset.quality import (
     INVERTED_BELOW,
     UNSURE_BELOW,
@@ -23,7 +21,9 @@ from chexradinet.dataset.quality import (
     chest_contrast,
     gate,
 )
+from chexradinet.dicom.reader import read_radiograph
 from chexradinet.errors import ConfigError
+from chexradinet.phantom.dicom_write import encode_radiograph
 from chexradinet.records import RejectReason
 
 

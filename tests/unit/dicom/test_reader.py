@@ -11,15 +11,15 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig
+from chexradinet.dataset.geometry import fit_to_model
 from chexradinet.dicom.reader import (
     read_header,
     read_model_pixels,
     read_radiograph,
     to_model,
 )
-from chexradinet.phantom.dicom_write import encode_radiograph
-from chexradinet.dataset.geometry import fit_to_model
 from chexradinet.errors import ConfigError, RejectedImageError
+from chexradinet.phantom.dicom_write import encode_radiograph
 from chexradinet.records import Box, View
 
 PLAIN = uid.ExplicitVRLittleEndian

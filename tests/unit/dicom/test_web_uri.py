@@ -2,8 +2,8 @@
 
 import pytest
 
-from chexradinet.errors import ConfigError
 from chexradinet.dicom.web_uri import HTTP_VARIABLE, parse_archive
+from chexradinet.errors import ConfigError
 
 DATES = "?study_date=20260101-20260131"
 

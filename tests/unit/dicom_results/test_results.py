@@ -17,8 +17,7 @@ from pydicom.filereader import read_dataset
 from pydicom.sr._concepts_dict import concepts
 
 from chexradinet.dicom.file import open_dicom
-from chexradinet.errors import ConfigError, DicomResultError
-from chexradinet.records import Box, Geometry
+from chexradinet.dicom_results.capture import LONG_SIDE_PX, case_picture
 from chexradinet.dicom_results.cases import (
     DicomResults,
     ScoredCase,
@@ -26,8 +25,9 @@ from chexradinet.dicom_results.cases import (
     ScoringModel,
 )
 from chexradinet.dicom_results.codes import STANDARD_FINDINGS, finding_code, private_code
-from chexradinet.dicom_results.capture import LONG_SIDE_PX, case_picture
 from chexradinet.dicom_results.results import write_dicom_results
+from chexradinet.errors import ConfigError, DicomResultError
+from chexradinet.records import Box, Geometry
 from chexradinet.reports.overlay import REGION_COLOR
 
 Tool = Callable[[str, str], str]

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from chexradinet.errors import EvaluationError
-from chexradinet.records import Box
 from chexradinet.evaluation.comparison import localization_intervals
 from chexradinet.evaluation.localization import (
     LOCALIZATION_KEYS,
@@ -14,6 +13,7 @@ from chexradinet.evaluation.localization import (
     swapped_order,
     with_controls,
 )
+from chexradinet.records import Box
 
 TRUE = Box(0, 0, 10, 10)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chexradinet.dataset.deidentification import DeidentificationKey, coded
 from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.dataset.deidentification import DeidentificationKey, coded
 from chexradinet.errors import ChexRadiNetError, ConfigError, SourceError
 from chexradinet.ingest.ingest import ingest
 from chexradinet.ingest.sources import MAX_FILE_BYTES

@@ -8,7 +8,6 @@ from PIL import Image
 
 from chexradinet.config import IngestConfig, PreprocessingConfig
 from chexradinet.dataset.dataset import Dataset, open_dataset
-from chexradinet.phantom import write_phantom
 from chexradinet.errors import (
     LabelTableError,
     SourceError,
@@ -17,6 +16,7 @@ from chexradinet.errors import (
 )
 from chexradinet.ingest.ingest import ingest
 from chexradinet.ingest.summary import report_ingest
+from chexradinet.phantom import write_phantom
 from chexradinet.records import Box, LabelledBox
 
 SIDE = 32

@@ -15,10 +15,10 @@ import pytest
 
 from chexradinet.config import IngestConfig, PreprocessingConfig
 from chexradinet.dataset.dataset import open_dataset
-from chexradinet.phantom import write_phantom
 from chexradinet.errors import SourceError, StoreFullError, TooManyRejectsError
 from chexradinet.ingest.ingest import ingest
 from chexradinet.ingest.sources import Folder
+from chexradinet.phantom import write_phantom
 from chexradinet.store.environment import CHECKPOINT_VARIABLE
 
 PROGRAM = """

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from chexradinet.errors import RejectedImageError
-from chexradinet.ingest.pools import decode_in_order
 from chexradinet.ingest.decoding import Outcome
+from chexradinet.ingest.pools import decode_in_order
 
 # Each "file" is an expression and `eval` is the decoder: it can be sent to another process, unlike
 # a function of a test, and it can end the process it runs in.

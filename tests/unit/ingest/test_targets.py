@@ -15,13 +15,13 @@ from chexradinet.config import (
     RegionConfig,
     TrainConfig,
 )
-from chexradinet.phantom import write_phantom
 from chexradinet.errors import ChexRadiNetError, ConfigError
-from chexradinet.training.evaluate import Arms, evaluate
-from chexradinet.training.heatmap import heatmap
 from chexradinet.ingest.ingest import ingest
 from chexradinet.ingest.sources import Folder
 from chexradinet.ingest.upload import ingest_to
+from chexradinet.phantom import write_phantom
+from chexradinet.training.evaluate import Arms, evaluate
+from chexradinet.training.heatmap import heatmap
 from chexradinet.training.radiomics import radiomics
 from chexradinet.training.retrain import retrain
 from chexradinet.training.train import train

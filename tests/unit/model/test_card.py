@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from chexradinet.config import NetworkConfig, PreprocessingConfig
+from chexradinet.evaluation.calibration import Calibration, FindingCalibration
 from chexradinet.model.bundle_info import BundleInfo
 from chexradinet.model.card import model_card
-from chexradinet.evaluation.calibration import Calibration, FindingCalibration
 
 PREPROCESSING = PreprocessingConfig(image_side=64)
 INFO = BundleInfo(

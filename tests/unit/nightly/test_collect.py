@@ -9,23 +9,24 @@ from pathlib import Path
 import pytest
 
 from chexradinet.config import QualityConfig
+from chexradinet.config.nightly import PlanConfig, ResultSettings, Run
 from chexradinet.errors import (
     ArtifactError,
     ChexRadiNetError,
     ConfigError,
     StoreNotFoundError,
 )
+from chexradinet.monitoring import NightlyTelemetry
 from chexradinet.nightly import run as nightly_module
-from chexradinet.nightly.collect import collect
 from chexradinet.nightly import scorer
+from chexradinet.nightly.addresses import Addresses
+from chexradinet.nightly.collect import collect
 from chexradinet.nightly.lease import holding, this_process
 from chexradinet.nightly.ledger import open_ledger, read_completion
-from chexradinet.config.nightly import Addresses, PlanConfig, ResultSettings, Run
-from chexradinet.nightly.telemetry import oldest_unscored_age_s
-from chexradinet.nightly.run import collect_stage, plan_stage, score_stage
 from chexradinet.nightly.plan import plan
+from chexradinet.nightly.run import collect_stage, plan_stage, score_stage
 from chexradinet.nightly.score import score
-from chexradinet.monitoring import NightlyTelemetry
+from chexradinet.nightly.telemetry import oldest_unscored_age_s
 from tests.nightly_world import FINDINGS, SCORING, World, make_world
 
 NO_GATE = ResultSettings(quality=QualityConfig(check_inversion=False))

@@ -10,8 +10,8 @@ import pytest
 from pydicom.dataset import Dataset
 
 from chexradinet.config import QualityConfig
-from chexradinet.nightly import score as score_module
 from chexradinet.config.nightly import ResultSettings
+from chexradinet.nightly import score as score_module
 from tests.nightly_reference import publish_reference
 from tests.nightly_world import FINDINGS, World, calibration, make_world
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from chexradinet.config.nightly import PlanConfig
 from chexradinet.errors import (
     ArtifactError,
     ConfigError,
@@ -16,7 +17,6 @@ from chexradinet.errors import (
     StoreNotFoundError,
 )
 from chexradinet.nightly.ledger import Plan, create_plan, open_ledger, read_plan
-from chexradinet.config.nightly import PlanConfig
 from chexradinet.nightly.plan import PlanOutcome, parts_of, place_of, plan
 from tests.nightly_world import FINDINGS, World, calibration, make_world
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from chexradinet.config.nightly import PlanConfig, Run
 from chexradinet.errors import ChexRadiNetError
+from chexradinet.monitoring import NightlyTelemetry
 from chexradinet.nightly import report_outcome as module
 from chexradinet.nightly.lease import acquire, this_process
 from chexradinet.nightly.ledger import open_ledger
-from chexradinet.config.nightly import PlanConfig, Run
-from chexradinet.nightly.run import collect_stage, plan_stage, score_stage
 from chexradinet.nightly.report_outcome import report_outcome
-from chexradinet.monitoring import NightlyTelemetry
+from chexradinet.nightly.run import collect_stage, plan_stage, score_stage
 from tests.nightly_world import SCORING, World, make_world
 
 RUN = Run(run_id="r")

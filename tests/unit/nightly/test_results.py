@@ -12,18 +12,17 @@ import pytest
 from pydicom import uid
 
 from chexradinet.config import QualityConfig, RegionConfig
-from chexradinet.phantom.dicom_write import encode_radiograph
-from chexradinet.phantom import draw_phantom
+from chexradinet.config.nightly import DEFAULT_URGENCY, PlanConfig, ResultSettings
+from chexradinet.model.bundle import load_bundle
+from chexradinet.model.inference import predict
 from chexradinet.nightly import read as nightly_read
 from chexradinet.nightly.ledger import open_ledger, plan_numbers, read_completion, read_plan
 from chexradinet.nightly.merge import earlier_scores, merge, read_shard
-from chexradinet.config.nightly import PlanConfig, ResultSettings
-from chexradinet.nightly.unscored import unscored_files
 from chexradinet.nightly.plan import plan
-from chexradinet.model.bundle import load_bundle
-from chexradinet.model.inference import predict
+from chexradinet.nightly.unscored import unscored_files
+from chexradinet.phantom import draw_phantom
+from chexradinet.phantom.dicom_write import encode_radiograph
 from chexradinet.regions.extract import extract_region
-from chexradinet.reports.worklist import DEFAULT_URGENCY
 from tests.nightly_reference import publish_reference
 from tests.nightly_world import FINDINGS, SIDE_PX, World, calibration, make_world
 

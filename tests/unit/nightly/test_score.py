@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from chexradinet.config import QualityConfig
+from chexradinet.config.nightly import PlanConfig, ResultSettings
 from chexradinet.errors import (
     ArtifactError,
     ConfigError,
@@ -19,17 +20,16 @@ from chexradinet.errors import (
     RejectedImageError,
     StoreUnavailableError,
 )
+from chexradinet.evaluation.calibration import sigmoid
+from chexradinet.model.bundle import load_bundle
+from chexradinet.model.inference import predict
 from chexradinet.nightly import read as nightly_read
 from chexradinet.nightly.ledger import open_ledger, read_plan
 from chexradinet.nightly.merge import read_shard
-from chexradinet.config.nightly import PlanConfig, ResultSettings
-from chexradinet.nightly.tables import TIMINGS, ShardResult
 from chexradinet.nightly.plan import plan
 from chexradinet.nightly.score import score
-from chexradinet.model.bundle import load_bundle
-from chexradinet.model.inference import predict
+from chexradinet.nightly.tables import TIMINGS, ShardResult
 from chexradinet.records import RejectReason
-from chexradinet.evaluation.calibration import sigmoid
 from chexradinet.store import open_store
 from tests.nightly_world import FINDINGS, SCORING, World, make_world
 

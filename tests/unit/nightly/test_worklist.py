@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from chexradinet.config import QualityConfig
+from chexradinet.config.nightly import PlanConfig, ResultSettings, WorklistConfig
 from chexradinet.nightly.ledger import open_ledger
-from chexradinet.config.nightly import PlanConfig, ResultSettings
 from chexradinet.nightly.plan import plan
-from chexradinet.reports.worklist import WorklistConfig
 from tests.nightly_world import FINDINGS, World, calibration, make_world
 
 FIRST = datetime(2026, 3, 1, 20, tzinfo=UTC)

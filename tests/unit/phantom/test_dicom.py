@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from chexradinet.config import DicomConfig, QualityConfig
+from chexradinet.dataset.quality import gate
 from chexradinet.dicom.reader import read_radiograph
 from chexradinet.phantom import make_phantom
 from chexradinet.phantom.dicom import SYNTAXES, write_phantom_inbox
-from chexradinet.dataset.quality import gate
 
 
 def test_files_hold_the_phantoms_in_every_syntax_and_pass_the_gate(tmp_path: Path) -> None:

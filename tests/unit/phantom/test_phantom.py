@@ -8,6 +8,8 @@ from PIL import Image
 
 from chexradinet.config import IngestConfig
 from chexradinet.dataset.labels.generic import read_generic_table
+from chexradinet.errors import ConfigError
+from chexradinet.findings import canonical_finding
 from chexradinet.phantom import (
     draw_phantom,
     expose,
@@ -17,8 +19,6 @@ from chexradinet.phantom import (
 )
 from chexradinet.phantom.anatomy import draw_body, draw_chest
 from chexradinet.phantom.findings import PHANTOM_FINDINGS, PLANTERS, box_of
-from chexradinet.errors import ConfigError
-from chexradinet.findings import canonical_finding
 from chexradinet.records import Box, Split, View
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from chexradinet.config import Backbone, NetworkConfig, PreprocessingConfig
 from chexradinet.errors import ArtifactError, ConfigError
-from chexradinet.registry import roll_back
-from chexradinet.registry.champion import fetch_champion, read_pointer
 from chexradinet.model.bundle import BundleInfo, model_card, save_bundle, verify_bundle
 from chexradinet.model.resnet import build_network
+from chexradinet.registry import roll_back
+from chexradinet.registry.champion import fetch_champion, read_pointer
 
 
 def published(models: Path, seed: int) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chexradinet.records import Box
-from chexradinet.reports.contrast import feature_contrast
 from chexradinet.evaluation.guidance_gain import gain_sentences, verdict
 from chexradinet.evaluation.metrics import RoundMetrics, metrics_document
+from chexradinet.records import Box
+from chexradinet.reports.contrast import feature_contrast
 from chexradinet.reports.evaluation import PanelCase, write_report
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chexradinet.config.nightly import WorklistConfig
 from chexradinet.evaluation.distribution import numeric_distribution
+from chexradinet.reports.nightly import Lacking, write_night_report, write_worklist_page
 from chexradinet.reports.nightly_contents import NightReport, OutsideXRay
 from chexradinet.reports.nightly_plots import reference_density, score_histograms
-from chexradinet.reports.nightly import Lacking, write_night_report, write_worklist_page
 from chexradinet.reports.page import table
-from chexradinet.reports.worklist import WaitingImage, WorklistConfig, worklist
+from chexradinet.reports.worklist import WaitingImage, worklist
 
 UNTIL = datetime(2026, 2, 2, tzinfo=UTC)
 EDGES = np.linspace(0, 1, 21)

@@ -6,13 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from chexradinet.config.nightly import DEFAULT_URGENCY, WorklistConfig
 from chexradinet.errors import ConfigError
 from chexradinet.findings import KNOWN_FINDINGS
 from chexradinet.reports.worklist import (
     COLUMNS,
-    DEFAULT_URGENCY,
     WaitingImage,
-    WorklistConfig,
     worklist,
     worklist_csv,
     worklist_section,

@@ -19,11 +19,8 @@ from chexradinet.config import (
 )
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import ArtifactError, MismatchError, SourceError, StoreNotFoundError
-from chexradinet.registry.champion import POINTER, fetch_champion, read_pointer
-from chexradinet.training.evaluate import Arms, Evaluation, distinct_rounds, evaluate
-from chexradinet.reports.evidence import panel_cases
-from chexradinet.training.publish import publish
-from chexradinet.training.retrain import retrain
+from chexradinet.evaluation.calibration import fit_calibration
+from chexradinet.evaluation.metrics import read_metrics
 from chexradinet.model.bundle import (
     copy_bundle,
     load_bundle,
@@ -34,8 +31,11 @@ from chexradinet.model.bundle import (
 )
 from chexradinet.model.inference import predict
 from chexradinet.records import Split
-from chexradinet.evaluation.calibration import fit_calibration
-from chexradinet.evaluation.metrics import read_metrics
+from chexradinet.registry.champion import POINTER, fetch_champion, read_pointer
+from chexradinet.reports.evidence import panel_cases
+from chexradinet.training.evaluate import Arms, Evaluation, distinct_rounds, evaluate
+from chexradinet.training.publish import publish
+from chexradinet.training.retrain import retrain
 
 QUICK = EvaluationConfig(bootstrap_samples=100, min_positives=2)
 

@@ -21,18 +21,18 @@ from chexradinet.config import (
     TrainConfig,
 )
 from chexradinet.dataset.dataset import open_dataset
-from chexradinet.phantom import write_phantom
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
+from chexradinet.ingest.ingest import ingest
+from chexradinet.model.bundle import load_bundle, read_bundle_info
+from chexradinet.phantom import write_phantom
+from chexradinet.records import Split
+from chexradinet.regions.format import read_features, read_regions, write_features
 from chexradinet.training.gather import gather
 from chexradinet.training.heatmap import heatmap
-from chexradinet.ingest.ingest import ingest
 from chexradinet.training.radiomics import radiomics
 from chexradinet.training.retrain import RoundOutcome, retrain
 from chexradinet.training.sharding import Shard, skip
 from chexradinet.training.train import headline, train
-from chexradinet.model.bundle import load_bundle, read_bundle_info
-from chexradinet.records import Split
-from chexradinet.regions.format import read_features, read_regions, write_features
 
 NETWORK = NetworkConfig(backbone=Backbone.RESNET18_NARROW, map_stride=8)
 TRAINING = TrainConfig(epochs=1, batch_size=16, learning_rate=1e-3, seed=5, num_threads=1)

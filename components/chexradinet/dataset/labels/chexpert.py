@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from chexradinet.config import IngestConfig, UncertainLabel, parse_uncertain
-from chexradinet.dataset.labels.cells import LabelMappings, certain, noted_age, parse_sex, parse_view
+from chexradinet.dataset.labels.cells import (
+    LabelMappings,
+    certain,
+    noted_age,
+    parse_sex,
+    parse_view,
+)
 from chexradinet.dataset.labels.table import LabelTable, Line, TableRow, column_key, read_lines
 from chexradinet.errors import LabelTableError, SourceError
 from chexradinet.findings import CHEXPERT_FINDINGS

@@ -24,7 +24,14 @@ from chexradinet.dataset.labels.cells import (
     parse_split,
     parse_view,
 )
-from chexradinet.dataset.labels.table import LabelTable, Line, TableRow, ordered, read_lines, the_table
+from chexradinet.dataset.labels.table import (
+    LabelTable,
+    Line,
+    TableRow,
+    ordered,
+    read_lines,
+    the_table,
+)
 from chexradinet.errors import LabelTableError
 from chexradinet.findings import KNOWN_FINDINGS
 

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chexradinet.records import Box
 from chexradinet.evaluation.calibration import calibration_metrics, operating_threshold
 from chexradinet.evaluation.classification import (
     bootstrap_intervals,
@@ -20,6 +19,7 @@ from chexradinet.evaluation.localization import (
     with_controls,
 )
 from chexradinet.evaluation.metrics import RoundMetrics, metrics_document
+from chexradinet.records import Box
 
 FINDINGS = [
     "Atelectasis",
