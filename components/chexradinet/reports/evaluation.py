@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chexradinet.evaluation.cases import Array
-from chexradinet.evaluation.guidance_gain import gain_sentences
+from chexradinet.evaluation.guidance_gain import gain_sentences, interval
 from chexradinet.records import Box
 from chexradinet.reports import page
 from chexradinet.reports.contrast import FeatureContrast
@@ -124,15 +124,13 @@ def _headline(metrics: Mapping[str, Any]) -> str:
             "Mean AUROC, test",
             page.number(test["mean_auroc"]),
             " ".join(
-                part
-                for part in (page.interval(bounds.get("mean_auroc")), f"{over} findings")
-                if part
+                part for part in (interval(bounds.get("mean_auroc")), f"{over} findings") if part
             ),
         )
     ]
     for key in ("iou_0.1", "iou_0.3", "pointing"):
         label = "Peak in true box" if key == "pointing" else f"Localised at IoU {key[4:]}"
-        held = page.interval(((bounds.get("localization") or {}).get(key) or {}).get("ci95"))
+        held = interval(((bounds.get("localization") or {}).get(key) or {}).get("ci95"))
         note = f"{held} swapped {page.number(located[f'swapped_{key}'])}".strip()
         values.append((label, page.number(located[key]), note))
     values.append(("Calibration error", page.number(test["ece"]), "mean over findings"))
