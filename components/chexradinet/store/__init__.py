@@ -5,6 +5,7 @@ from chexradinet.store.opening import open_object as open_object
 from chexradinet.store.opening import open_store as open_store
 from chexradinet.store.protocol import ObjectInfo as ObjectInfo
 from chexradinet.store.protocol import ObjectStore as ObjectStore
+from chexradinet.store.transfer import add_directory as add_directory
 from chexradinet.store.transfer import download_directory as download_directory
 from chexradinet.store.transfer import exists as exists
 from chexradinet.store.transfer import list_uris as list_uris

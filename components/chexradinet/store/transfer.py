@@ -1,23 +1,26 @@
 """Objects and whole directories by URI: what the stages of the pipeline use.
 
 A directory is complete when its head documents (`*.json` at its top, such as `dataset.json`) are
-there: they are removed before anything else is replaced and uploaded after everything else. So a
+there. They are uploaded after everything else, and a folder that is replaced loses them first: so a
 reader that finds the head finds the rest, and a directory whose upload was killed has no head.
 """
 
+import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from chexradinet.artifacts import writing_directory
+from chexradinet.artifacts import sha256_of, writing_directory
 from chexradinet.config import StoreConfig
-from chexradinet.errors import StoreError, StoreNotFoundError
+from chexradinet.errors import StoreError, StoreIntegrityError, StoreNotFoundError
 from chexradinet.store.opening import DEFAULT, open_object, open_store, path_of
-from chexradinet.store.protocol import ObjectInfo
+from chexradinet.store.protocol import ObjectInfo, ObjectStore
 from chexradinet.store.uri import check_key, parse_uri
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 NUM_TRANSFERS = 4
 """Files of a directory that are transferred at once; each upload holds one part in memory."""
@@ -82,27 +85,71 @@ def list_uris(uri: str, config: StoreConfig = DEFAULT) -> Iterator[ObjectInfo]:
 
 
 def upload_directory(path: Path, uri: str, config: StoreConfig = DEFAULT) -> None:
-    """Copy all files below a directory to a folder, head documents last.
+    """Replace a folder's files with those below a directory, head documents last.
 
-    Objects of the folder that the directory does not have stay as they are.
+    Objects of the folder that the directory does not have stay as they are. Needs the right to
+    delete; a folder that is named by what it holds is written with `add_directory`.
 
     Raises:
         StoreNotFoundError: there is no such directory, or no file in it.
     """
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    if not files:
-        raise StoreNotFoundError(f"{path} is no directory with files; there is nothing to upload")
-    heads = [file for file in files if file.parent == path and file.suffix == ".json"]
+    files, heads = _files_of(path)
     store, prefix = open_store(uri, config)
-
-    def upload(file: Path) -> None:
-        store.put_file(prefix + file.relative_to(path).as_posix(), file)
-
     for file in heads:
         store.delete(prefix + file.name)
-    _at_once(upload, [file for file in files if file not in heads])
+    _upload(files, heads, lambda file: _put(store, prefix, path, file))
+
+
+def add_directory(path: Path, uri: str, config: StoreConfig = DEFAULT) -> None:
+    """Copy to a folder the files below a directory that it does not hold, head documents last.
+
+    Nothing is deleted. A file that is there is read and left if its bytes are the same; another
+    one, which a bundle's folder only holds if it was altered, is replaced and a warning logged.
+
+    Raises:
+        StoreNotFoundError: there is no such directory, or no file in it.
+    """
+    files, heads = _files_of(path)
+    store, prefix = open_store(uri, config)
+    sizes = {info.key: info.size_bytes for info in store.list(prefix)}
+
+    def add(file: Path) -> None:
+        key = prefix + file.relative_to(path).as_posix()
+        if key in sizes:
+            if sizes[key] == file.stat().st_size and _holds(store, key, file):
+                return
+            _log.warning("%s differs from what is published now; replaced", store.uri_of(key))
+        store.put_file(key, file)
+
+    _upload(files, heads, add)
+
+
+def _files_of(path: Path) -> tuple[list[Path], list[Path]]:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    if not files:
+        raise StoreNotFoundError(f"{path} is not a directory with files; nothing to upload")
+    heads = [file for file in files if file.parent == path and file.suffix == ".json"]
+    return [file for file in files if file not in heads], heads
+
+
+def _upload(files: list[Path], heads: list[Path], upload: Callable[[Path], None]) -> None:
+    _at_once(upload, files)
     for file in heads:
         upload(file)
+
+
+def _put(store: ObjectStore, prefix: str, path: Path, file: Path) -> None:
+    store.put_file(prefix + file.relative_to(path).as_posix(), file)
+
+
+def _holds(store: ObjectStore, key: str, file: Path) -> bool:
+    digest = hashlib.sha256()
+    try:
+        for chunk in store.chunks(key):
+            digest.update(chunk)
+    except StoreIntegrityError:
+        return False
+    return digest.hexdigest() == sha256_of(file)
 
 
 def download_directory(uri: str, target: Path, config: StoreConfig = DEFAULT) -> None:

@@ -20,7 +20,7 @@ from chexradinet.monitoring import TrainingTelemetry, push
 from chexradinet.records import Split
 from chexradinet.registry.champion import POINTER, POINTER_SCHEMA, fetch_bundle, read_pointer
 from chexradinet.store.opening import open_store
-from chexradinet.store.transfer import upload_directory
+from chexradinet.store.transfer import add_directory
 
 _log = logging.getLogger(__name__)
 
@@ -81,9 +81,9 @@ def publish(
             _log.info("not published: %s", reason)
             _report_success(candidate, digest, started)
             return Publication(published=False, champion_digest=pointer["digest"], reason=reason)
+        add_directory(evaluation, f"{models_uri}/evaluations/{digest}")
+        add_directory(candidate, f"{models_uri}/{digest}")
         if pointer.get("digest") != digest:
-            upload_directory(evaluation, f"{models_uri}/evaluations/{digest}")
-            upload_directory(candidate, f"{models_uri}/{digest}")
             try:
                 _move_pointer(models_uri, pointer, tag, digest, reason)
             except StoreConflictError:

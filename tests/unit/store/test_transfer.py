@@ -8,7 +8,7 @@ import pytest
 from chexradinet.errors import ConfigError, StoreError, StoreIntegrityError
 from chexradinet.store.local import LocalStore
 from chexradinet.store.protocol import ObjectInfo
-from chexradinet.store.transfer import download_directory, upload_directory
+from chexradinet.store.transfer import add_directory, download_directory, upload_directory
 
 
 def with_key(store: LocalStore, key: str) -> Iterator[ObjectInfo]:
@@ -73,3 +73,28 @@ def test_heads_are_written_after_all_else(tmp_path: Path, monkeypatch: pytest.Mo
     upload_directory(tmp_path / "source", str(tmp_path / "target"))
     assert written[-1] == "a.json"
     assert sorted(written) == ["a.json", "b.npy", "sub/c.json", "z.parquet"]
+
+
+def test_adding_a_directory_again_reads_what_is_there_and_writes_and_deletes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").mkdir()
+    for name in ("bundle.json", "weights"):
+        (tmp_path / "source" / name).write_text(name)
+    add_directory(tmp_path / "source", str(tmp_path / "stored"))
+    for method in ("put_file", "delete"):
+        monkeypatch.setattr(LocalStore, method, lambda *_: pytest.fail("not to be called"))
+    add_directory(tmp_path / "source", str(tmp_path / "stored"))
+    assert (tmp_path / "stored" / "weights").read_text() == "weights"
+
+
+@pytest.mark.parametrize("altered", ["Weights", "w"])
+def test_adding_a_directory_puts_back_a_file_that_was_altered(tmp_path: Path, altered: str) -> None:
+    (tmp_path / "source").mkdir()
+    for name in ("bundle.json", "weights"):
+        (tmp_path / "source" / name).write_text(name)
+    add_directory(tmp_path / "source", str(tmp_path / "stored"))
+    (tmp_path / "stored" / "weights").unlink()
+    (tmp_path / "stored" / "weights").write_text(altered)
+    add_directory(tmp_path / "source", str(tmp_path / "stored"))
+    assert (tmp_path / "stored" / "weights").read_text() == "weights"
