@@ -27,7 +27,7 @@ from chexradinet.model.bundle_info import read_reference_arrays as read_referenc
 from chexradinet.model.bundle_info import require_match as require_match
 from chexradinet.model.bundle_info import verify_bundle as verify_bundle
 from chexradinet.model.card import model_card as model_card
-from chexradinet.model.guidance import GuidanceHeads
+from chexradinet.model.losses import GuidanceHeads
 from chexradinet.model.resnet import ChexRadiNet, build_network
 
 _NETWORK_PREFIX = "network."

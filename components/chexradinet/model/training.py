@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from chexradinet.config import GuidanceConfig, TrainConfig, digest_of
 from chexradinet.errors import ConfigError, Interrupted, TrainingError
-from chexradinet.model.augmentation import epoch_batches, num_batches, permuted
-from chexradinet.model.batches import Batches
+from chexradinet.model.batches import Batches, epoch_batches, num_batches, permuted
 from chexradinet.model.batches import Regions as Regions
 from chexradinet.model.batches import TrainingData as TrainingData
 from chexradinet.model.checkpoint import Position, Trained, load_checkpoint, save_checkpoint
-from chexradinet.model.guidance import GuidanceHeads
 from chexradinet.model.inference import choose_device
-from chexradinet.model.losses import guided_loss
+from chexradinet.model.losses import GuidanceHeads, guided_loss
 from chexradinet.model.resnet import ChexRadiNet
 
 WARM_UP_FRACTION = 0.2

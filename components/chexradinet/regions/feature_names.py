@@ -4,124 +4,49 @@ Names and order are pyradiomics 3.0.1's own, class by class, without the `origin
 holds them against the library. Definitions: van Griethuysen et al. 2017, Cancer Research 77(21).
 """
 
-NAMES_BY_CLASS = {
-    "firstorder": (
-        "10Percentile",
-        "90Percentile",
-        "Energy",
-        "Entropy",
-        "InterquartileRange",
-        "Kurtosis",
-        "Maximum",
-        "MeanAbsoluteDeviation",
-        "Mean",
-        "Median",
-        "Minimum",
-        "Range",
-        "RobustMeanAbsoluteDeviation",
-        "RootMeanSquared",
-        "Skewness",
-        "TotalEnergy",
-        "Uniformity",
-        "Variance",
-    ),
-    "shape2D": (
-        "Elongation",
-        "MajorAxisLength",
-        "MaximumDiameter",
-        "MeshSurface",
-        "MinorAxisLength",
-        "Perimeter",
-        "PerimeterSurfaceRatio",
-        "PixelSurface",
-        "Sphericity",
-    ),
-    "glcm": (
-        "Autocorrelation",
-        "ClusterProminence",
-        "ClusterShade",
-        "ClusterTendency",
-        "Contrast",
-        "Correlation",
-        "DifferenceAverage",
-        "DifferenceEntropy",
-        "DifferenceVariance",
-        "Id",
-        "Idm",
-        "Idmn",
-        "Idn",
-        "Imc1",
-        "Imc2",
-        "InverseVariance",
-        "JointAverage",
-        "JointEnergy",
-        "JointEntropy",
-        "MCC",
-        "MaximumProbability",
-        "SumAverage",
-        "SumEntropy",
-        "SumSquares",
-    ),
-    "glrlm": (
-        "GrayLevelNonUniformity",
-        "GrayLevelNonUniformityNormalized",
-        "GrayLevelVariance",
-        "HighGrayLevelRunEmphasis",
-        "LongRunEmphasis",
-        "LongRunHighGrayLevelEmphasis",
-        "LongRunLowGrayLevelEmphasis",
-        "LowGrayLevelRunEmphasis",
-        "RunEntropy",
-        "RunLengthNonUniformity",
-        "RunLengthNonUniformityNormalized",
-        "RunPercentage",
-        "RunVariance",
-        "ShortRunEmphasis",
-        "ShortRunHighGrayLevelEmphasis",
-        "ShortRunLowGrayLevelEmphasis",
-    ),
-    "glszm": (
-        "GrayLevelNonUniformity",
-        "GrayLevelNonUniformityNormalized",
-        "GrayLevelVariance",
-        "HighGrayLevelZoneEmphasis",
-        "LargeAreaEmphasis",
-        "LargeAreaHighGrayLevelEmphasis",
-        "LargeAreaLowGrayLevelEmphasis",
-        "LowGrayLevelZoneEmphasis",
-        "SizeZoneNonUniformity",
-        "SizeZoneNonUniformityNormalized",
-        "SmallAreaEmphasis",
-        "SmallAreaHighGrayLevelEmphasis",
-        "SmallAreaLowGrayLevelEmphasis",
-        "ZoneEntropy",
-        "ZonePercentage",
-        "ZoneVariance",
-    ),
-    "gldm": (
-        "DependenceEntropy",
-        "DependenceNonUniformity",
-        "DependenceNonUniformityNormalized",
-        "DependenceVariance",
-        "GrayLevelNonUniformity",
-        "GrayLevelVariance",
-        "HighGrayLevelEmphasis",
-        "LargeDependenceEmphasis",
-        "LargeDependenceHighGrayLevelEmphasis",
-        "LargeDependenceLowGrayLevelEmphasis",
-        "LowGrayLevelEmphasis",
-        "SmallDependenceEmphasis",
-        "SmallDependenceHighGrayLevelEmphasis",
-        "SmallDependenceLowGrayLevelEmphasis",
-    ),
-    "ngtdm": (
-        "Busyness",
-        "Coarseness",
-        "Complexity",
-        "Contrast",
-        "Strength",
-    ),
+_NAMES = {
+    "firstorder": """
+        10Percentile 90Percentile Energy Entropy InterquartileRange Kurtosis Maximum
+        MeanAbsoluteDeviation Mean Median Minimum Range RobustMeanAbsoluteDeviation
+        RootMeanSquared Skewness TotalEnergy Uniformity Variance
+    """,
+    "shape2D": """
+        Elongation MajorAxisLength MaximumDiameter MeshSurface MinorAxisLength Perimeter
+        PerimeterSurfaceRatio PixelSurface Sphericity
+    """,
+    "glcm": """
+        Autocorrelation ClusterProminence ClusterShade ClusterTendency Contrast Correlation
+        DifferenceAverage DifferenceEntropy DifferenceVariance Id Idm Idmn Idn Imc1 Imc2
+        InverseVariance JointAverage JointEnergy JointEntropy MCC MaximumProbability SumAverage
+        SumEntropy SumSquares
+    """,
+    "glrlm": """
+        GrayLevelNonUniformity GrayLevelNonUniformityNormalized GrayLevelVariance
+        HighGrayLevelRunEmphasis LongRunEmphasis LongRunHighGrayLevelEmphasis
+        LongRunLowGrayLevelEmphasis LowGrayLevelRunEmphasis RunEntropy RunLengthNonUniformity
+        RunLengthNonUniformityNormalized RunPercentage RunVariance ShortRunEmphasis
+        ShortRunHighGrayLevelEmphasis ShortRunLowGrayLevelEmphasis
+    """,
+    "glszm": """
+        GrayLevelNonUniformity GrayLevelNonUniformityNormalized GrayLevelVariance
+        HighGrayLevelZoneEmphasis LargeAreaEmphasis LargeAreaHighGrayLevelEmphasis
+        LargeAreaLowGrayLevelEmphasis LowGrayLevelZoneEmphasis SizeZoneNonUniformity
+        SizeZoneNonUniformityNormalized SmallAreaEmphasis SmallAreaHighGrayLevelEmphasis
+        SmallAreaLowGrayLevelEmphasis ZoneEntropy ZonePercentage ZoneVariance
+    """,
+    "gldm": """
+        DependenceEntropy DependenceNonUniformity DependenceNonUniformityNormalized
+        DependenceVariance GrayLevelNonUniformity GrayLevelVariance HighGrayLevelEmphasis
+        LargeDependenceEmphasis LargeDependenceHighGrayLevelEmphasis
+        LargeDependenceLowGrayLevelEmphasis LowGrayLevelEmphasis SmallDependenceEmphasis
+        SmallDependenceHighGrayLevelEmphasis SmallDependenceLowGrayLevelEmphasis
+    """,
+    "ngtdm": """
+        Busyness Coarseness Complexity Contrast Strength
+    """,
 }
+
+NAMES_BY_CLASS = {name: tuple(listed.split()) for name, listed in _NAMES.items()}
 """Feature names of each class."""
 
 FEATURE_CLASSES: tuple[str, ...] = tuple(NAMES_BY_CLASS)

@@ -1,7 +1,7 @@
 """Region to 102 radiomics features, with a status instead of an exception for bad pixels."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any
@@ -10,18 +10,25 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chexradinet.config import RadiomicsConfig
+from chexradinet.config import RadiomicsConfig, require
 from chexradinet.errors import MismatchError
+from chexradinet.parallel import Job, in_processes
 from chexradinet.records import Box, FeatureStatus, RegionStatus
 from chexradinet.regions.feature_names import FEATURE_CLASSES, FEATURE_NAMES
 from chexradinet.regions.tables import BOX_COLUMNS, FeatureRow, features_table, rejected_row
-from chexradinet.regions.workers import BATCH_SIZE, measure_in_processes
 
 BORDER_PX = 1
 """Outer pixels a box never covers, as pyradiomics wants background around a mask."""
 
 MIN_SIDE_PX = 2
 """Shortest side that has texture; `execute()` refuses a line or a point as well."""
+Crop = NDArray[np.uint8]
+"""Pixels of one region, shape (h, w)."""
+Measure = Callable[[Crop], FeatureRow]
+"""What a worker does with a crop; it is pickled, so it lives at the top level of a module."""
+
+BATCH_SIZE = 32
+"""Regions a worker is given at once."""
 
 Classes = tuple[str, ...]
 _GREY_CLASSES: Classes = tuple(name for name in FEATURE_CLASSES if name != "shape2D")
@@ -109,6 +116,34 @@ def extract_features(
         if progress is not None:
             progress(len(statuses), len(regions))
     return features_table(regions["image_id"].tolist(), statuses, values)
+
+
+def measure_in_processes(
+    crops: Iterable[Crop | None], measure: Measure, num_workers: int
+) -> Iterator[FeatureRow]:
+    """Yield one row a crop, in order; `NO_REGION` where there is no crop.
+
+    Args:
+        crops: Pixels of each region, read once.
+        measure: Picklable; what it raises is raised here.
+        num_workers: Processes; with 1 everything runs in this one. Elsewhere, a crop that kills its
+            process becomes `FAILED`.
+
+    Raises:
+        ConfigError: `num_workers` is below 1.
+        WorkerError: no process can be started.
+    """
+    require(num_workers >= 1, "num_workers", num_workers, "at least 1")
+    work = partial(_row_of, measure)
+    if num_workers == 1:
+        yield from map(work, crops)
+        return
+    job = Job(work=work, crashed=partial(rejected_row, FeatureStatus.FAILED), batch_size=BATCH_SIZE)
+    yield from in_processes(crops, job, num_workers)
+
+
+def _row_of(measure: Measure, crop: Crop | None) -> FeatureRow:
+    return rejected_row(FeatureStatus.NO_REGION) if crop is None else measure(crop)
 
 
 def _crops(

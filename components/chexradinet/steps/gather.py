@@ -16,8 +16,7 @@ def gather(
     """Join the shards of regions or of features into one artifact, in order."""
     from pathlib import Path
 
-    from chexradinet.training.gather import gather
-    from chexradinet.training.sharding import skip
+    from chexradinet.training.radiomics import gather, skip
 
     if not active:
         skip(Path(gathered.path))

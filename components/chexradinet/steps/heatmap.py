@@ -23,7 +23,7 @@ def heatmap(
     from chexradinet.config import RegionConfig
     from chexradinet.training.device import check_accelerator
     from chexradinet.training.heatmap import heatmap
-    from chexradinet.training.sharding import Shard, skip
+    from chexradinet.training.radiomics import Shard, skip
 
     if not active:
         skip(Path(regions.path))

@@ -19,8 +19,7 @@ def radiomics(
     from pathlib import Path
 
     from chexradinet.config import RadiomicsConfig
-    from chexradinet.training.radiomics import radiomics
-    from chexradinet.training.sharding import Shard, skip
+    from chexradinet.training.radiomics import Shard, radiomics, skip
 
     if not active:
         skip(Path(features.path))

@@ -9,12 +9,10 @@ from chexradinet.dataset.dataset import open_dataset
 from chexradinet.model.bundle import load_bundle, require_match
 from chexradinet.model.inference import predict
 from chexradinet.records import Split
-from chexradinet.regions.extract import extract_regions
-from chexradinet.regions.format import REGIONS_HEAD, write_regions
-from chexradinet.regions.select import guiding_findings
-from chexradinet.regions.tables import regions_table
+from chexradinet.regions.extract import extract_regions, guiding_findings
+from chexradinet.regions.tables import REGIONS_HEAD, regions_table, write_regions
 from chexradinet.replacing import require_replaceable
-from chexradinet.training.sharding import Shard
+from chexradinet.training.radiomics import Shard
 from chexradinet.watching import watched
 
 

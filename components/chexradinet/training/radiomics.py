@@ -1,19 +1,63 @@
-"""What the regions look like: 102 radiomics features of each."""
+"""The radiomics stage: 102 features of each region; and the shards that stages are split into."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from chexradinet.config import RadiomicsConfig
+from chexradinet.artifacts import write_document, writing_directory
+from chexradinet.config import RadiomicsConfig, RegionConfig, require
 from chexradinet.dataset.dataset import open_dataset
-from chexradinet.errors import MismatchError
+from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.processors import available_processors
-from chexradinet.regions.format import FEATURES_HEAD, read_regions, write_features
 from chexradinet.regions.radiomics import extract_features
-from chexradinet.replacing import require_replaceable
-from chexradinet.training.sharding import Shard
+from chexradinet.regions.tables import (
+    FEATURES_HEAD,
+    merge_features,
+    merge_regions,
+    read_regions,
+    write_features,
+)
+from chexradinet.replacing import Head, require_replaceable
 from chexradinet.watching import watched
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of `count` parts of nearly equal length, in order."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        """Check that the part exists."""
+        require(self.count >= 1, "shard count", self.count, "at least 1")
+        require(0 <= self.index < self.count, "shard index", self.index, f"in [0, {self.count})")
+
+    def part_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return this shard's rows; empty where there are fewer rows than shards."""
+        return np.array_split(rows, self.count)[self.index]
+
+    def provenance(
+        self, dataset_digest: str, bundle_digest: str, config: RegionConfig | RadiomicsConfig
+    ) -> dict[str, Any]:
+        """Return what the tables of a stage say of where they come from."""
+        return {
+            "dataset_digest": dataset_digest,
+            "bundle_digest": bundle_digest,
+            "config": asdict(config),
+            "shard_index": self.index,
+            "shard_count": self.count,
+        }
+
+
+def skip(target: Path) -> None:
+    """Write what a stage leaves in a closed round: a directory that says that it was skipped."""
+    with writing_directory(target, Head("skipped.json", "skipped")) as folder:
+        write_document(folder / "skipped.json", "skipped", 1, {})
 
 
 @watched("radiomics")
@@ -58,3 +102,21 @@ def radiomics(
     provenance = shard.provenance(data.digest, found.provenance["bundle_digest"], config)
     write_features(target, table, provenance)
     return len(table)
+
+
+def gather(shards: Sequence[Path], target: Path) -> None:
+    """Join shards in the order of their index, whatever order they are given in.
+
+    Args:
+        shards: Directories that `heatmap` wrote, or directories that `radiomics` wrote.
+        target: Directory to make, of the same kind.
+
+    Raises:
+        ArtifactError: there is no shard, one is missing or double, or they are of different origin.
+    """
+    if not shards:
+        raise ArtifactError("no shard was given; pass every directory that the stage wrote")
+    if (shards[0] / "regions.parquet").exists():
+        merge_regions(shards, target)
+    else:
+        merge_features(shards, target)

@@ -22,8 +22,8 @@ from chexradinet.model.bundle import (
 )
 from chexradinet.model.training import Regions, fit, run_digest
 from chexradinet.records import FeatureStatus, Split
-from chexradinet.regions.format import FeaturesArtifact, read_features
 from chexradinet.regions.normalisation import RadiomicsNormalisation, fit_normalisation
+from chexradinet.regions.tables import FeaturesArtifact, read_features
 from chexradinet.replacing import require_replaceable
 from chexradinet.training.preemption import safeguard
 from chexradinet.training.train import round_summary, training_data

@@ -16,7 +16,7 @@ from chexradinet.config import (
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.evaluation.validation import validate
 from chexradinet.model.bundle import BUNDLE_HEAD, BundleInfo, model_card, save_bundle
-from chexradinet.model.guidance import build_heads
+from chexradinet.model.losses import build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights
 from chexradinet.model.training import TrainingData, fit, run_digest
 from chexradinet.records import Split

@@ -20,7 +20,7 @@ from chexradinet.model.bundle import (
     require_match,
     save_bundle,
 )
-from chexradinet.model.guidance import build_heads
+from chexradinet.model.losses import build_heads
 from chexradinet.model.resnet import ChexRadiNet
 
 

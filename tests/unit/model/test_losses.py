@@ -7,8 +7,14 @@ import torch
 from torch import Tensor
 
 from chexradinet.config import GuidanceConfig, GuidanceRecipe
-from chexradinet.model.guidance import build_heads
-from chexradinet.model.losses import Pairs, guided_loss, map_entropy, masked_bce, nt_xent
+from chexradinet.model.losses import (
+    Pairs,
+    build_heads,
+    guided_loss,
+    map_entropy,
+    masked_bce,
+    nt_xent,
+)
 from chexradinet.model.resnet import ChexRadiNet
 
 NAN = float("nan")

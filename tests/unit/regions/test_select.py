@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from chexradinet.errors import MismatchError
-from chexradinet.regions.select import guiding_findings
+from chexradinet.regions.extract import guiding_findings
 
 
 def test_every_labelled_positive_guides_and_else_the_highest_score() -> None:

@@ -16,8 +16,8 @@ import pytest
 from chexradinet.errors import ConfigError
 from chexradinet.parallel import BATCHES_AHEAD
 from chexradinet.records import FeatureStatus
+from chexradinet.regions.radiomics import BATCH_SIZE, Crop, measure_in_processes
 from chexradinet.regions.tables import FeatureRow
-from chexradinet.regions.workers import BATCH_SIZE, Crop, measure_in_processes
 
 MEASURE = partial(FeatureRow, FeatureStatus.OK)
 """Gives each crop back as if it were its features: what counts here is which come back, and how."""
@@ -27,7 +27,7 @@ import sys, time
 import numpy as np
 from chexradinet.records import FeatureStatus
 from chexradinet.regions.tables import rejected_row
-from chexradinet.regions.workers import measure_in_processes
+from chexradinet.regions.radiomics import measure_in_processes
 
 def measure(crop):
     time.sleep(0.02)

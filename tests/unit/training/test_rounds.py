@@ -26,12 +26,10 @@ from chexradinet.ingest.ingest import ingest
 from chexradinet.model.bundle import load_bundle, read_bundle_info
 from chexradinet.phantom import write_phantom
 from chexradinet.records import Split
-from chexradinet.regions.format import read_features, read_regions, write_features
-from chexradinet.training.gather import gather
+from chexradinet.regions.tables import read_features, read_regions, write_features
 from chexradinet.training.heatmap import heatmap
-from chexradinet.training.radiomics import radiomics
+from chexradinet.training.radiomics import Shard, gather, radiomics, skip
 from chexradinet.training.retrain import RoundOutcome, retrain
-from chexradinet.training.sharding import Shard, skip
 from chexradinet.training.train import headline, train
 
 NETWORK = NetworkConfig(backbone=Backbone.RESNET18_NARROW, map_stride=8)

@@ -14,15 +14,17 @@ from chexradinet.artifacts import write_table
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.records import Box, Region, RegionStatus
 from chexradinet.regions.feature_names import FEATURE_NAMES
-from chexradinet.regions.format import (
+from chexradinet.regions.tables import (
+    REGION_COLUMNS,
+    features_table,
     merge_features,
     merge_regions,
     read_features,
     read_regions,
+    regions_table,
     write_features,
     write_regions,
 )
-from chexradinet.regions.tables import REGION_COLUMNS, features_table, regions_table
 
 PROVENANCE: dict[str, Any] = {"dataset": "d" * 64, "bundle": "b" * 64, "region": {"threshold": 0.6}}
 FOUND = Region(
