@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chexradinet.dicom_results.cases import ScoredCase, ScoredFinding
-from chexradinet.evaluation.cases import Array
+from chexradinet.evaluation.classification import Array
 from chexradinet.records import Box, Geometry
 from chexradinet.reports.overlay import REGION_COLOR, overlay
 

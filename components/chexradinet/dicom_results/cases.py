@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chexradinet.config import require
-from chexradinet.evaluation.cases import Array
+from chexradinet.evaluation.classification import Array
 from chexradinet.records import Box, Geometry
 
 

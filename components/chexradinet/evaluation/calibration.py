@@ -4,7 +4,12 @@ Each finding has its own slope and intercept, fitted on the validation split; a 
 cases keeps the plain sigmoid and says so. Class frequencies elsewhere differ from those of the
 validation split, so a probability holds for patients like those it was fitted on.
 
-The fit is in `platt`, how well it holds in `reliability`; their functions are offered here as well.
+Labels, scores and findings are as in `classification`; probabilities are in [0, 1].
+
+Source: Platt 1999, "Probabilistic outputs for support vector machines", with its smoothed targets
+(scikit-learn's logistic regression takes neither fractional targets nor a lowest slope); Naeini et
+al. 2015, AAAI 29 (expected calibration error), with bins of equal mass: bins of equal width leave
+most of a rare finding's cases in the first one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,37 +20,23 @@ import numpy as np
 
 from chexradinet.config import EvaluationConfig
 from chexradinet.errors import MismatchError
-from chexradinet.evaluation.cases import Array, FloatArray, check_columns
-from chexradinet.evaluation.platt import PlattScaling, fit_platt, sigmoid
-from chexradinet.evaluation.reliability import (
-    calibration_metrics,
-    expected_calibration_error,
-    operating_threshold,
-    performance_at_threshold,
-    reliability_curve,
+from chexradinet.evaluation.classification import (
+    Array,
+    FloatArray,
+    check_columns,
+    known_cases,
+    mean_or_none,
 )
-
-__all__ = [
-    "NOT_CALIBRATED",
-    "PLATT",
-    "Calibration",
-    "FindingCalibration",
-    "PlattScaling",
-    "apply_calibration",
-    "calibration_metrics",
-    "expected_calibration_error",
-    "fit_calibration",
-    "fit_platt",
-    "operating_threshold",
-    "performance_at_threshold",
-    "reliability_curve",
-    "sigmoid",
-]
 
 PLATT = "platt"
 """Status of a calibrated finding."""
 NOT_CALIBRATED = "not_calibrated"
 """Status of a finding whose probability is the plain sigmoid."""
+MIN_SLOPE = 1e-2
+"""Smallest slope, in log-odds per standard deviation of the logits: a calibration may flatten
+scores but never reverse their order."""
+_NEWTON_STEPS = 100
+_FLAT_STEP = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +46,15 @@ class FindingCalibration:
     status: str
     """`platt` or `not_calibrated`."""
     slope: float = 1.0
-    """Factor of the logit; 1 where not calibrated."""
+    """Factor of the logit; 1 if not calibrated."""
     intercept: float = 0.0
-    """Offset after the factor; 0 where not calibrated."""
+    """Offset after the factor; 0 if not calibrated."""
     positives: int
     """Positive cases it was fitted on."""
     negatives: int
     """Negative cases it was fitted on."""
     threshold: float | None = None
-    """Flag where the probability is at least this; None where not calibrated: never flagged."""
+    """Flag if the probability is at least this; None if not calibrated: never flagged."""
     sensitivity: float | None = None
     """Fraction of positives flagged on the split it was fitted on."""
     specificity: float | None = None
@@ -79,9 +70,9 @@ class Calibration:
     findings: Mapping[str, FindingCalibration]
     """Finding to its calibration."""
     split: str
-    """Where it was fitted."""
+    """Split it was fitted on."""
     target_sensitivity: float
-    """What the operating thresholds reach on that split."""
+    """Sensitivity that the operating thresholds reach on that split."""
     num_images: int
     """Images of that split."""
     method: str = "Platt scaling a finding, smoothed targets, slope above 0"
@@ -90,16 +81,8 @@ class Calibration:
     """How the operating thresholds are chosen."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; `from_dict` reads them back."""
+        """Return JSON-ready values."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> "Calibration":
-        """Return the calibration that `as_dict` wrote."""
-        findings = {
-            name: FindingCalibration(**values) for name, values in record["findings"].items()
-        }
-        return cls(**{**record, "findings": findings})
 
     @property
     def thresholds(self) -> dict[str, float | None]:
@@ -117,14 +100,11 @@ def fit_calibration(
     """Calibrate every finding and choose its operating threshold.
 
     Args:
-        labels: 1, 0 or NaN, shape (N, F).
+        labels: Shape (N, F).
         logits: Shape (N, F).
         findings: Names of the F columns.
         config: `min_positives` and `sensitivity` count here; None for the defaults.
         split: Name of the split the cases come from, for the record.
-
-    Raises:
-        EvaluationError: shapes do not belong together, or a logit is not finite.
     """
     config = config or EvaluationConfig()
     check_columns(labels, logits, len(findings))
@@ -148,16 +128,14 @@ def _fit_finding(labels: Array, logits: Array, config: EvaluationConfig) -> Find
         return FindingCalibration(
             status=NOT_CALIBRATED, positives=positives, negatives=negatives, reason=reason
         )
-    point = operating_threshold(labels, scaling.apply(logits), config.sensitivity) or {}
+    point = operating_threshold(labels, scaling.apply(logits), config.sensitivity)
     return FindingCalibration(
         status=PLATT,
         slope=scaling.slope,
         intercept=scaling.intercept,
         positives=positives,
         negatives=negatives,
-        threshold=point.get("threshold"),
-        sensitivity=point.get("sensitivity"),
-        specificity=point.get("specificity"),
+        **(point or {}),
     )
 
 
@@ -167,12 +145,9 @@ def apply_calibration(
     """Return calibrated probabilities; the plain sigmoid for findings that are not calibrated.
 
     Args:
-        calibration: Of `Calibration.as_dict`.
+        calibration: Record that `Calibration.as_dict` gave.
         findings: Names of the F columns, in any order.
         logits: Shape (N, F).
-
-    Returns:
-        Shape (N, F), in [0, 1].
 
     Raises:
         MismatchError: the calibration does not hold one of the findings.
@@ -187,3 +162,158 @@ def apply_calibration(
     slopes = np.array([known[name]["slope"] for name in findings])
     intercepts = np.array([known[name]["intercept"] for name in findings])
     return sigmoid(np.asarray(logits, dtype=np.float64) * slopes + intercepts)
+
+
+def sigmoid(logits: Array) -> FloatArray:
+    """Return `1 / (1 + exp(-logits))` without overflow."""
+    values = np.asarray(logits, dtype=np.float64)
+    return 0.5 * (1.0 + np.tanh(0.5 * values))
+
+
+@dataclass(frozen=True, slots=True)
+class PlattScaling:
+    """`probability = sigmoid(slope * logit + intercept)`."""
+
+    slope: float
+    intercept: float
+
+    def apply(self, logits: Array) -> FloatArray:
+        """Return probabilities, of the shape of the logits."""
+        return sigmoid(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept)
+
+
+def fit_platt(labels: Array, logits: Array, min_positives: int = 10) -> PlattScaling | None:
+    """Fit slope and intercept by maximum likelihood against Platt's smoothed targets.
+
+    The targets `(P + 1) / (P + 2)` and `1 / (Q + 2)` for P positive and Q negative cases keep the
+    fit finite if the classes separate. The slope is at least `MIN_SLOPE`.
+
+    Returns:
+        None if a class has fewer than `min_positives` cases, or all logits are equal.
+    """
+    truth, values = known_cases(labels, logits)
+    num_positives = int(truth.sum())
+    num_negatives = len(truth) - num_positives
+    if min(num_positives, num_negatives) < max(min_positives, 1) or np.ptp(values) == 0:
+        return None
+    targets = np.where(truth, (num_positives + 1) / (num_positives + 2), 1 / (num_negatives + 2))
+    # Standardised logits make the two parameters nearly independent, so Newton's steps are sound.
+    center, scale = float(values.mean()), float(values.std())
+    design = np.stack([(values - center) / scale, np.ones_like(values)], axis=1)
+    weights = _maximum_likelihood(design, targets)
+    if weights[0] < MIN_SLOPE:
+        offset = MIN_SLOPE * design[:, 0]
+        weights = np.r_[MIN_SLOPE, _maximum_likelihood(design[:, 1:], targets, offset)]
+    slope = float(weights[0]) / scale
+    return PlattScaling(slope, float(weights[1]) - slope * center)
+
+
+def _maximum_likelihood(
+    design: FloatArray, targets: FloatArray, offset: FloatArray | float = 0.0
+) -> FloatArray:
+    """Minimise the cross-entropy by Newton's method, halving steps that do not help."""
+
+    def loss(weights: FloatArray) -> float:
+        margins = design @ weights + offset
+        return float((np.logaddexp(0.0, margins) - targets * margins).mean())
+
+    weights = np.zeros(design.shape[1])
+    current = loss(weights)
+    for _ in range(_NEWTON_STEPS):
+        probabilities = sigmoid(design @ weights + offset)
+        gradient = design.T @ (probabilities - targets)
+        curvature = (design * (probabilities * (1 - probabilities))[:, None]).T @ design
+        step = np.linalg.solve(curvature + 1e-12 * np.eye(len(weights)), gradient)
+        while loss(weights - step) > current and np.abs(step).max() > _FLAT_STEP:
+            step = step / 2
+        weights = weights - step
+        current = loss(weights)
+        if np.abs(step).max() <= _FLAT_STEP:
+            break
+    return weights
+
+
+def reliability_curve(
+    labels: Array, probabilities: Array, bins: int = 15
+) -> dict[str, list[float]]:
+    """Return predicted probability against observed frequency in bins of equal mass.
+
+    Equal probabilities share a bin, that of their middle rank, whatever their order; scikit-learn's
+    `calibration_curve` splits them by order.
+
+    Returns:
+        `predicted`, `observed` and `count`, of equal length, rising in `predicted`; empty without
+        a known case.
+    """
+    truth, values = known_cases(labels, probabilities)
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - counts / 2
+    bin_of = np.minimum((middle / max(1, len(truth)) * bins).astype(int), bins - 1)[inverse]
+    count = np.bincount(bin_of, minlength=bins).astype(np.float64)
+    held = count > 0
+    return {
+        "predicted": (np.bincount(bin_of, values, bins)[held] / count[held]).tolist(),
+        "observed": (np.bincount(bin_of, truth, bins)[held] / count[held]).tolist(),
+        "count": count[held].tolist(),
+    }
+
+
+def expected_calibration_error(labels: Array, probabilities: Array, bins: int = 15) -> float | None:
+    """Return the mean distance between predicted and observed frequency, weighted by cases.
+
+    Returns:
+        In [0, 1]; None without a known case.
+    """
+    curve = reliability_curve(labels, probabilities, bins)
+    predicted, observed, count = (np.array(column) for column in curve.values())
+    if not len(count):
+        return None
+    return float((np.abs(predicted - observed) * count).sum() / count.sum())
+
+
+def calibration_metrics(
+    labels: Array, probabilities: Array, findings: Sequence[str], bins: int = 15
+) -> dict[str, Any]:
+    """Return `ece` (mean over findings), `ece_by_finding` and `reliability` (finding to curve)."""
+    columns = [(name, labels[:, i], probabilities[:, i]) for i, name in enumerate(findings)]
+    errors = {name: expected_calibration_error(truth, own, bins) for name, truth, own in columns}
+    return {
+        "ece": mean_or_none(list(errors.values())),
+        "ece_by_finding": errors,
+        "reliability": {name: reliability_curve(truth, own, bins) for name, truth, own in columns},
+    }
+
+
+def operating_threshold(
+    labels: Array, probabilities: Array, sensitivity: float
+) -> dict[str, float | None] | None:
+    """Return the highest threshold whose flags reach a sensitivity; a case at it is flagged.
+
+    Returns:
+        `threshold` and the `sensitivity` and `specificity` it has here, both at least 0; None if a
+        class is missing.
+    """
+    truth, values = known_cases(labels, probabilities)
+    if truth.all() or not truth.any():
+        return None
+    positives = np.sort(values[truth])[::-1]
+    needed = int(np.ceil(sensitivity * len(positives) - 1e-9))
+    threshold = float(positives[max(needed, 1) - 1])
+    return {"threshold": threshold, **performance_at_threshold(labels, probabilities, threshold)}
+
+
+def performance_at_threshold(
+    labels: Array, probabilities: Array, threshold: float | None
+) -> dict[str, float | None]:
+    """Return `sensitivity` and `specificity` of a threshold chosen elsewhere.
+
+    Each is None if the threshold is, or if the class it needs is missing.
+    """
+    truth, values = known_cases(labels, probabilities)
+    if threshold is None:
+        return {"sensitivity": None, "specificity": None}
+    flags = values >= threshold
+    return {
+        "sensitivity": float(flags[truth].mean()) if truth.any() else None,
+        "specificity": float((~flags[~truth]).mean()) if not truth.all() else None,
+    }

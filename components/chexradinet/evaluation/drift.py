@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chexradinet.errors import MismatchError
-from chexradinet.evaluation.cases import FloatArray
-from chexradinet.evaluation.distribution import stability_test
+from chexradinet.evaluation.classification import BoolArray, FloatArray
 from chexradinet.evaluation.reference import (
     NOT_DEFINED,
     Population,
@@ -25,6 +24,7 @@ from chexradinet.evaluation.reference import (
     one_row_per_patient,
     ood_flags,
     ood_scores,
+    stability_test,
 )
 
 FALSE_ALARMS_PER_NIGHT = 0.01
@@ -46,10 +46,10 @@ def drift(
     """Compare a night with the reference.
 
     Args:
-        reference: Of the bundle that scored the night.
+        reference: Reference of the bundle that scored the night.
         night: The scored X-rays.
         false_alarms: Largest fraction of unchanged nights that may raise an alarm, in (0, 1).
-        seed: Of the simulated nulls; equal input and seed give equal results.
+        seed: Random seed of the simulated nulls; equal input and seed give equal results.
 
     Returns:
         `status` (`ok` or `too_few`), `alarm`, `alarms` (names), `comparisons` (name to `p_value`
@@ -85,7 +85,7 @@ def drift(
     limit = false_alarms / len(comparisons)
     alarms = [name for name, found in comparisons.items() if found["p_value"] < limit]
     rule = (
-        f"alarm where p < {false_alarms:g} / {len(comparisons)} comparisons: at most "
+        f"alarm if p < {false_alarms:g} / {len(comparisons)} comparisons: at most "
         f"{false_alarms:.1%} of unchanged nights raise one"
     )
     return {
@@ -121,7 +121,7 @@ def _embedding_test(reference: Reference, night: Population, seed: int) -> dict[
 
 
 def _ood_test(
-    rule: Mapping[str, Any], night: Population, flags: npt.NDArray[np.bool_], seed: int
+    rule: Mapping[str, Any], night: Population, flags: BoolArray, seed: int
 ) -> dict[str, float]:
     """Test the number of flagged patients; the threshold's own uncertainty is part of the null."""
     generator = np.random.default_rng(seed)
@@ -144,7 +144,7 @@ def energy_test(
         first: Shape (N, K).
         second: Shape (M, K).
         permutations: The smallest p-value is `1 / (permutations + 1)`.
-        seed: Of the permutations.
+        seed: Random seed of the permutations.
     """
     pooled = np.concatenate([first, second]).astype(np.float32)
     squares = (pooled**2).sum(axis=1)

@@ -1,6 +1,11 @@
-"""One model on the test split: scores of every image, and maps of the images that readers boxed."""
+"""Models on one test split: their figures, the differences between them, and the round to choose.
 
-from dataclasses import dataclass
+A round is chosen by mean AUROC on the validation split while the loop runs (ADR 0006); the test
+split is read by nothing before.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +14,86 @@ import numpy.typing as npt
 
 from chexradinet.config import EvaluationConfig, RegionConfig
 from chexradinet.dataset.dataset import Dataset
-from chexradinet.errors import MismatchError
-from chexradinet.evaluation.classification import classification_metrics
-from chexradinet.evaluation.localize import BoxedCases, Localization, localize
-from chexradinet.evaluation.metrics import RoundMetrics
-from chexradinet.model.bundle import BundleInfo, load_bundle, require_match
+from chexradinet.errors import MismatchError, SourceError
+from chexradinet.evaluation.calibration import (
+    Calibration,
+    apply_calibration,
+    calibration_metrics,
+    performance_at_threshold,
+)
+from chexradinet.evaluation.classification import (
+    bootstrap_intervals,
+    classification_metrics,
+    paired_bootstrap_difference,
+    roc_points,
+)
+from chexradinet.evaluation.localization import (
+    BoxedCases,
+    Localization,
+    boxed_cases,
+    localization_intervals,
+    localize,
+)
+from chexradinet.evaluation.metrics import RoundMetrics, protocol_text
+from chexradinet.model.bundle import BundleInfo, load_bundle, read_bundle_info, require_match
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet
+from chexradinet.records import Split
+
+SELECTION_RULE = "round chosen by mean AUROC on the validation split"
+
+_MAX_ROC_POINTS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """What one model came to on the test split."""
+class EvaluationContext:
+    """The test split and how models are evaluated on it."""
+
+    data: Dataset
+    """The data set that the models were trained on."""
+    rows: npt.NDArray[np.int64]
+    """Its test rows, shape (T,)."""
+    cases: BoxedCases
+    """The boxed cases among them."""
+    regions: RegionConfig
+    """How a map becomes a region."""
+    config: EvaluationConfig
+    """How to evaluate."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.float32]:
+        """Labels of the test images, shape (T, F)."""
+        return self.data.labels[self.rows]
+
+    @property
+    def patients(self) -> list[str]:
+        """Patient of each test image."""
+        ids: list[str] = self.data.manifest["patient_id"].to_numpy()[self.rows].tolist()
+        return ids
+
+
+def evaluation_context(
+    data: Dataset, regions: RegionConfig, config: EvaluationConfig
+) -> EvaluationContext:
+    """Return the test split, ready to evaluate models on.
+
+    Raises:
+        SourceError: the data set has no test image.
+    """
+    rows = data.rows(Split.TEST)
+    if not len(rows):
+        raise SourceError(
+            "the data set has no test image, so nothing can be said about the model; ingest it "
+            "with a test split or a test fraction above 0"
+        )
+    return EvaluationContext(
+        data=data, rows=rows, cases=boxed_cases(data, rows), regions=regions, config=config
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedModel:
+    """One model and what was measured of it on the test split."""
 
     info: BundleInfo
     """Description of the model."""
@@ -29,9 +102,9 @@ class Judged:
     logits: npt.NDArray[np.float32]
     """Logits of the test images, shape (T, F)."""
     classification: dict[str, Any]
-    """Of `classification_metrics`."""
+    """Result of `classification_metrics`."""
     localization: Localization
-    """Of the boxed test images."""
+    """Localisation on the boxed test images."""
 
     def as_round(self) -> RoundMetrics:
         """Return the entry of metrics.json."""
@@ -46,33 +119,17 @@ class Judged:
         )
 
 
-def judge(
-    bundle: Path,
-    data: Dataset,
-    rows: npt.NDArray[np.int64],
-    cases: BoxedCases,
-    regions: RegionConfig,
-    config: EvaluationConfig,
-) -> Judged:
-    """Judge a model on the test images.
-
-    Args:
-        bundle: Directory of the model.
-        data: The data set it was trained on.
-        rows: Its test rows, shape (T,).
-        cases: The boxed cases among them.
-        regions: How a map becomes a region.
-        config: How to judge.
+def evaluate_model(context: EvaluationContext, bundle: Path) -> EvaluatedModel:
+    """Evaluate a model on the test images.
 
     Raises:
         MismatchError: the model was trained on another data set, whose patients may be in this
             test split.
     """
-    loaded = load_bundle(bundle)
+    data, loaded = context.data, load_bundle(bundle)
+    findings = data.info.findings
     require_match(
-        loaded.info,
-        findings=data.info.findings,
-        preprocessing_digest=data.info.preprocessing_digest,
+        loaded.info, findings=findings, preprocessing_digest=data.info.preprocessing_digest
     )
     trained_on = loaded.info.training_data_digest
     if trained_on != data.digest:
@@ -80,18 +137,18 @@ def judge(
             f"the model was trained on data set {trained_on[:12]}, but {data.digest[:12]} was "
             "given; evaluate it on the data set it was trained on, whose test patients it never saw"
         )
-    logits = predict(loaded.network, data.images, rows, maps=False).logits
-    return Judged(
+    logits = predict(loaded.network, data.images, context.rows, maps=False).logits
+    return EvaluatedModel(
         info=loaded.info,
         network=loaded.network,
         logits=logits,
-        classification=classification_metrics(data.labels[rows], logits, data.info.findings),
+        classification=classification_metrics(context.labels, logits, findings),
         localization=localize(
-            cases,
-            maps_of(loaded.network, data, cases.rows, cases.columns),
+            context.cases,
+            maps_of(loaded.network, data, context.cases.rows, context.cases.columns),
             data.info.preprocessing.image_side,
-            regions,
-            config,
+            context.regions,
+            context.config,
         ),
     )
 
@@ -104,8 +161,146 @@ def maps_of(
 ) -> npt.NDArray[np.float32]:
     """Return the map of one finding of each image, shape (N, h, w); a row may come repeatedly."""
     wanted, position = np.unique(rows, return_inverse=True)
-    maps = predict(network, data.images, wanted, maps=True).maps
     if not len(wanted):
         side = data.info.preprocessing.image_side // network.config.map_stride
         return np.zeros((0, side, side), dtype=np.float32)
+    maps = predict(network, data.images, wanted, maps=True).maps
     return maps[position, columns]
+
+
+def validate(network: ChexRadiNet, dataset: Dataset) -> dict[str, Any]:
+    """Return the ranking metrics of a network on the validation split, ready for JSON.
+
+    Returns:
+        Result of `classification_metrics`, and `num_images`. `mean_auroc`, by which rounds are
+        chosen, is None if no finding has both classes.
+
+    Raises:
+        SourceError: the data set has no validation image.
+    """
+    rows = dataset.rows(Split.VALIDATION)
+    if not len(rows):
+        raise SourceError(
+            "the data set has no validation image, so rounds cannot be compared; "
+            "ingest it again with a validation fraction above 0"
+        )
+    logits = predict(network, dataset.images, rows, maps=False).logits
+    metrics = classification_metrics(dataset.labels[rows], logits, dataset.info.findings)
+    return {**metrics, "num_images": len(rows)}
+
+
+def figures_on_test(
+    context: EvaluationContext, model: EvaluatedModel, calibration: Calibration
+) -> dict[str, Any]:
+    """Return the `test` entry of metrics.json: everything about the chosen model."""
+    findings, labels = context.data.info.findings, context.labels
+    probabilities = apply_calibration(calibration.as_dict(), findings, model.logits)
+    columns = {
+        name: (labels[:, column], probabilities[:, column]) for column, name in enumerate(findings)
+    }
+    samples, seed = context.config.bootstrap_samples, context.config.seed
+    return {
+        **model.classification,
+        "localization": model.localization.metrics,
+        "ci95": {
+            **bootstrap_intervals(labels, model.logits, context.patients, findings, samples, seed),
+            "localization": model.localization.metrics["ci95"],
+        },
+        **calibration_metrics(labels, probabilities, findings),
+        "operating_points": {
+            name: {
+                "threshold": calibration.thresholds[name],
+                **performance_at_threshold(*column, calibration.thresholds[name]),
+            }
+            for name, column in columns.items()
+        },
+        "calibration": asdict(calibration),
+        "by_view": _by_view(context, model),
+        "roc": {name: roc_points(*column, _MAX_ROC_POINTS) for name, column in columns.items()},
+        "pooled_roc": roc_points(labels.ravel(), probabilities.ravel()),
+    }
+
+
+def _by_view(context: EvaluationContext, model: EvaluatedModel) -> dict[str, Any]:
+    views = context.data.manifest["view"].to_numpy()[context.rows]
+    findings = context.data.info.findings
+    return {
+        view or "unknown": {
+            **classification_metrics(
+                context.labels[views == view], model.logits[views == view], findings
+            ),
+            "num_images": int((views == view).sum()),
+        }
+        for view in sorted(set(views))
+    }
+
+
+def protocols(context: EvaluationContext) -> dict[str, str]:
+    """Return the lines that stand beside the numbers: on what and how they were measured."""
+    line = protocol_text(
+        dataset=Path(context.data.info.source).name,
+        digest=context.data.digest,
+        split=Split.TEST.value,
+        num_images=len(context.rows),
+        num_patients=len(set(context.patients)),
+        selection=SELECTION_RULE,
+    )
+    boxed = (
+        f"{line}; one box per map, chosen without the truth, for {len(context.cases.findings)} "
+        "boxed findings; controls: a smooth random map, and the map of another patient with the "
+        "finding"
+    )
+    fitted = "calibration and operating thresholds fitted on the validation split"
+    return {
+        "rounds": line,
+        "test": f"{line}; {fitted}",
+        "localization": boxed,
+        "calibration": fitted,
+    }
+
+
+def compare_arms(
+    context: EvaluationContext,
+    evaluated: Sequence[EvaluatedModel],
+    arms: Mapping[str, Path | None],
+) -> dict[str, Any]:
+    """Compare the arms with the last guided round; an arm of another number of epochs is left out.
+
+    Args:
+        context: The test split.
+        evaluated: The guided rounds, in order.
+        arms: Name to the bundle of its last round, None if it was not trained.
+    """
+    last = evaluated[-1]
+    found = {}
+    for name, path in arms.items():
+        if path is None or not last.info.round:
+            continue
+        if read_bundle_info(path)[0].round != last.info.round:
+            continue
+        other = evaluate_model(context, path)
+        found[name] = {
+            "rounds": [other.as_round().as_dict()],
+            "guided_round": last.info.round,
+            "difference": _difference(context, last, other),
+        }
+    return found
+
+
+def _difference(
+    context: EvaluationContext, guided: EvaluatedModel, other: EvaluatedModel
+) -> dict[str, Any]:
+    """Return the paired differences with intervals, guided minus other, measure by measure."""
+    samples, seed = context.config.bootstrap_samples, context.config.seed
+    ranking = paired_bootstrap_difference(
+        context.labels, guided.logits, other.logits, context.patients, samples, seed
+    )
+    located = localization_intervals(
+        guided.localization.hits,
+        context.cases.findings,
+        context.cases.patients,
+        other.localization.hits,
+        samples,
+        seed,
+    )
+    return {"mean_auroc": ranking, **located}

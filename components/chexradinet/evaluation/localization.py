@@ -3,101 +3,187 @@
 A case is one image with one finding that a reader boxed. The prediction is one box, chosen without
 the truth; no box is a miss. Two controls stand beside every number: `random` (a smooth random map)
 and `swapped` (the map of another patient with the same finding: the usual place, nothing else).
+Intervals resample patients whole; two models are compared on the same resamples.
 
 Source: Wang et al. 2017, arXiv:1705.02315 (accuracy at an IoU threshold); Zhang et al. 2016,
 arXiv:1608.00507 (pointing game, here without tolerance).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from chexradinet.config import EvaluationConfig, RegionConfig
+from chexradinet.dataset.dataset import Dataset
 from chexradinet.errors import EvaluationError
-from chexradinet.evaluation.cases import BoolArray, mean_or_none
-from chexradinet.records import Box
+from chexradinet.evaluation.classification import (
+    BoolArray,
+    FloatArray,
+    finite_or_none,
+    interval_of,
+    mean_of_defined,
+    mean_or_none,
+    patient_weights,
+)
+from chexradinet.records import Box, Region
+from chexradinet.regions.extract import extract_regions
 
 LOCALIZATION_KEYS = ("iou_0.1", "iou_0.3", "iou_0.5", "pointing")
 """What is measured: boxes at three overlaps, and whether the map's peak lies in a true box."""
 _THRESHOLDS = {"iou_0.1": 0.1, "iou_0.3": 0.3, "iou_0.5": 0.5}
 
 
+@dataclass(frozen=True, kw_only=True)
+class BoxedCases:
+    """Test images with a finding that a reader boxed; one case per image and finding."""
+
+    rows: npt.NDArray[np.int64]
+    """Data-set row of each case, shape (N,)."""
+    columns: npt.NDArray[np.int64]
+    """Finding of each case, as a column of the logits, shape (N,)."""
+    findings: list[str]
+    """Finding of each case, by name."""
+    patients: list[str]
+    """Patient of each case."""
+    boxes: list[list[Box]]
+    """True boxes of each case, at least one."""
+
+
+def boxed_cases(data: Dataset, rows: npt.NDArray[np.int64]) -> BoxedCases:
+    """Return the boxed cases among some rows, in data-set order."""
+    order = {name: column for column, name in enumerate(data.info.findings)}
+    patients = data.manifest["patient_id"].to_numpy()
+    found: dict[tuple[int, str], list[Box]] = {}
+    for row in rows:
+        for labelled in data.boxes(int(row)):
+            if labelled.finding in order:
+                found.setdefault((int(row), labelled.finding), []).append(labelled.box)
+    return BoxedCases(
+        rows=np.array([row for row, _ in found], dtype=np.int64),
+        columns=np.array([order[name] for _, name in found], dtype=np.int64),
+        findings=[name for _, name in found],
+        patients=[str(patients[row]) for row, _ in found],
+        boxes=list(found.values()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Localization:
+    """How well one model locates: numbers with controls, hits, and the regions behind them."""
+
+    metrics: dict[str, Any]
+    """The `localization` entry of metrics.json."""
+    hits: dict[str, BoolArray]
+    """Measure to truth value of each case."""
+    regions: list[Region]
+    """Region of each case."""
+
+
+def localize(
+    cases: BoxedCases,
+    maps: npt.NDArray[np.floating],
+    image_side: int,
+    regions: RegionConfig,
+    config: EvaluationConfig,
+) -> Localization:
+    """Measure where the maps of boxed cases look.
+
+    Args:
+        cases: N boxed cases.
+        maps: The map of each case's finding, shape (N, h, w).
+        image_side: Side of the model's input, in pixels; true boxes are in these pixels.
+        regions: How a map becomes a region; own maps and controls alike.
+        config: Its seed draws the controls, its samples the intervals.
+    """
+    own = extract_regions(maps, image_side, regions)
+    hits = localization_hits(own, cases.boxes)
+    noise = random_maps(len(maps), maps.shape[1], maps.shape[2], config.seed)
+    random = extract_regions(noise, image_side, regions)
+    order = swapped_order(cases.findings, cases.patients, config.seed)
+    swappable = np.flatnonzero(order >= 0)
+    swapped = localization_metrics(
+        [own[order[case]] for case in swappable],
+        [cases.boxes[case] for case in swappable],
+        [cases.findings[case] for case in swappable],
+    )
+    metrics = with_controls(
+        localization_metrics(own, cases.boxes, cases.findings),
+        localization_metrics(random, cases.boxes, cases.findings),
+        swapped,
+    )
+    metrics["ci95"] = localization_intervals(
+        hits, cases.findings, cases.patients, samples=config.bootstrap_samples, seed=config.seed
+    )
+    return Localization(metrics=metrics, hits=hits, regions=own)
+
+
 def localization_hits(
-    predicted: Sequence[Box | None],
-    peaks: Sequence[tuple[float, float] | None],
-    true: Sequence[Sequence[Box]],
+    predicted: Sequence[Region], true: Sequence[Sequence[Box]]
 ) -> dict[str, BoolArray]:
     """Tell for each case and measure whether it was a hit.
 
     Args:
-        predicted: One box a case, None where the map gave none; N of them.
-        peaks: Row and column of the map's maximum, None where it has none; N of them.
+        predicted: The region of each case, N of them; its box or its peak may be missing.
         true: The reader's boxes of the case's finding, at least one; N of them. Same pixels as the
             predicted boxes.
 
     Returns:
-        Measure to truth values of shape (N,). An overlap equal to the threshold is no hit.
+        Measure to truth values of shape (N,). An overlap equal to the threshold is not a hit.
 
     Raises:
         EvaluationError: lengths differ, or a case has no true box.
     """
-    if not len(predicted) == len(peaks) == len(true):
+    if len(predicted) != len(true):
         raise EvaluationError(
-            f"{len(predicted)} boxes, {len(peaks)} peaks and {len(true)} lists of true boxes; "
+            f"{len(predicted)} regions and {len(true)} lists of true boxes; "
             "give one of each per case"
         )
     if not all(true):
-        raise EvaluationError("a case has no true box; only boxed cases can be judged")
+        raise EvaluationError("a case has no true box; only boxed cases can be evaluated")
     pairs = list(zip(predicted, true, strict=True))
     overlaps = np.array(
         [
-            max(box.intersection_over_union(one) for one in boxes) if box else 0.0
-            for box, boxes in pairs
+            max(region.box.intersection_over_union(one) for one in boxes) if region.box else 0.0
+            for region, boxes in pairs
         ]
     )
     hits = {key: overlaps > threshold for key, threshold in _THRESHOLDS.items()}
-    hits["pointing"] = np.array(
-        [
-            peak is not None and any(box.contains(*peak) for box in boxes)
-            for peak, boxes in zip(peaks, true, strict=True)
-        ],
-        dtype=np.bool_,
-    )
+    hits["pointing"] = np.array([_points_at(*pair) for pair in pairs], dtype=np.bool_)
     return hits
 
 
+def _points_at(region: Region, boxes: Sequence[Box]) -> bool:
+    if region.peak_row is None or region.peak_column is None:
+        return False
+    return any(box.contains(region.peak_row, region.peak_column) for box in boxes)
+
+
 def localization_metrics(
-    predicted: Sequence[Box | None],
-    peaks: Sequence[tuple[float, float] | None],
-    true: Sequence[Sequence[Box]],
-    findings: Sequence[str],
+    predicted: Sequence[Region], true: Sequence[Sequence[Box]], findings: Sequence[str]
 ) -> dict[str, Any]:
     """Return the localisation accuracy: the mean over findings of the fraction of hits.
 
     Args:
         predicted: As in `localization_hits`.
-        peaks: As in `localization_hits`.
         true: As in `localization_hits`.
         findings: The finding of each case, N of them.
 
     Returns:
-        `iou_0.1`, `iou_0.3`, `iou_0.5` and `pointing` in [0, 1], None where there is no case;
+        `iou_0.1`, `iou_0.3`, `iou_0.5` and `pointing` in [0, 1], None without a case;
         `by_finding` with the same keys and `num_cases` each; `num_cases`, `num_without_box` and
         `num_findings`.
-
-    Raises:
-        EvaluationError: lengths differ, or a case has no true box.
     """
-    hits = localization_hits(predicted, peaks, true)
-    members = cases_by_finding(findings, len(predicted))
+    hits = localization_hits(predicted, true)
     by_finding = {
         finding: {
             **{key: float(hits[key][rows].mean()) for key in LOCALIZATION_KEYS},
             "num_cases": int(rows.sum()),
         }
-        for finding, rows in members.items()
+        for finding, rows in cases_by_finding(findings, len(predicted)).items()
     }
     means = {
         key: mean_or_none([row[key] for row in by_finding.values()]) for key in LOCALIZATION_KEYS
@@ -105,7 +191,7 @@ def localization_metrics(
     return {
         **means,
         "num_cases": len(predicted),
-        "num_without_box": sum(box is None for box in predicted),
+        "num_without_box": sum(region.box is None for region in predicted),
         "num_findings": len(by_finding),
         "by_finding": by_finding,
     }
@@ -117,14 +203,13 @@ def with_controls(
     """Return the `localization` entry of metrics.json: own numbers and prefixed controls.
 
     Args:
-        own: Of `localization_metrics` with the model's own maps.
+        own: Result of `localization_metrics` with the model's own maps.
         random: The same with random maps.
-        swapped: The same with swapped maps, over the cases where a swap exists; how many that is
-            stays beside it as `swapped_num_cases`.
+        swapped: The same with swapped maps, over the cases for which a swap exists; how many that
+            is stays beside it as `swapped_num_cases`.
     """
-    controls = {"random": random, "swapped": swapped}
     merged = dict(own)
-    for prefix, control in controls.items():
+    for prefix, control in {"random": random, "swapped": swapped}.items():
         merged |= {f"{prefix}_{key}": control[key] for key in (*LOCALIZATION_KEYS, "num_cases")}
         merged[f"{prefix}_by_finding"] = control["by_finding"]
     return merged
@@ -156,13 +241,8 @@ def swapped_order(
     The other case has the same finding and another patient. Within a finding every map is used
     once, unless one patient has more than half of the cases: then the others' are drawn at random.
 
-    Args:
-        findings: The finding of each case, N of them.
-        patient_ids: The patient of each case, N of them.
-        seed: Equal seeds give equal orders.
-
     Returns:
-        Shape (N,); -1 where no other patient has the finding, so that no swap is defined.
+        Shape (N,); -1 if no other patient has the finding, so that no swap is defined.
     """
     order = np.full(len(findings), -1, dtype=np.int64)
     patients = np.asarray(patient_ids)
@@ -201,3 +281,57 @@ def cases_by_finding(findings: Sequence[str], num_cases: int) -> dict[str, BoolA
         )
     names = np.asarray(findings, dtype=object)
     return {name: np.asarray(names == name) for name in sorted(set(findings))}
+
+
+def localization_intervals(
+    hits: Mapping[str, BoolArray],
+    findings: Sequence[str],
+    patient_ids: Sequence[Any],
+    baseline: Mapping[str, BoolArray] | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return 95% intervals of the localisation accuracy, or of its difference from a baseline.
+
+    Args:
+        hits: Result of `localization_hits`.
+        findings: The finding of each case, N of them.
+        patient_ids: The patient of each case, N of them; resampled whole.
+        baseline: Hits of another model or control on the same cases; the result is then the paired
+            difference, `hits` minus this.
+        samples: Resamples.
+        seed: Random seed; equal seeds give equal intervals.
+
+    Returns:
+        For each measure `difference` (or `value` without a baseline) and `ci95`, None if not
+        defined.
+    """
+    label = "value" if baseline is None else "difference"
+    members = cases_by_finding(findings, len(patient_ids))
+    if not members:
+        return {key: {label: None, "ci95": None} for key in LOCALIZATION_KEYS}
+    gains = {
+        key: hits[key].astype(float) - (baseline[key] if baseline is not None else 0.0)
+        for key in LOCALIZATION_KEYS
+    }
+    weights = np.concatenate(list(patient_weights(patient_ids, samples, seed)), axis=1)
+    once = np.ones((len(patient_ids), 1))
+    return {
+        key: {
+            label: finite_or_none(_mean_over_findings(gains[key], members, once)[0]),
+            "ci95": interval_of(_mean_over_findings(gains[key], members, weights)),
+        }
+        for key in LOCALIZATION_KEYS
+    }
+
+
+def _mean_over_findings(
+    gains: FloatArray, members: Mapping[str, BoolArray], weights: FloatArray
+) -> FloatArray:
+    fractions = []
+    for rows in members.values():
+        heavy = weights[rows]
+        total = heavy.sum(axis=0)
+        mean = (gains[rows] @ heavy) / np.where(total > 0, total, 1.0)
+        fractions.append(np.where(total > 0, mean, np.nan))
+    return mean_of_defined(np.stack(fractions, axis=1))

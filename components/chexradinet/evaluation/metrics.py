@@ -1,4 +1,4 @@
-"""The one place where figures live: `metrics.json`, written once, from which every report draws.
+"""The one place for figures: `metrics.json`, written once, from which every report draws.
 
     {"schema": 1, "kind": "metrics",
      "protocol": {"rounds": text, "test": text, "localization": text},
@@ -10,6 +10,10 @@
      "arms": {"control" | "permuted": {"rounds": [...], "test": {...}, "difference": {...}}}}
 
 A number that is not defined is null; NaN and infinity never get in.
+
+The effect of guidance follows from the numbers: a gain is claimed only if the whole 95% interval of
+the paired difference lies above 0, and it is credited to radiomics only if the guided model also
+beats the arm with permuted features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,14 +35,32 @@ SCHEMA = 1
 METRICS_FILE = "metrics.json"
 EVALUATION_HEAD = Head(METRICS_FILE, KIND)
 """By which a directory is known for an evaluation."""
-CONTROLS = ("random", "swapped")
-"""Prefixes of the localisation controls."""
 LOCALIZATION_FIELDS = tuple(
     f"{prefix}{key}" for prefix in ("", "random_", "swapped_") for key in LOCALIZATION_KEYS
 )
 """Keys that every `localization` entry holds."""
 _ROUND_FIELDS = ("round", "guidance", "mean_auroc", "auroc", "localization")
 _TEST_FIELDS = ("mean_auroc", "auroc", "localization", "ci95", "ece", "by_view")
+
+ARM_NAMES = {
+    "control": "the control arm (no guidance, same epochs)",
+    "permuted": "the permuted arm",
+}
+"""How an arm is called in a sentence."""
+MEASURES = {
+    "mean_auroc": "mean AUROC",
+    "iou_0.1": "localisation at IoU 0.1",
+    "iou_0.3": "localisation at IoU 0.3",
+    "iou_0.5": "localisation at IoU 0.5",
+    "pointing": "pointing accuracy",
+}
+"""What arms are compared in, as sentences and table heads name it."""
+_VERDICTS = {
+    "gain": "higher in",
+    "loss": "lower in",
+    "none shown": "no difference shown (the interval includes 0) in",
+    "not defined": "not defined in",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +72,9 @@ class RoundMetrics:
     guidance: str
     """Arm of the round, as `GuidanceConfig.arm` names it; `none` for round 0."""
     classification: Mapping[str, Any]
-    """Of `classification_metrics`."""
+    """Result of `classification_metrics`."""
     localization: Mapping[str, Any] = field(default_factory=dict)
-    """Of `with_controls`; empty where the split has no boxes: every number is then null."""
+    """Result of `with_controls`; empty if the split has no boxes: every number is then null."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the entry of metrics.json."""
@@ -60,13 +82,8 @@ class RoundMetrics:
             "round": self.round,
             "guidance": self.guidance,
             **self.classification,
-            "localization": complete_localization(self.localization),
+            "localization": {**dict.fromkeys(LOCALIZATION_FIELDS), **self.localization},
         }
-
-
-def complete_localization(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a localisation entry with every key, null where nothing was measured."""
-    return {**dict.fromkeys(LOCALIZATION_FIELDS), **found}
 
 
 def protocol_text(
@@ -107,16 +124,16 @@ def metrics_document(
     Args:
         rounds: Every round that ran, in order.
         best_round: The round that was chosen; the test entry is of it.
-        test: Of the chosen round on the test split; `classification_metrics`, `localization`,
-            `ci95`, `ece`, `by_view`, and what a report shows beyond (`roc`, `reliability`, ...).
-        protocol: Of `protocol_text`, for `rounds`, `test` and `localization`, or one line for all.
+        test: Figures of the chosen round on the test split; `classification_metrics`,
+            `localization`, `ci95`, `ece`, `by_view`, and what a report shows beyond (`roc`, ...).
+        protocol: Lines of `protocol_text`, for `rounds`, `test` and `localization`, or one for all.
         extra: Further sections: `arms`, `findings`, `dataset`, ...
 
     Raises:
         ArtifactError: a key is missing, or the best round is none of the rounds.
     """
     lines = dict.fromkeys(("rounds", "test", "localization"), protocol)
-    localized = complete_localization(test.get("localization") or {})
+    localized = {**dict.fromkeys(LOCALIZATION_FIELDS), **(test.get("localization") or {})}
     document = {
         "protocol": lines if isinstance(protocol, str) else dict(protocol),
         "rounds": [entry.as_dict() for entry in rounds],
@@ -133,14 +150,12 @@ def json_ready(value: Any) -> Any:  # noqa: ANN401 - any nesting of values in, t
     """Return the value with plain numbers, lists and string keys; NaN and infinity become None."""
     if isinstance(value, Mapping):
         return {str(key): json_ready(inner) for key, inner in value.items()}
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         return json_ready(value.tolist())
     if isinstance(value, (list, tuple)):
         return [json_ready(inner) for inner in value]
-    if isinstance(value, np.generic):
-        return json_ready(value.item())
     if isinstance(value, float):
-        return float(value) if np.isfinite(value) else None
+        return value if np.isfinite(value) else None
     return value
 
 
@@ -160,7 +175,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     """Read metrics.json.
 
     Raises:
-        ArtifactError: it is missing, no JSON, of another schema version, or lacks a key.
+        ArtifactError: it is missing, not JSON, of another schema version, or lacks a key.
     """
     document = read_document(path, KIND, SCHEMA)
     _check(document, str(path))
@@ -168,7 +183,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 
 def headline_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the headline table: one row a round, the chosen one marked.
+    """Return the headline table: one row per round, the chosen one marked.
 
     Returns:
         Rows with `round`, `guidance`, `best`, `mean_auroc` and the localisation numbers at IoU 0.1
@@ -208,3 +223,82 @@ def _check_keys(holder: Mapping[str, Any], needed: Sequence[str], where: str) ->
     missing = [key for key in needed if key not in holder]
     if missing:
         raise ArtifactError(f"{where} lacks {', '.join(missing)}; make the metrics again")
+
+
+def verdict(difference: Mapping[str, Any] | None) -> str:
+    """Return `gain`, `loss`, `none shown` or `not defined` for a paired difference."""
+    if not difference or difference.get("difference") is None or difference.get("ci95") is None:
+        return "not defined"
+    low, high = difference["ci95"]
+    if low > 0:
+        return "gain"
+    return "loss" if high < 0 else "none shown"
+
+
+def gain_sentences(arms: Mapping[str, Any]) -> list[str]:
+    """Return one sentence per arm, then what may be credited to radiomics.
+
+    Args:
+        arms: Entry of metrics.json: `control` and `permuted`, each with `difference`: measure to
+            `difference` (guided model minus arm) and `ci95`. Either may be missing.
+    """
+    if not arms:
+        return [
+            "No control arm was trained, so the effect of guidance is unknown: a change between "
+            "rounds may come from the additional epochs alone."
+        ]
+    sentences = [_sentence(arm, entry.get("difference") or {}) for arm, entry in arms.items()]
+    return [*sentences, _credit(arms)]
+
+
+def _sentence(arm: str, differences: Mapping[str, Any]) -> str:
+    """Say in which measures the guided model is higher, lower, or not shown to differ."""
+    clauses = []
+    for found, phrase in _VERDICTS.items():
+        listed = [
+            _listed(name, differences[name])
+            for name in MEASURES
+            if name in differences and verdict(differences[name]) == found
+        ]
+        if listed:
+            clauses.append(f"{phrase} {', '.join(listed)}")
+    compared = "; ".join(clauses) or "nothing was compared"
+    return f"Against {ARM_NAMES.get(arm, f'the {arm} arm')}: {compared}."
+
+
+def _listed(measure: str, difference: Mapping[str, Any]) -> str:
+    if verdict(difference) == "not defined":
+        return MEASURES[measure]
+    numbers = f"{signed(difference['difference'])} {interval(difference['ci95'])}"
+    return f"{MEASURES[measure]} ({numbers})"
+
+
+def _credit(arms: Mapping[str, Any]) -> str:
+    missing = [ARM_NAMES[arm] for arm in ARM_NAMES if arm not in arms]
+    if missing:
+        return f"Without {' and '.join(missing)}, no gain can be credited to radiomics."
+    differences = [arms[arm].get("difference") or {} for arm in ARM_NAMES]
+    credited = [
+        name
+        for measure, name in MEASURES.items()
+        if all(verdict(difference.get(measure)) == "gain" for difference in differences)
+    ]
+    if credited:
+        return (
+            f"The guided model beats both arms in {', '.join(credited)}: there the content of the "
+            "radiomics features contributed."
+        )
+    return (
+        "In no measure does the guided model beat both arms: no gain is credited to the content of "
+        "the radiomics features."
+    )
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """Return a difference with its sign."""
+    return "n/d" if value is None else f"{value:+.{digits}f}"
+
+
+def interval(bounds: Sequence[float] | None, digits: int = 3) -> str:
+    """Return an interval in brackets, or nothing if it is not defined."""
+    return "" if bounds is None else f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"

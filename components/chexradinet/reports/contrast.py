@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chexradinet.evaluation.cases import Array, FloatArray
+from chexradinet.evaluation.classification import Array, FloatArray
 
 _MAD_TO_STANDARD_DEVIATION = 1.4826
 _MIN_CASES = 5

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chexradinet.evaluation.cases import Array
-from chexradinet.evaluation.guidance_gain import gain_sentences, interval
+from chexradinet.evaluation.classification import Array
+from chexradinet.evaluation.metrics import gain_sentences, interval
 from chexradinet.records import Box
 from chexradinet.reports import page
 from chexradinet.reports.contrast import FeatureContrast

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from chexradinet.config import RadiomicsConfig, RegionConfig
 from chexradinet.dataset.dataset import Dataset
 from chexradinet.evaluation.calibration import Calibration, apply_calibration
-from chexradinet.evaluation.evaluator import Judged, maps_of
+from chexradinet.evaluation.evaluator import EvaluatedModel, maps_of
 from chexradinet.records import Box
 from chexradinet.regions.extract import extract_regions
 from chexradinet.regions.feature_names import FEATURE_NAMES
@@ -37,7 +37,7 @@ class Evidence:
 
 
 def report_evidence(
-    model: Judged,
+    model: EvaluatedModel,
     data: Dataset,
     rows: npt.NDArray[np.int64],
     calibration: Calibration,
@@ -93,7 +93,7 @@ def panel_cases(
 
 
 def _panel(
-    model: Judged,
+    model: EvaluatedModel,
     data: Dataset,
     rows: npt.NDArray[np.int64],
     probabilities: npt.NDArray[np.float64],
@@ -126,7 +126,7 @@ def _true_boxes(data: Dataset, row: int, finding: str) -> list[Box]:
 
 
 def _contrast(
-    model: Judged,
+    model: EvaluatedModel,
     data: Dataset,
     rows: npt.NDArray[np.int64],
     radiomics: RadiomicsConfig,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from chexradinet.evaluation.cases import FloatArray
+from chexradinet.evaluation.classification import FloatArray
 from chexradinet.reports.plots import BLUE, INK, ORANGE
 
 _BINS = 20

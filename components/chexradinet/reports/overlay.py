@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chexradinet.errors import EvaluationError
-from chexradinet.evaluation.cases import Array
+from chexradinet.evaluation.classification import Array
 from chexradinet.records import Box
 
 REGION_COLOR = (255, 176, 0)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chexradinet.evaluation.guidance_gain import MEASURES, interval, signed, verdict
 from chexradinet.evaluation.localization import LOCALIZATION_KEYS
+from chexradinet.evaluation.metrics import MEASURES, interval, signed, verdict
 from chexradinet.reports.contrast import FeatureContrast
 from chexradinet.reports.page import NOT_DEFINED, Cell, count, number, table
 

@@ -1,7 +1,7 @@
-"""Choosing, calibrating and judging: what the rounds came to, and what guidance bought.
+"""Choosing, calibrating and evaluating: what the rounds came to, and the effect of guidance.
 
 The best round is chosen on the validation split and calibrated there. Every round and both arms of
-the comparison are then judged on the test split, which nothing before this stage has read.
+the comparison are then evaluated on the test split, which nothing before this stage has read.
 """
 
 import logging
@@ -19,8 +19,14 @@ from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.dataset.labels.header_table import read_headers
 from chexradinet.errors import ArtifactError, ConfigError
 from chexradinet.evaluation.calibration import Calibration, apply_calibration, fit_calibration
-from chexradinet.evaluation.court import compared_arms, figures, open_court, protocols
-from chexradinet.evaluation.evaluator import Judged
+from chexradinet.evaluation.evaluator import (
+    EvaluatedModel,
+    compare_arms,
+    evaluate_model,
+    evaluation_context,
+    figures_on_test,
+    protocols,
+)
 from chexradinet.evaluation.metrics import (
     EVALUATION_HEAD,
     METRICS_FILE,
@@ -108,7 +114,7 @@ def evaluate(
         arms: The models.
         best: Bundle directory to make: the best round with calibration, thresholds and reference.
         target: Directory to make, with `metrics.json` and `report.html`.
-        config: How to judge.
+        config: How to evaluate.
         regions: How a map becomes a region.
         radiomics: Settings of the features that the report contrasts.
 
@@ -123,18 +129,18 @@ def evaluate(
     require_replaceable(best, BUNDLE_HEAD)
     require_replaceable(target, EVALUATION_HEAD)
     data = open_dataset(dataset)
-    court = open_court(data, regions, config)
+    context = evaluation_context(data, regions, config)
     rounds = distinct_rounds(arms.rounds)
-    judged = [court.judge(path) for path in rounds]
-    chosen = best_of(judged)
-    calibration, reference = _calibrate(judged[chosen], data, config)
+    evaluated = [evaluate_model(context, path) for path in rounds]
+    chosen = best_of(evaluated)
+    calibration, reference = _calibrate(evaluated[chosen], data, config)
     document = metrics_document(
-        rounds=[model.as_round() for model in judged],
-        best_round=judged[chosen].info.round,
-        test=figures(court, judged[chosen], calibration),
-        protocol=protocols(court),
+        rounds=[model.as_round() for model in evaluated],
+        best_round=evaluated[chosen].info.round,
+        test=figures_on_test(context, evaluated[chosen], calibration),
+        protocol=protocols(context),
         findings=list(data.info.findings),
-        arms=compared_arms(court, judged, arms.compared),
+        arms=compare_arms(context, evaluated, arms.compared),
         seed=config.seed,
     )
     digest = replace_info(
@@ -144,15 +150,17 @@ def evaluate(
         calibration=calibration.as_dict(),
         thresholds=dict(calibration.thresholds),
         reference=reference.document,
-        metrics={**judged[chosen].info.metrics, "test": _summary(document)},
+        metrics={**evaluated[chosen].info.metrics, "test": _summary(document)},
     )
     document["bundle_digest"] = digest
-    evidence = report_evidence(judged[chosen], data, court.rows, calibration, radiomics, regions)
+    evidence = report_evidence(
+        evaluated[chosen], data, context.rows, calibration, radiomics, regions
+    )
     with writing_directory(target, EVALUATION_HEAD) as folder:
         write_metrics(folder / METRICS_FILE, document)
         write_report(folder / "report.html", document, evidence.panel, evidence.contrast)
-    push(_telemetry(judged))
-    _log.info("best round %d of %d; bundle %s", document["best_round"], len(judged), digest[:12])
+    push(_telemetry(evaluated))
+    _log.info("best round %d of %d; bundle %s", document["best_round"], len(evaluated), digest[:12])
     return Evaluation(best_round=document["best_round"], bundle_digest=digest, metrics=document)
 
 
@@ -170,9 +178,9 @@ def distinct_rounds(bundles: Sequence[Path]) -> list[Path]:
     return list(seen.values())
 
 
-def best_of(judged: Sequence[Judged]) -> int:
+def best_of(evaluated: Sequence[EvaluatedModel]) -> int:
     """Return the index of the model that validates best by mean AUROC; of equals, the earliest."""
-    values = [model.info.metrics["validation"]["mean_auroc"] for model in judged]
+    values = [model.info.metrics["validation"]["mean_auroc"] for model in evaluated]
     ranked = [(-np.inf if value is None else value) for value in values]
     return int(np.argmax(ranked))
 
@@ -186,10 +194,12 @@ def _metadata(data: Dataset, rows: npt.NDArray[np.int64]) -> dict[str, list[Any]
     return found
 
 
-def _telemetry(judged: Sequence[Judged]) -> TrainingTelemetry:
+def _telemetry(evaluated: Sequence[EvaluatedModel]) -> TrainingTelemetry:
     """Return what the dashboard shows of each round; what is not defined is left out."""
-    aurocs = {model.info.round: model.info.metrics["validation"]["mean_auroc"] for model in judged}
-    located = {model.info.round: model.localization.metrics["iou_0.1"] for model in judged}
+    aurocs = {
+        model.info.round: model.info.metrics["validation"]["mean_auroc"] for model in evaluated
+    }
+    located = {model.info.round: model.localization.metrics["iou_0.1"] for model in evaluated}
     return TrainingTelemetry(
         mean_auroc={number: value for number, value in aurocs.items() if value is not None},
         localization={number: value for number, value in located.items() if value is not None},
@@ -197,7 +207,7 @@ def _telemetry(judged: Sequence[Judged]) -> TrainingTelemetry:
 
 
 def _calibrate(
-    model: Judged, data: Dataset, config: EvaluationConfig
+    model: EvaluatedModel, data: Dataset, config: EvaluationConfig
 ) -> tuple[Calibration, Reference]:
     """Fit on the validation split what scoring needs beside the weights."""
     rows = data.rows(Split.VALIDATION)

@@ -10,7 +10,7 @@ import numpy as np
 from chexradinet.config import GuidanceConfig, GuidanceRecipe, TrainConfig, digest_of
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
-from chexradinet.evaluation.validation import validate
+from chexradinet.evaluation.evaluator import validate
 from chexradinet.model.bundle import (
     BUNDLE_HEAD,
     BundleInfo,

@@ -14,7 +14,7 @@ from chexradinet.config import (
     digest_of,
 )
 from chexradinet.dataset.dataset import Dataset, open_dataset
-from chexradinet.evaluation.validation import validate
+from chexradinet.evaluation.evaluator import validate
 from chexradinet.model.bundle import BUNDLE_HEAD, BundleInfo, model_card, save_bundle
 from chexradinet.model.losses import build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights

@@ -7,18 +7,16 @@ import pytest
 from sklearn import metrics
 
 from chexradinet.errors import EvaluationError
-from chexradinet.evaluation.bootstrap import (
-    interval_of,
-    patient_weights,
-    weighted_ranking,
-)
 from chexradinet.evaluation.classification import (
     auprc,
     auroc,
     bootstrap_intervals,
     classification_metrics,
+    interval_of,
     paired_bootstrap_difference,
+    patient_weights,
     roc_points,
+    weighted_ranking,
 )
 
 

@@ -8,19 +8,17 @@ import numpy as np
 import pytest
 
 from chexradinet.errors import EvaluationError, MismatchError
-from chexradinet.evaluation.distribution import (
-    categorical_distribution,
-    count_in,
-    numeric_distribution,
-    population_stability_index,
-    stability_test,
-)
 from chexradinet.evaluation.drift import drift, energy_test
 from chexradinet.evaluation.reference import (
     Population,
     build_reference,
+    categorical_distribution,
+    count_in,
+    numeric_distribution,
     ood_flags,
     ood_scores,
+    population_stability_index,
+    stability_test,
 )
 
 NUM_CHANNELS = 96

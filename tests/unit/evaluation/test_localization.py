@@ -4,37 +4,46 @@ import numpy as np
 import pytest
 
 from chexradinet.errors import EvaluationError
-from chexradinet.evaluation.comparison import localization_intervals
 from chexradinet.evaluation.localization import (
     LOCALIZATION_KEYS,
     localization_hits,
+    localization_intervals,
     localization_metrics,
     random_maps,
     swapped_order,
     with_controls,
 )
-from chexradinet.records import Box
+from chexradinet.records import Box, Region, RegionStatus
 
 TRUE = Box(0, 0, 10, 10)
 
 
+def _region(box: Box | None, peak: tuple[float, float] | None = None) -> Region:
+    row, column = peak or (None, None)
+    status = RegionStatus.OK if box else RegionStatus.NO_EVIDENCE
+    return Region(status=status, box=box, peak_row=row, peak_column=column)
+
+
+HIT, MISS = _region(TRUE, (5, 5)), _region(None)
+
+
 def test_no_case_gives_no_number() -> None:
-    found = localization_metrics([], [], [], [])
+    found = localization_metrics([], [], [])
     assert [found[key] for key in LOCALIZATION_KEYS] == [None] * 4
     assert found["num_cases"] == 0
     assert localization_intervals({}, [], [])["pointing"] == {"value": None, "ci95": None}
 
 
 def test_a_missing_box_is_a_miss_and_is_counted() -> None:
-    found = localization_metrics([None, TRUE], [None, (5, 5)], [[TRUE], [TRUE]], ["Mass", "Mass"])
+    found = localization_metrics([MISS, HIT], [[TRUE], [TRUE]], ["Mass", "Mass"])
     assert [found[key] for key in LOCALIZATION_KEYS] == [0.5] * 4
     assert found["num_without_box"] == 1
 
 
 def test_an_overlap_must_exceed_the_threshold() -> None:
     # 10 x 1 of 10 x 10: exactly 0.1; 10 x 4: 0.4.
-    predicted = [Box(0, 0, 10, 1), Box(0, 0, 10, 4)]
-    hits = localization_hits(predicted, [None, None], [[TRUE], [TRUE]])
+    predicted = [_region(Box(0, 0, 10, 1)), _region(Box(0, 0, 10, 4))]
+    hits = localization_hits(predicted, [[TRUE], [TRUE]])
     assert hits["iou_0.1"].tolist() == [False, True]
     assert hits["iou_0.3"].tolist() == [False, True]
     assert hits["iou_0.5"].tolist() == [False, False]
@@ -42,20 +51,18 @@ def test_an_overlap_must_exceed_the_threshold() -> None:
 
 def test_the_best_of_several_true_boxes_counts() -> None:
     boxes = [Box(50, 50, 60, 60), TRUE]
-    hits = localization_hits([TRUE], [(9.5, 0)], [boxes])
+    hits = localization_hits([_region(TRUE, (9.5, 0))], [boxes])
     assert hits["iou_0.5"].all()
     assert hits["pointing"].all()
 
 
 def test_the_peak_on_the_far_edge_is_outside() -> None:
-    assert not localization_hits([None], [(10, 5)], [[TRUE]])["pointing"].any()
+    assert not localization_hits([_region(None, (10, 5))], [[TRUE]])["pointing"].any()
 
 
 def test_a_frequent_finding_does_not_outweigh_a_rare_one() -> None:
-    predicted: list[Box | None] = [TRUE, TRUE, TRUE, None]
-    found = localization_metrics(
-        predicted, [None] * 4, [[TRUE]] * 4, ["Edema", "Edema", "Edema", "Mass"]
-    )
+    predicted = [_region(TRUE)] * 3 + [MISS]
+    found = localization_metrics(predicted, [[TRUE]] * 4, ["Edema", "Edema", "Edema", "Mass"])
     assert found["iou_0.1"] == 0.5
     assert found["by_finding"]["Edema"] == {
         "iou_0.1": 1, "iou_0.3": 1, "iou_0.5": 1, "pointing": 0, "num_cases": 3,
@@ -65,17 +72,17 @@ def test_a_frequent_finding_does_not_outweigh_a_rare_one() -> None:
 
 def test_cases_without_truth_and_uneven_lists_are_refused() -> None:
     with pytest.raises(EvaluationError, match="no true box"):
-        localization_hits([TRUE], [None], [[]])
-    with pytest.raises(EvaluationError, match="1 boxes, 0 peaks"):
-        localization_hits([TRUE], [], [[TRUE]])
+        localization_hits([HIT], [[]])
+    with pytest.raises(EvaluationError, match="1 regions and 0 lists"):
+        localization_hits([HIT], [])
     with pytest.raises(EvaluationError, match="2 findings for 1 cases"):
-        localization_metrics([TRUE], [None], [[TRUE]], ["Mass", "Mass"])
+        localization_metrics([HIT], [[TRUE]], ["Mass", "Mass"])
 
 
 def test_controls_stand_beside_the_own_numbers_under_their_prefix() -> None:
-    own = localization_metrics([TRUE], [(1, 1)], [[TRUE]], ["Mass"])
-    none = localization_metrics([], [], [], [])
-    miss = localization_metrics([None], [None], [[TRUE]], ["Mass"])
+    own = localization_metrics([HIT], [[TRUE]], ["Mass"])
+    none = localization_metrics([], [], [])
+    miss = localization_metrics([MISS], [[TRUE]], ["Mass"])
     merged = with_controls(own, miss, none)
     assert merged["iou_0.3"] == 1
     assert merged["random_iou_0.3"] == 0

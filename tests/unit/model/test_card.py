@@ -47,8 +47,8 @@ def test_the_card_states_method_split_and_rule_of_probabilities_and_thresholds()
 
 
 def test_the_card_states_when_an_x_ray_counts_as_unlike_and_how_often_by_chance() -> None:
-    reference = {"ood": {"rule": "Flagged beyond a distance of 5.00, as 9.1% are by chance."}}
+    reference = {"ood": {"rule": "Flagged above 5.00. Expected false-flag rate 9.1%."}}
     card = model_card(replace(INFO, calibration=CALIBRATION, reference=reference))
-    assert "- Unlike the training data: Flagged beyond a distance of 5.00, as 9.1%" in card
+    assert "- Unlike the training data: Flagged above 5.00. Expected false-flag rate 9.1%." in card
     old = model_card(replace(INFO, calibration=CALIBRATION, reference={"ood": {"threshold": 5.0}}))
     assert "Unlike the training data" not in old

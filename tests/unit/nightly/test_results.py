@@ -221,8 +221,8 @@ def test_x_rays_like_those_of_the_reference_are_not_noted(world: World) -> None:
     world.run()
     assert "out_of_distribution" not in world.table("worklist")[0]["notes"]
     report = page_of(world, "report.html")
-    assert "Flagged beyond a distance of" in report
-    assert "30 patients held out are too few for 1.0%" in report
+    assert "Flagged above" in report
+    assert "30 held-out patients are too few for 1.0%" in report
     assert "1.2.3.5.0</th>" not in report
 
 

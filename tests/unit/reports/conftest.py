@@ -12,14 +12,14 @@ from chexradinet.evaluation.classification import (
     paired_bootstrap_difference,
     roc_points,
 )
-from chexradinet.evaluation.comparison import localization_intervals
 from chexradinet.evaluation.localization import (
     localization_hits,
+    localization_intervals,
     localization_metrics,
     with_controls,
 )
 from chexradinet.evaluation.metrics import RoundMetrics, metrics_document
-from chexradinet.records import Box
+from chexradinet.records import Box, Region, RegionStatus
 
 FINDINGS = [
     "Atelectasis",
@@ -39,25 +39,23 @@ def _scores(labels: np.ndarray, strength: float, seed: int) -> np.ndarray:
     return scores
 
 
-def _boxes(num: int, spread: float, seed: int) -> list[Box | None]:
+def _regions(num: int, spread: float, seed: int) -> list[Region]:
     offsets = np.random.default_rng(seed).normal(scale=spread, size=(num, 2))
-    found: list[Box | None] = [Box(30 + y, 40 + x, 60 + y, 80 + x) for y, x in offsets]
-    found[0] = None
-    return found
+    boxes = [Box(30 + y, 40 + x, 60 + y, 80 + x) for y, x in offsets]
+    found = [
+        Region(status=RegionStatus.OK, box=box, peak_row=box.top + 15, peak_column=box.left + 20)
+        for box in boxes
+    ]
+    return [Region(status=RegionStatus.NO_EVIDENCE), *found[1:]]
 
 
 def _localization(cases: list[str], spread: float, seed: int) -> tuple[dict[str, Any], Any]:
     truth = [[Box(30, 40, 60, 80)]] * len(cases)
-
-    def judge(boxes: list[Box | None]) -> dict[str, Any]:
-        peaks = [None if box is None else (box.top + 15, box.left + 20) for box in boxes]
-        return localization_metrics(boxes, peaks, truth, cases)
-
-    own = _boxes(len(cases), spread, seed)
-    peaks = [None if box is None else (box.top + 15, box.left + 20) for box in own]
-    hits = localization_hits(own, peaks, truth)
-    random, swapped = _boxes(len(cases), 60, 1), _boxes(len(cases), 25, 2)
-    return with_controls(judge(own), judge(random), judge(swapped)), hits
+    own, random, swapped = (
+        _regions(len(cases), *drawn) for drawn in ((spread, seed), (60, 1), (25, 2))
+    )
+    found = [localization_metrics(regions, truth, cases) for regions in (own, random, swapped)]
+    return with_controls(*found), localization_hits(own, truth)
 
 
 @pytest.fixture(scope="session")

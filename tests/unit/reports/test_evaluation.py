@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chexradinet.evaluation.guidance_gain import gain_sentences, verdict
-from chexradinet.evaluation.metrics import RoundMetrics, metrics_document
+from chexradinet.evaluation.metrics import RoundMetrics, gain_sentences, metrics_document, verdict
 from chexradinet.records import Box
 from chexradinet.reports.contrast import feature_contrast
 from chexradinet.reports.evaluation import PanelCase, write_report

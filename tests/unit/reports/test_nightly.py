@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from chexradinet.config.nightly import WorklistConfig
-from chexradinet.evaluation.distribution import numeric_distribution
+from chexradinet.evaluation.reference import numeric_distribution
 from chexradinet.reports.nightly import Lacking, write_night_report, write_worklist_page
 from chexradinet.reports.nightly_contents import NightReport, OutsideXRay
 from chexradinet.reports.nightly_plots import reference_density, score_histograms

@@ -5,8 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from chexradinet.evaluation.conformal import conformal_limit
-from chexradinet.evaluation.reference import Population, build_reference, ood_flags, ood_scores
+from chexradinet.evaluation.reference import (
+    Population,
+    build_reference,
+    conformal_limit,
+    ood_flags,
+    ood_scores,
+)
 
 NUM_CHANNELS = 32
 MIXING = np.random.default_rng(99).normal(size=(8, NUM_CHANNELS))
@@ -30,7 +35,7 @@ def population(num_patients: int, seed: int, per_patient: int = 1) -> Population
 def test_a_single_distance_can_hold_one_half_and_no_less() -> None:
     limit = conformal_limit(np.array([3.0]), 0.99)
     assert (limit.threshold, limit.rate) == (3.0, 0.5)
-    assert "(1 patients held out are too few for 1.0%)" in limit.rule
+    assert "1 held-out patients are too few for 1.0%" in limit.rule
 
 
 @pytest.mark.parametrize(
