@@ -33,7 +33,7 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from scipy import ndimage
 
 from chexradinet.config import DicomConfig, PreprocessingConfig
-from chexradinet.dataset.geometry import fit_to_model
+from chexradinet.dataset.images import fit_to_model
 from chexradinet.dicom.reader import read_model_pixels
 from chexradinet.phantom.dicom_write import encode_radiograph
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from chexradinet.config import PreprocessingConfig
-from chexradinet.dataset.geometry import fit_to_model
+from chexradinet.dataset.images import fit_to_model
 from chexradinet.evaluation.calibration import apply_calibration
 from chexradinet.evaluation.reference import Population, build_reference
 from chexradinet.model.bundle import load_bundle

@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from chexradinet.config import PreprocessingConfig
-from chexradinet.dataset.geometry import fit_to_model
-from chexradinet.dataset.images import read_image
+from chexradinet.dataset.images import fit_to_model, read_image
 from chexradinet.errors import RejectedImageError
 from tests.integration.mutations import read_cases, with_changed_bytes
 

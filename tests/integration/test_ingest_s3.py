@@ -26,8 +26,7 @@ from chexradinet.errors import (
     StoreUnavailableError,
 )
 from chexradinet.ingest.ingest import ingest
-from chexradinet.ingest.remote_sources import Bucket
-from chexradinet.ingest.sources import Folder
+from chexradinet.ingest.sources import Bucket, Folder
 from chexradinet.ingest.upload import WORK_VARIABLE, ingest_to
 from chexradinet.phantom import write_phantom
 from chexradinet.store import (

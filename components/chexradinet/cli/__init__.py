@@ -70,7 +70,7 @@ def ingest(
     ] = 0,
 ) -> None:
     """Decode X-rays once into a data set; a killed run goes on where it was."""
-    from chexradinet.ingest.tallying import told
+    from chexradinet.ingest.ingest import format_counts
     from chexradinet.ingest.upload import ingest_to
 
     config = IngestConfig(
@@ -96,7 +96,7 @@ def ingest(
         info = ingest_to(source, out, config, progress, labels=labels, report=report)
     console.print(f"{info.counts['images']} images in {out}", highlight=False)
     if info.counts["rejected"]:
-        console.print(f"rejected: {told(info.counts['rejected'])}", highlight=False)
+        console.print(f"rejected: {format_counts(info.counts['rejected'])}", highlight=False)
 
 
 training.register(app)

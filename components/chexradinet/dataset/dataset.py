@@ -1,16 +1,21 @@
 """The data set directory: what `ingest` writes and every later stage reads.
 
     dataset.json         findings, preprocessing, counts, source, SHA-256 of every other file
-    manifest.parquet     a row an image, in the order of the shards
+    manifest.parquet     one row per image, in the order of the shards
     images-NNNNN.npy     pixels, uint8 (n, H, W)
     rejected.parquet     what did not enter, and why
+    headers.parquet      one row per image of a DICOM source: device, encoding, window, flags
+    doubtful.parquet     rejected X-rays that a person should look at, with their reason
+    doubtful.npy         their pictures, uint8 (n, 200, 200)
 
 Nothing in it depends on the clock or on the machine: the same input gives the same bytes, and so
-the same digest.
+the same digest. Shards are ordinary NumPy files that any tool opens; a shuffled batch is a gather
+from mapped pages. `writing` makes the directory.
 """
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,33 +25,163 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from chexradinet.artifacts import read_document, read_table, sha256_of
-from chexradinet.config import PreprocessingConfig, QualityConfig
-from chexradinet.dataset.schema import (
-    DOCUMENT,
-    ID_COLUMNS,
-    KIND,
-    MANIFEST,
-    REJECTED,
-    SCHEMA,
-    DatasetInfo,
-    ImageRecord,
-    Rejection,
-    document_digest,
-)
-from chexradinet.dataset.shards import Pixels, gather, open_shards
-from chexradinet.dataset.writing import DatasetWriter, writing_dataset
+from chexradinet.config import PreprocessingConfig, QualityConfig, digest_of
 from chexradinet.errors import ArtifactError, MismatchError
-from chexradinet.records import Box, Geometry, LabelledBox, Split
+from chexradinet.records import Box, Geometry, LabelledBox, RejectReason, Split, View
+from chexradinet.replacing import Head
 
-__all__ = [
-    "Dataset",
-    "DatasetInfo",
-    "DatasetWriter",
-    "ImageRecord",
-    "Rejection",
-    "open_dataset",
-    "writing_dataset",
-]
+Pixels = NDArray[np.uint8]
+"""8-bit grey levels, 0 black."""
+
+
+SCHEMA = 1
+"""Version of everything in the directory."""
+KIND = "dataset"
+MANIFEST = "manifest.parquet"
+REJECTED = "rejected.parquet"
+DOCUMENT = "dataset.json"
+HEADERS = "headers.parquet"
+DOUBTFUL = "doubtful.parquet"
+PICTURES = "doubtful.npy"
+DATASET_HEAD = Head(DOCUMENT, KIND)
+"""By which a directory is known for a data set."""
+ID_COLUMNS = (
+    "image_id",
+    "patient_id",
+    "study_id",
+    "view",
+    "age",
+    "sex",
+    "split",
+    "source_uri",
+    "sha256",
+)
+"""Columns of the manifest before those of the findings; `boxes` and `geometry` come after them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """All that is kept of one X-ray beside its pixels."""
+
+    image_id: str
+    """Unique in the data set."""
+    patient_id: str
+    study_id: str = ""
+    view: View = View.UNKNOWN
+    age: float | None = None
+    """Years at the time of the exposure, where known."""
+    sex: str = ""
+    """`F`, `M`, `O` or empty."""
+    split: Split
+    source_uri: str
+    """Place of the original file, relative to the source."""
+    sha256: str
+    """Of the decoded original pixels with their shape and type, not of the file's bytes."""
+    labels: Mapping[str, float]
+    """1 present, 0 absent, NaN unknown; a finding that is not named is unknown."""
+    boxes: tuple[LabelledBox, ...] = ()
+    """In pixels of the data set."""
+    geometry: Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a file did not enter the data set."""
+
+    source_uri: str
+    reason: RejectReason
+    detail: str = ""
+    """What was wrong, without patient data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """Content of `dataset.json`."""
+
+    findings: tuple[str, ...]
+    """Canonical names, in the order of the label columns."""
+    preprocessing: PreprocessingConfig
+    source: str
+    """Where the images came from, as the user gave it; a code where identifiers are replaced. Not
+    part of the identity: the same files elsewhere give the same digest."""
+    split_seed: int
+    """Seed of the splits that no table gave."""
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    """`images`, `patients`, `splits` and `patients_by_split` by split, `rejected` by reason, and
+    `positives` by finding and split."""
+    shard_sizes: tuple[int, ...] = ()
+    """Images in each shard."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of every other file of the directory, by name."""
+    quality: QualityConfig | None = None
+    """Limits that DICOM files were judged by; None where the source had none."""
+    deidentified: bool = False
+    """Whether codes stand for the source's identifiers."""
+    ingest: Mapping[str, Any] = field(default_factory=dict)
+    """By which settings it was made: `format`, `uncertain`, `validation_fraction` and
+    `test_fraction`; and `ignored_files`, how many files of the source were of other kinds. Empty in
+    data sets of earlier releases."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the manifest."""
+        return (*ID_COLUMNS, *self.findings, "boxes", "geometry")
+
+    @property
+    def preprocessing_digest(self) -> str:
+        """Digest that a model bundle must share."""
+        return self.preprocessing.digest()
+
+    @property
+    def digest(self) -> str:
+        """Identity of the data set: it changes with any byte of any other file."""
+        return document_digest({"schema": SCHEMA, "kind": KIND, **self.as_document()})
+
+    def as_document(self) -> dict[str, Any]:
+        """Return JSON-ready values, without the digest."""
+        document = {
+            "findings": list(self.findings),
+            "preprocessing": self.preprocessing.as_dict(),
+            "preprocessing_digest": self.preprocessing_digest,
+            "source": self.source,
+            "split_seed": self.split_seed,
+            "counts": dict(self.counts),
+            "shard_sizes": list(self.shard_sizes),
+            "files": dict(self.files),
+        }
+        if self.quality is not None:
+            document["quality"] = asdict(self.quality)
+        if self.deidentified:
+            document["deidentified"] = True
+        if self.ingest:
+            document["ingest"] = dict(self.ingest)
+        return document
+
+
+def document_digest(document: Mapping[str, Any]) -> str:
+    """Return the digest of `dataset.json`: of all it says but where the files came from."""
+    return digest_of({name: value for name, value in document.items() if name != "source"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeaderRow:
+    """What is kept of one header; docs/deidentification.md says why it may be."""
+
+    study_date: str = ""
+    """YYYY-MM-DD, moved by the patient's own number of days; empty where unknown."""
+    manufacturer: str = ""
+    model: str = ""
+    photometric_interpretation: str = ""
+    transfer_syntax: str = ""
+    """UID."""
+    spacing_source: str = ""
+    """`imager_pixel_spacing`, `pixel_spacing` or empty."""
+    pixel_aspect_ratio: float = 1.0
+    """Height of a pixel over its width."""
+    window: str = ""
+    """Which VOI LUT or window was applied."""
+    flags: str = ""
+    """Oddities that the quality gate let pass, joined by a vertical bar."""
 
 
 class Dataset:
@@ -56,15 +191,20 @@ class Dataset:
         self.path = path
         self.info = info
         self.manifest, _ = read_table(path / MANIFEST, "dataset-manifest", SCHEMA)
-        """A row an image, columns as in `ID_COLUMNS`, then findings, `boxes` and `geometry`."""
-        columns = [*ID_COLUMNS, *info.findings, "boxes", "geometry"]
+        """One row per image, columns as in `DatasetInfo.columns`."""
+        columns = list(info.columns)
         if list(self.manifest.columns) != columns or len(self.manifest) != sum(info.shard_sizes):
             raise ArtifactError(
                 f"{path / MANIFEST} has {len(self.manifest)} rows and columns "
                 f"{list(self.manifest.columns)}, but {DOCUMENT} says {sum(info.shard_sizes)} rows "
                 f"and {columns}; make the data set again"
             )
-        self._shards = open_shards(path, info.shard_sizes, info.preprocessing.image_side)
+        self._side = info.preprocessing.image_side
+        self._shards = [
+            _mapped(path / shard_name(number), (size, self._side, self._side))
+            for number, size in enumerate(info.shard_sizes)
+        ]
+        self._ends = np.cumsum(info.shard_sizes, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -90,7 +230,17 @@ class Dataset:
             IndexError: a row is negative or beyond the last.
         """
         wanted = np.asarray(rows, dtype=np.int64)
-        return gather(self._shards, wanted, self.info.preprocessing.image_side)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(
+                f"rows {wanted.min()} to {wanted.max()} asked of a data set of {len(self)} images"
+            )
+        images = np.empty((len(wanted), self._side, self._side), dtype=np.uint8)
+        numbers = np.searchsorted(self._ends, wanted, side="right")
+        for number in np.unique(numbers):
+            chosen = np.flatnonzero(numbers == number)
+            start = self._ends[number] - self.info.shard_sizes[number]
+            images[chosen] = self._shards[number][wanted[chosen] - start]
+        return images
 
     def boxes(self, row: int) -> tuple[LabelledBox, ...]:
         """Return the boxes of one image, in pixels of the data set."""
@@ -146,17 +296,13 @@ def _read_info(path: Path) -> DatasetInfo:
 
 
 def _info_of(document: Mapping[str, Any]) -> DatasetInfo:
+    names = ("source", "split_seed", "counts", "files", "deidentified", "ingest")
     return DatasetInfo(
         findings=tuple(document["findings"]),
         preprocessing=PreprocessingConfig(**document["preprocessing"]),
-        source=document["source"],
-        split_seed=document["split_seed"],
-        counts=document["counts"],
         shard_sizes=tuple(document["shard_sizes"]),
-        files=document["files"],
         quality=QualityConfig(**document["quality"]) if "quality" in document else None,
-        deidentified=document.get("deidentified", False),
-        ingest=document.get("ingest", {}),
+        **{name: document[name] for name in names if name in document},
     )
 
 
@@ -180,3 +326,40 @@ def open_dataset(path: Path, verify: bool = True) -> Dataset:
                 "changed or cut short, make the data set again"
             )
     return Dataset(path, info)
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of a shard; numbers start at 0."""
+    return f"images-{number:05d}.npy"
+
+
+def _mapped(path: Path, shape: tuple[int, int, int]) -> Pixels:
+    """Map a shard read-only, without reading it."""
+    try:
+        shard: Pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing; make the data set again") from error
+    except (ValueError, EOFError, OSError) as error:
+        raise ArtifactError(f"{path} is no whole shard ({error}); make it again") from error
+    if shard.shape != shape or shard.dtype != np.uint8:
+        raise ArtifactError(
+            f"{path} holds {shard.dtype} of shape {shard.shape}, but {DOCUMENT} says uint8 of "
+            f"shape {shape}; make the data set again"
+        )
+    return shard
+
+
+def read_headers(directory: Path) -> pd.DataFrame | None:
+    """Return `headers.parquet`, or None where the data set has none."""
+    if not (directory / HEADERS).is_file():
+        return None
+    return read_table(directory / HEADERS, "dataset-headers", SCHEMA)[0]
+
+
+def read_doubtful(directory: Path) -> list[tuple[str, str, NDArray[np.uint8]]]:
+    """Return file name, reason and picture of each doubtful X-ray; empty where there is none."""
+    if not (directory / DOUBTFUL).is_file():
+        return []
+    frame, _ = read_table(directory / DOUBTFUL, "dataset-doubtful", SCHEMA)
+    pictures = np.load(directory / PICTURES, allow_pickle=False)
+    return list(zip(frame["source_uri"], frame["reason"], pictures, strict=True))

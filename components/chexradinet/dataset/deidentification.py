@@ -1,7 +1,8 @@
 """Identifiers of the training data set: keyed hashes and shifted dates, nothing that leads back.
 
 The same patient gets the same identifier in every data set made with the same key, and nobody
-without the key can tell which. What is kept, replaced and dropped: docs/deidentification.md.
+without the key can tell which. Where there is a key, messages do not quote names either. What is
+kept, replaced and dropped: docs/deidentification.md.
 
 Source: DICOM PS3.15 annex E (Basic Application Level Confidentiality Profile), with the Retain
 Longitudinal Temporal Information with Modified Dates option.
@@ -10,11 +11,13 @@ Longitudinal Temporal Information with Modified Dates option.
 import hashlib
 import hmac
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 
-from chexradinet.errors import ConfigError
+from chexradinet.errors import ConfigError, LabelTableError, SourceError
 from chexradinet.records import RadiographHeader
 
 KEY_VARIABLE = "CHEXRADINET_DEIDENTIFICATION_KEY"
@@ -28,6 +31,10 @@ MAX_SHIFT_DAYS = 3650
 
 _DIGITS = 32
 _TOP_AGE = 90.0
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+"""What `repr` gives for a text, also where it holds both kinds of quotes."""
+_COLUMNS = re.compile(r"its columns are [^;]*;", re.DOTALL)
+_HIDDEN = "(not shown)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,3 +133,38 @@ def coarse_age(age_years: float | None) -> float | None:
     if age_years is None:
         return None
     return min(float(int(age_years)), _TOP_AGE)
+
+
+def optional_key(needed: bool) -> DeidentificationKey | None:
+    """Return the key of the environment, or None where there is none and none is needed.
+
+    Raises:
+        ConfigError: it is needed and not set, or set and too short.
+    """
+    given = os.environ.get(KEY_VARIABLE, "").strip()
+    return deidentification_key() if needed or given else None
+
+
+def name_of(key: DeidentificationKey | None, kind: str, name: str) -> str:
+    """Return what stands for a name in the data set.
+
+    Args:
+        key: Makes codes; None keeps the name. Bytes that are no Unicode are escaped.
+        kind: `patient`, `study`, `image` or `file`.
+        name: As in the source; empty stays empty.
+    """
+    readable = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return coded(key, kind, readable) if key is not None and name else readable
+
+
+@contextmanager
+def redact(key: DeidentificationKey | None) -> Iterator[None]:
+    """Leave values of tables and names of folders out of raised errors if there is a key."""
+    try:
+        yield
+    except (LabelTableError, SourceError) as error:
+        if key is None:
+            raise
+        message = _QUOTED.sub(_HIDDEN, _COLUMNS.sub(f"its columns are {_HIDDEN};", str(error)))
+        # Without its cause, whose text would be printed with a traceback.
+        raise type(error)(message) from None

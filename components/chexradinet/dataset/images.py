@@ -1,4 +1,4 @@
-"""PNG and JPEG files to 8-bit grey levels, or to the reason why not.
+"""PNG and JPEG files to 8-bit grey levels, and any image to the model's square.
 
 Grey levels are kept as they are in an 8-bit file. Colour becomes luma (ITU-R BT.601), transparency
 is composed over black, a palette is looked up. A 16-bit file is mapped linearly from the range of
@@ -6,6 +6,11 @@ its bit depth, because detectors have 10, 12 or 14 bits, and their images would 
 16 were meant. A PNG may tell its depth (sBIT); of others it is the least of 8, 10, 12, 14 and 16
 bits that holds every pixel, colour or not. The map depends on the depth alone, not on the darkest
 and brightest pixel, so that exposures stay comparable.
+
+Shrinking averages over the area a new pixel covers (OpenCV `INTER_AREA`), so that no fine line is
+skipped; enlarging interpolates linearly. Both treat a pixel as a square, which is what makes the
+`Geometry` record exact. Integers stay integers: resizing them before any grey-level map is what
+makes reading fast, and a linear map commutes with it.
 """
 
 import hashlib
@@ -14,15 +19,16 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from chexradinet.errors import RejectedImageError
-from chexradinet.records import RejectReason
+from chexradinet.config import GeometryMode, PreprocessingConfig
+from chexradinet.errors import ConfigError, RejectedImageError
+from chexradinet.records import Geometry, RejectReason
 
 MIN_SIDE_PX = 32
 """Shortest side that an X-ray can have and still show anything."""
@@ -52,6 +58,7 @@ _BROKEN = (
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _SIXTEEN_BIT_LAYERS = ((16, 2), (16, 4), (16, 6))
 """Bit depth and colour type of a PNG with colour or transparency of which Pillow keeps 8 bits."""
+_RESIZABLE = (np.uint8, np.uint16, np.int16)
 _DEPTHS = (8, 10, 12, 14, 16)
 _TRANSPOSED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -206,3 +213,70 @@ def _broken(content: bytes, error: Exception) -> RejectedImageError:
     if end not in content[-64:] or "truncated" in str(error):
         return RejectedImageError(RejectReason.TRUNCATED, "the file ends before its pixels do")
     return RejectedImageError(RejectReason.UNREADABLE, f"damaged: {type(error).__name__}")
+
+
+def fit_to_model(
+    pixels: NDArray[np.integer], config: PreprocessingConfig, *, bar_value: int = 0
+) -> tuple[NDArray[np.integer], Geometry]:
+    """Return the image as the model sees its shape, and the map back to the original.
+
+    Args:
+        pixels: Original image of shape (H, W), any integer type.
+        config: Side S and mode. `squash` scales each axis on its own. `pad` scales both alike and
+            centres the image between bars; the short side is rounded to whole pixels, so the two
+            scales may differ by less than half a model pixel over the image.
+        bar_value: Grey level of the bars of `pad`: the level that stands for black.
+
+    Returns:
+        Image of shape (S, S) and of the type given, and its geometry without spacing.
+
+    Raises:
+        ConfigError: the image is not two-dimensional, empty or not of integers.
+    """
+    integers = np.issubdtype(pixels.dtype, np.integer)
+    if pixels.ndim != 2 or 0 in pixels.shape or not integers:
+        raise ConfigError(
+            f"image is {pixels.dtype} of shape {pixels.shape}; it must be integers of shape (H, W)"
+        )
+    height, width = pixels.shape
+    side = config.image_side
+    new_height, new_width = side, side
+    if config.geometry is GeometryMode.PAD:
+        longest = max(height, width)
+        new_height = max(1, round(height * side / longest))
+        new_width = max(1, round(width * side / longest))
+    fitted = _resized(pixels, new_height, new_width)
+    top, left = (side - new_height) // 2, (side - new_width) // 2
+    if (new_height, new_width) != (side, side):
+        content = fitted
+        fitted = np.full((side, side), bar_value, dtype=pixels.dtype)
+        fitted[top : top + new_height, left : left + new_width] = content
+    row_scale, column_scale = height / new_height, width / new_width
+    return fitted, Geometry(
+        original_height=height,
+        original_width=width,
+        row_scale=row_scale,
+        column_scale=column_scale,
+        row_offset=-top * row_scale,
+        column_offset=-left * column_scale,
+    )
+
+
+def _resized(pixels: NDArray[np.integer], height: int, width: int) -> NDArray[np.integer]:
+    if pixels.shape == (height, width):
+        return pixels
+    if pixels.dtype not in _RESIZABLE:
+        # OpenCV has no area average for other integers; doubles hold all 32-bit values exactly.
+        wide = _shrunk_then_grown(pixels.astype(np.float64), height, width)
+        return np.asarray(np.rint(wide), dtype=pixels.dtype)
+    return _shrunk_then_grown(pixels, height, width)
+
+
+def _shrunk_then_grown(pixels: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    # One axis may shrink while the other grows; OpenCV would then not average the shrinking one.
+    smaller = (min(width, pixels.shape[1]), min(height, pixels.shape[0]))
+    if smaller != (pixels.shape[1], pixels.shape[0]):
+        pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
+    if pixels.shape != (height, width):
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    return pixels

@@ -1,45 +1,40 @@
-"""Write a data set directory with bounded memory, so that it appears whole or not at all."""
+"""Write a data set directory with bounded memory: one image at a time."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import pandas as pd
 
-from chexradinet.artifacts import sha256_of, write_document, write_table, writing_directory
+from chexradinet.artifacts import sha256_of, write_document, write_table
 from chexradinet.config import canonical_json, require
-from chexradinet.dataset.schema import (
-    DATASET_HEAD,
+from chexradinet.dataset.dataset import (
     DOCUMENT,
+    DOUBTFUL,
+    HEADERS,
     ID_COLUMNS,
     KIND,
     MANIFEST,
+    PICTURES,
     REJECTED,
     SCHEMA,
     DatasetInfo,
+    HeaderRow,
     ImageRecord,
+    Pixels,
     Rejection,
-    count,
+    shard_name,
 )
-from chexradinet.dataset.shards import Pixels, ShardWriter, shard_name
-from chexradinet.errors import LabelTableError
+from chexradinet.errors import ConfigError, LabelTableError
 from chexradinet.records import Split
 
 
-def _label(record: ImageRecord, finding: str) -> float:
-    value = float(record.labels.get(finding, math.nan))
-    if value not in (0.0, 1.0) and not math.isnan(value):
-        raise LabelTableError(
-            f"image {record.image_id!r} has {finding} = {value}; a label is 1, 0 or NaN (unknown)"
-        )
-    return value
-
-
 class DatasetWriter:
-    """Takes images and rejections one by one; `writing_dataset` makes and completes it."""
+    """Takes images and rejections one by one, until `finish` or `abandon`."""
 
     def __init__(
         self, directory: Path, info: DatasetInfo, shard_size: int, num_full_shards: int = 0
@@ -47,9 +42,8 @@ class DatasetWriter:
         """Write to a directory, after so many full shards that it already holds."""
         require(shard_size >= 1, "shard_size", shard_size, "at least 1")
         self.directory = directory
-        """Where files are written, among them those for `attach`."""
         self.info = info
-        """What is known so far; complete once the `with` block has ended."""
+        """What is known so far; complete after `finish`."""
         side = info.preprocessing.image_side
         self._shards = ShardWriter(directory, side, shard_size, num_full_shards)
         self._attached: list[str] = []
@@ -91,25 +85,31 @@ class DatasetWriter:
         self._rejections.append(rejection)
 
     @property
-    def num_entries(self) -> int:
-        """Images and rejections so far."""
-        return len(self._rows) + len(self._rejections)
-
-    @property
     def num_full_shards(self) -> int:
         """Shards that are full and closed."""
         return self._shards.num_full
 
-    def attach(self, name: str) -> None:
-        """Make a file that was written into `directory` a part of the data set."""
-        self._attached.append(name)
+    def add_headers(self, image_ids: Sequence[str], rows: Sequence[HeaderRow]) -> None:
+        """Write what is kept of DICOM headers, in the order of the images."""
+        frame = pd.DataFrame(
+            [{"image_id": name, **asdict(row)} for name, row in zip(image_ids, rows, strict=True)]
+        )
+        write_table(self.directory / HEADERS, frame, "dataset-headers", SCHEMA)
+        self._attached.append(HEADERS)
+
+    def add_doubtful(self, names: Sequence[tuple[str, str]], pictures: Sequence[Pixels]) -> None:
+        """Write pictures of rejected X-rays, each with its file's name and the reason code."""
+        frame = pd.DataFrame(names, columns=["source_uri", "reason"], dtype="object")
+        write_table(self.directory / DOUBTFUL, frame, "dataset-doubtful", SCHEMA)
+        np.save(self.directory / PICTURES, np.stack(pictures), allow_pickle=False)
+        self._attached += [DOUBTFUL, PICTURES]
 
     def assign_splits(self, splits: Sequence[Split]) -> None:
         """Replace the split of every image, in the order they were added."""
         self._splits = splits
 
     def finish(self) -> DatasetInfo:
-        """Write tables and document; `writing_dataset` calls it."""
+        """Write tables and document, and return what the document holds."""
         self._shards.close()
         manifest = self._manifest()
         rejected = pd.DataFrame(
@@ -137,8 +137,7 @@ class DatasetWriter:
         self._shards.close()
 
     def _manifest(self) -> pd.DataFrame:
-        columns = [*ID_COLUMNS, *self.info.findings, "boxes", "geometry"]
-        frame = pd.DataFrame(self._rows, columns=columns, dtype="object")
+        frame = pd.DataFrame(self._rows, columns=list(self.info.columns), dtype="object")
         kinds = dict.fromkeys(self.info.findings, "float32") | {"age": "float64"}
         if self._splits is not None:
             frame["split"] = list(self._splits)
@@ -147,25 +146,91 @@ class DatasetWriter:
         return frame.astype(kinds)
 
 
-@contextmanager
-def writing_dataset(
-    target: Path, info: DatasetInfo, *, shard_size: int = 4096
-) -> Iterator[DatasetWriter]:
-    """Yield a writer whose data set appears at `target` when the block ends without an error.
+def _label(record: ImageRecord, finding: str) -> float:
+    value = float(record.labels.get(finding, math.nan))
+    if value not in (0.0, 1.0) and not math.isnan(value):
+        raise LabelTableError(
+            f"image {record.image_id!r} has {finding} = {value}; a label is 1, 0 or NaN (unknown)"
+        )
+    return value
 
-    Args:
-        target: The directory to make; an older one is replaced in one step.
-        info: Findings, preprocessing, source and split seed; the writer fills in the rest, and
-            `writer.info` is complete after the block.
-        shard_size: Most images in a shard, at least 1.
 
-    Raises:
-        ConfigError: `shard_size` is below 1, or `target` holds something else than a data set.
+def count(
+    manifest: pd.DataFrame, findings: Sequence[str], rejections: Sequence[Rejection]
+) -> dict[str, Any]:
+    """Return the counts of a data set, as `DatasetInfo.counts` describes them."""
+    parts = {split.value: manifest[manifest["split"] == split.value] for split in Split}
+    reasons = Counter(rejection.reason.value for rejection in rejections)
+    return {
+        "images": len(manifest),
+        "patients": int(manifest["patient_id"].nunique()),
+        "splits": {name: len(part) for name, part in parts.items()},
+        "patients_by_split": {
+            name: int(part["patient_id"].nunique()) for name, part in parts.items()
+        },
+        "rejected": dict(sorted(reasons.items())),
+        "positives": {
+            finding: {name: int((part[finding] == 1).sum()) for name, part in parts.items()}
+            for finding in findings
+        },
+    }
+
+
+class ShardWriter:
+    """Append images to numbered shards; holds one image in memory at a time.
+
+    With `num_full` it goes on after that many full shards that are already in the directory.
     """
-    with writing_directory(target, DATASET_HEAD) as directory:
-        writer = DatasetWriter(directory, info, shard_size)
-        try:
-            yield writer
-            writer.finish()
-        finally:
-            writer.abandon()
+
+    def __init__(
+        self, directory: Path, image_side: int, shard_size: int, num_full: int = 0
+    ) -> None:
+        self._directory = directory
+        self._side = image_side
+        self._shard_size = shard_size
+        self._stream: IO[bytes] | None = None
+        self.sizes: list[int] = [shard_size] * num_full
+
+    def append(self, pixels: Pixels) -> None:
+        """Write one image of shape (H, W).
+
+        Raises:
+            ConfigError: the image is not uint8 or not of the data set's side.
+        """
+        if pixels.dtype != np.uint8 or pixels.shape != (self._side, self._side):
+            raise ConfigError(
+                f"image is {pixels.dtype} of shape {pixels.shape}; this data set holds uint8 of "
+                f"shape {(self._side, self._side)}: call fit_to_model first"
+            )
+        if self._stream is None:
+            self._stream = (self._directory / shard_name(len(self.sizes))).open("wb")
+            self.sizes.append(0)
+            self._write_header()
+        self._stream.write(np.ascontiguousarray(pixels).data)
+        self.sizes[-1] += 1
+        if self.sizes[-1] == self._shard_size:
+            self.close()
+
+    @property
+    def num_full(self) -> int:
+        """Shards that are full and closed."""
+        return len(self.sizes) - int(self._stream is not None)
+
+    def close(self) -> None:
+        """Put the number of images into the open shard's header and close it."""
+        if self._stream is None:
+            return
+        self._stream.seek(0)
+        self._write_header()
+        self._stream.close()
+        self._stream = None
+
+    def _write_header(self) -> None:
+        # NumPy pads the header so that the first axis can grow in place: both headers are as long.
+        header = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)),
+            "fortran_order": False,
+            "shape": (self.sizes[-1], self._side, self._side),
+        }
+        if self._stream is not None:
+            np.lib.format.write_array_header_1_0(self._stream, header)

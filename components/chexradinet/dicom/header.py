@@ -8,7 +8,7 @@ from datetime import date
 
 from pydicom.dataset import Dataset
 
-from chexradinet.dataset.labels.cells import MAX_AGE_YEARS, parse_age, parse_sex
+from chexradinet.dataset.labels.table import MAX_AGE_YEARS, parse_age, parse_sex
 from chexradinet.dicom.file import DicomFile
 from chexradinet.dicom.pixels import PixelLayout
 from chexradinet.dicom.rules import is_human, shows_chest, view_of

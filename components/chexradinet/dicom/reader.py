@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig
-from chexradinet.dataset.geometry import fit_to_model
+from chexradinet.dataset.images import fit_to_model
 from chexradinet.dicom.file import BROKEN_HEADER, DicomFile, open_dicom
 from chexradinet.dicom.header import read_radiograph_header
 from chexradinet.dicom.luts import display_pixels, palette_luma

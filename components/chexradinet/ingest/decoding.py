@@ -1,38 +1,65 @@
-"""One file of a source to model pixels and what is known of it, or to the reason why not.
+"""The files of a source to model pixels and records of the data set, or to the reason why not.
 
-Runs in worker processes. What comes out of a DICOM header is coded here already, so that no
-identifier leaves the worker.
+Files are decoded in worker processes, in order and with bounded memory. Processes, because some
+decoders are Python and because compiled ones can crash: a file that kills the process it is decoded
+in costs itself, not the run. What is decoded in this process takes the run with it: everything if
+one worker is asked for, and pictures if more are not worth it. DICOM files, whose many codecs are
+the likely ones to crash, never are by default. What comes out of a DICOM header is coded in the
+worker already, so that no identifier leaves it.
 """
 
 import io
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chexradinet.config import IngestConfig, SourceFormat
+from chexradinet.config import GeometryMode, IngestConfig, PreprocessingConfig, SourceFormat
+from chexradinet.dataset.dataset import HeaderRow, ImageRecord, Rejection
 from chexradinet.dataset.deidentification import (
     DeidentificationKey,
     coarse_age,
     coded,
     deidentification_key,
     deidentified_ids,
+    name_of,
 )
-from chexradinet.dataset.geometry import fit_to_model
-from chexradinet.dataset.images import pixel_digest, read_image
-from chexradinet.dataset.labels.header_table import HeaderRow
+from chexradinet.dataset.images import fit_to_model, pixel_digest, read_image
+from chexradinet.dataset.labels.table import TableRow
+from chexradinet.dataset.writing import DatasetWriter
 from chexradinet.errors import RejectedImageError
 from chexradinet.ingest.sources import DICOM_SUFFIXES, Source
-from chexradinet.records import Geometry, View
+from chexradinet.parallel import KEPT_BYTES, Job, in_processes, keep_freed_memory
+from chexradinet.processors import workers_for
+from chexradinet.records import Box, Geometry, LabelledBox, RejectReason, Split, View
 from chexradinet.unforeseen import refusing_faults
 
 if TYPE_CHECKING:
     from chexradinet.records import RadiographHeader
 
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+_REVIEWED = (RejectReason.INVERTED, RejectReason.NOT_FRONTAL)
+"""Judged by a rule that may err; the others are facts."""
+_MAX_EACH = 12
+"""Pictures kept of each reason: the first in the order of the source."""
+_SAMPLE_SIDE_PX = 200
+FEW_FILES = 64
+"""So many are decoded in this process, to see how long a file takes."""
+START_S = 5.0
+"""Less work than this is done in this process: starting others would take as long."""
+
+_WORKER_BYTES, _OWN_BYTES = KEPT_BYTES + (256 << 20), 1 << 30
+"""Most that a worker holds on 3000x2500 files of 16 bits (measured: 230 MiB, beside what it keeps
+freed); and what this process needs beside them."""
+_BATCH_SIZE = 8
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,3 +234,174 @@ def _facts(
             flags="|".join(flags),
         ),
     )
+
+
+def decode_in_order(
+    files: Sequence[Item],
+    decode: Callable[[Item], Result],
+    num_workers: int,
+    isolated: bool = False,
+) -> Iterator[Result | RejectedImageError]:
+    """Yield the outcome of each file, in order; a file that kills its process is a rejection.
+
+    Args:
+        files: What `decode` takes, such as names; a few batches a worker are decoded ahead.
+        decode: Picklable, as what `decoder` returned.
+        num_workers: Processes; 1 decodes in this one; 0 takes one a core, as far as memory allows,
+            where it is worth while.
+        isolated: With `num_workers` 0, decode nothing in this process, however little there is.
+
+    Raises:
+        WorkerError: no process can be started.
+    """
+    keep_freed_memory()
+    if num_workers == 0 and isolated:
+        workers = 1 if len(files) <= FEW_FILES else workers_for(_WORKER_BYTES, _OWN_BYTES)
+        yield from _decode_in_processes(files, decode, workers)
+        return
+    if num_workers == 0:
+        started = time.perf_counter()
+        yield from map(decode, files[:FEW_FILES])
+        seconds_each = (time.perf_counter() - started) / FEW_FILES
+        files = files[FEW_FILES:]
+        worthwhile = seconds_each * len(files) > START_S
+        num_workers = workers_for(_WORKER_BYTES, _OWN_BYTES) if worthwhile else 1
+    if num_workers == 1:
+        yield from map(decode, files)
+    else:
+        yield from _decode_in_processes(files, decode, num_workers)
+
+
+def _decode_in_processes(
+    files: Sequence[Item], decode: Callable[[Item], Result], num_workers: int
+) -> Iterator[Result | RejectedImageError]:
+    job: Job[Item, Result | RejectedImageError] = Job(
+        work=decode, crashed=_crashed, batch_size=_BATCH_SIZE
+    )
+    yield from in_processes(files, job, num_workers)
+
+
+def _crashed() -> RejectedImageError:
+    return RejectedImageError(RejectReason.UNREADABLE, "the decoder crashed on it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """What is the same for all X-rays of a source."""
+
+    side: int
+    """Height and width of model pixels."""
+    box_frame: tuple[int, int] | None
+    """Height and width of the image that boxes are measured in; None: the file."""
+    min_age_years: float = 0.0
+    """Youngest patient of a DICOM file, by the table's age."""
+    key: DeidentificationKey | None
+    """Makes codes of the source's names; None keeps them."""
+
+
+def image_record(row: TableRow | None, file: str, facts: Facts, build: Build) -> ImageRecord:
+    """Return the record of one X-ray.
+
+    A table's patient goes before the header's, as its author chose it to tell patients apart; a
+    header's study and image go before the table's, as they are the same in every table.
+
+    Args:
+        row: What the tables say, with a split where one is known; None where they are silent.
+        file: Place of the file, relative to the source.
+        facts: What is known from the file.
+        build: What is the same for all of them.
+    """
+    key = build.key
+    row = row or TableRow(file=file, image_id=file, patient_id="", labels={})
+    geometry = with_extent(facts.geometry, row.extent_mm)
+    patient = name_of(key, "patient", row.patient_id) or facts.patient_id
+    age = row.age if key is None else coarse_age(row.age)
+    return ImageRecord(
+        image_id=facts.image_id or name_of(key, "image", row.image_id),
+        patient_id=patient or name_of(key, "patient", facts.digest),
+        study_id=facts.study_id or name_of(key, "study", row.study_id),
+        view=row.view or facts.view,
+        age=facts.age if age is None else age,
+        sex=row.sex or facts.sex,
+        split=row.split or Split.TRAIN,
+        source_uri=name_of(key, "file", file),
+        sha256=facts.digest,
+        labels=row.labels,
+        boxes=placed_boxes(row.boxes, build.box_frame, geometry, build.side),
+        geometry=geometry,
+    )
+
+
+def placed_boxes(
+    boxes: tuple[LabelledBox, ...],
+    box_frame: tuple[int, int] | None,
+    geometry: Geometry,
+    side: int,
+) -> tuple[LabelledBox, ...]:
+    """Return boxes in model pixels, clipped to the image; one that lies outside is left out."""
+    frame = box_frame or (geometry.original_height, geometry.original_width)
+    down = geometry.original_height / frame[0]
+    across = geometry.original_width / frame[1]
+    placed = []
+    for item in boxes:
+        box = item.box
+        original = Box(box.top * down, box.left * across, box.bottom * down, box.right * across)
+        inside = geometry.to_model(original).clipped(side, side)
+        if inside is not None:
+            placed.append(LabelledBox(item.finding, inside))
+    return tuple(placed)
+
+
+def with_extent(geometry: Geometry, extent_mm: tuple[float, float] | None) -> Geometry:
+    """Return the geometry with the spacing that follows from the exposed field, where known."""
+    if extent_mm is None or geometry.row_spacing_mm is not None:
+        return geometry
+    return replace(
+        geometry,
+        row_spacing_mm=extent_mm[0] / geometry.original_height,
+        column_spacing_mm=extent_mm[1] / geometry.original_width,
+    )
+
+
+def add_review_samples(
+    writer: DatasetWriter,
+    rejections: Sequence[Rejection],
+    source: Source,
+    config: IngestConfig,
+    key: DeidentificationKey | None,
+) -> None:
+    """Write pictures of doubtful rejects into a data set; nothing where there are none.
+
+    Args:
+        writer: Of the data set.
+        rejections: With names as the source has them.
+        source: Where the files are read from once more.
+        config: How they are shown.
+        key: Codes the names.
+    """
+    names, pictures = [], []
+    for reason in _REVIEWED:
+        for rejection in [item for item in rejections if item.reason is reason][:_MAX_EACH]:
+            picture = _picture(source, rejection.source_uri, config)
+            if picture is not None:
+                names.append((name_of(key, "file", rejection.source_uri), reason.value))
+                pictures.append(picture)
+    if pictures:
+        writer.add_doubtful(names, pictures)
+
+
+def _picture(source: Source, file: str, config: IngestConfig) -> NDArray[np.uint8] | None:
+    """Return a small picture; None for what is not DICOM, cannot be read, or may carry text."""
+    try:
+        content = source.read(file)
+        if not is_dicom(file, content, config):
+            return None
+        from chexradinet.dicom.reader import read_radiograph, to_model
+
+        radiograph = read_radiograph(content, config.preprocessing.dicom)
+        if radiograph.header.burned_in_annotation == "YES":
+            return None
+        small = PreprocessingConfig(image_side=_SAMPLE_SIDE_PX, geometry=GeometryMode.PAD)
+        return to_model(radiograph, small)[0]
+    except RejectedImageError:
+        return None

@@ -2,31 +2,36 @@
 
 Every file that comes in goes out: as an image of the data set, or as a rejection with a reason. A
 run that was killed goes on after its last full shard (`resuming`), and equal input gives equal
-bytes, wherever it lies: of `dataset.json` only `source` tells the place, and the data set's digest
+bytes, wherever it lies: of `dataset.json` only `source` tells the build, and the data set's digest
 leaves that out.
 """
 
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from chexradinet.config import IngestConfig, SourceFormat
-from chexradinet.dataset.dataset import DatasetInfo, DatasetWriter, Rejection
-from chexradinet.dataset.deidentification import DeidentificationKey
-from chexradinet.dataset.labels.header_table import HEADERS, HeaderRow, write_headers
+from chexradinet.dataset.dataset import DatasetInfo, HeaderRow, ImageRecord, Rejection
+from chexradinet.dataset.deidentification import DeidentificationKey, name_of, optional_key, redact
 from chexradinet.dataset.labels.table import LabelTable, TableRow
-from chexradinet.dataset.naming import discreet, name_of, optional_key
 from chexradinet.dataset.splits import assign_splits
-from chexradinet.errors import SourceError
-from chexradinet.ingest.decoding import decoder
-from chexradinet.ingest.doubtful import attach_doubtful
-from chexradinet.ingest.placing import Placement
-from chexradinet.ingest.plan import Plan, plan_ingest, read_table
-from chexradinet.ingest.pools import decode_in_order
+from chexradinet.dataset.writing import DatasetWriter
+from chexradinet.errors import ArtifactError, SourceError, TooManyRejectsError
+from chexradinet.ingest.decoding import (
+    Build,
+    Decoded,
+    Facts,
+    Outcome,
+    add_review_samples,
+    decode_in_order,
+    decoder,
+    image_record,
+)
+from chexradinet.ingest.matching import Plan, not_labelled, only_named, plan_ingest, read_table
 from chexradinet.ingest.resuming import (
     Checkpoint,
     finished_dataset,
@@ -34,7 +39,6 @@ from chexradinet.ingest.resuming import (
     work_digest,
     working_on,
 )
-from chexradinet.ingest.settling import Image, settle
 from chexradinet.ingest.sources import (
     DICOM_SUFFIXES,
     KINDS_READ,
@@ -44,9 +48,8 @@ from chexradinet.ingest.sources import (
     is_xray_name,
     open_source,
 )
-from chexradinet.ingest.tallying import check_counts, check_rejected, warn_of_empty_splits
 from chexradinet.ingest.targets import require_target
-from chexradinet.records import Split
+from chexradinet.records import RejectReason, Split
 from chexradinet.watching import watched
 
 Progress = Callable[[int, int], None]
@@ -92,7 +95,7 @@ def ingest(
         config = replace(config, format=SourceFormat.DICOM)
     require_target(target, source, labels)
     key = optional_key(config.format is SourceFormat.DICOM)
-    with discreet(key), open_source(source, config, labels) as opened:
+    with redact(key), open_source(source, config, labels) as opened:
         task = _prepared(opened, source, config, key)
         info = DatasetInfo(
             findings=config.findings if task.table is None else task.table.findings,
@@ -145,9 +148,9 @@ class _Task:
         }
 
     @property
-    def place(self) -> Placement:
+    def build(self) -> Build:
         """What is the same for all X-rays."""
-        return Placement(
+        return Build(
             side=self.config.preprocessing.image_side,
             box_frame=None if self.table is None else self.table.box_frame,
             key=self.key,
@@ -204,7 +207,7 @@ def _fill(
     )
     rejections, images = list(plan.rejections), []
     headers: dict[HeaderRow, HeaderRow] = {}
-    for settled in settle(plan, checkpoint.outcomes(fresh), task.place):
+    for settled in outcomes_of(plan, checkpoint.outcomes(fresh), task.build):
         if isinstance(settled, Rejection):
             rejections.append(settled)
         else:
@@ -227,8 +230,16 @@ def _fill(
         splits = assign_splits([image.row for image in images], config)
         writer.assign_splits([row.split or Split.TRAIN for row in splits])
     if task.has_headers:
-        _attach_headers(writer, images)
-        attach_doubtful(writer, rejections, task.source, config, task.key)
+        writer.add_headers([image.image_id for image in images], [image.header for image in images])
+        add_review_samples(writer, rejections, task.source, config, task.key)
+
+
+class Image(NamedTuple):
+    """One X-ray that enters."""
+
+    record: ImageRecord
+    row: TableRow | None
+    decoded: Decoded
 
 
 class _Light(NamedTuple):
@@ -247,7 +258,114 @@ def _split_row(image: Image) -> TableRow:
     )
 
 
-def _attach_headers(writer: DatasetWriter, images: Sequence[_Light]) -> None:
-    ids, headers = [image.image_id for image in images], [image.header for image in images]
-    write_headers(writer.directory, ids, headers)
-    writer.attach(HEADERS)
+def outcomes_of(
+    plan: Plan, outcomes: Iterable[Outcome], build: Build
+) -> Iterator[Image | Rejection]:
+    """Yield what becomes of each file of a plan, in its order, then of rows without a file.
+
+    Of X-rays with equal pixels or equal SOP Instance UIDs the first enters. What is yielded depends
+    on plan and outcomes alone. Names in rejections are those of the source.
+    """
+    seen: set[bytes] = set()
+    waiting = dict(plan.unmatched)
+    for file, row, outcome in zip(plan.files, plan.rows, outcomes, strict=True):
+        if not isinstance(outcome, Decoded):
+            waiting.pop(getattr(outcome, "image_id", ""), None)
+            yield Rejection(file, RejectReason(outcome.reason), outcome.detail)
+            continue
+        facts = outcome.facts
+        named = row or waiting.pop(facts.image_id, None)
+        if _names(facts) & seen:
+            detail = "an earlier row has the same pixels or the same SOP Instance UID"
+            yield Rejection(file, RejectReason.DUPLICATE, detail)
+        elif named is None and plan.needs_row:
+            yield not_labelled(file)
+        elif named is not None and named.rejected is not None:
+            yield Rejection(file, named.rejected, "by the label table")
+        elif facts.header is not None and _is_under_age(named, build):
+            yield Rejection(file, RejectReason.UNDER_AGE, "by the label table")
+        else:
+            seen |= _names(facts)
+            yield Image(image_record(named, file, facts, build), named, outcome)
+    for unused in waiting.values():
+        yield only_named(unused)
+
+
+def _is_under_age(row: TableRow | None, build: Build) -> bool:
+    """Judge what the table says; the gate has judged what the header says."""
+    return row is not None and row.age is not None and row.age < build.min_age_years
+
+
+def _names(facts: Facts) -> set[bytes]:
+    return {bytes.fromhex(facts.digest), bytes.fromhex(facts.image_id)} - {b""}
+
+
+def check_rejected(rejected: Mapping[str, int], num_images: int, config: IngestConfig) -> None:
+    """Refuse a source of which too much was rejected.
+
+    Args:
+        rejected: Reason to number of files.
+        num_images: X-rays that enter.
+        config: How much may be rejected.
+
+    Raises:
+        TooManyRejectsError: it was more, or everything.
+    """
+    num_rejected = sum(rejected.values())
+    num_inputs = num_rejected + num_images
+    if num_rejected <= config.max_reject_fraction * num_inputs and num_images:
+        return
+    raise TooManyRejectsError(
+        f"{num_rejected} of {num_inputs} X-rays were rejected ({format_counts(rejected)}); "
+        f"allowed is a part of {config.max_reject_fraction}, and one must remain; check source and "
+        "format, or raise max_reject_fraction"
+    )
+
+
+def format_counts(rejected: Mapping[str, int]) -> str:
+    """Return reasons and their counts as one line, the most frequent first."""
+    return ", ".join(f"{reason} {times}" for reason, times in Counter(rejected).most_common())
+
+
+def check_counts(plan: Plan, rejections: Sequence[Rejection], num_images: int) -> None:
+    """Hold that each input came out once; a row without a file is one only where it is left.
+
+    Raises:
+        ArtifactError: one was lost, or came twice.
+    """
+    unused = (
+        sum(item.reason is RejectReason.MISSING for item in rejections) if plan.unmatched else 0
+    )
+    came_out = len(rejections) + num_images
+    if not plan.num_inputs <= came_out <= plan.num_inputs + unused:
+        raise ArtifactError(
+            f"{plan.num_inputs} X-rays came in, {came_out} are in the data set and its "
+            "rejections; this is a fault of ingest, please report it"
+        )
+
+
+def empty_splits(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Return the splits that a part of the patients was to become and that have no X-ray.
+
+    Args:
+        counts: As `dataset.json` has them.
+        settings: Its `ingest`; may be empty.
+    """
+    return [
+        split
+        for split in ("validation", "test")
+        if settings.get(f"{split}_fraction", 0) > 0 and not counts["splits"][split]
+    ]
+
+
+def warn_of_empty_splits(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Log a warning where there are any; arguments are those of `empty_splits`."""
+    empty = empty_splits(counts, settings)
+    if empty:
+        _logger.warning(
+            "no X-ray is in the %s split, all %d are of %d patients: are ids of patients "
+            "placeholders, or does the table give splits without it?",
+            " and the ".join(empty),
+            counts["images"],
+            counts["patients"],
+        )

@@ -1,4 +1,8 @@
-"""Which file a row of a label table means.
+"""What is to be decoded, in which order, and which row of the label table means which file.
+
+Where a table is the convention, its rows are the plan. DICOM files stand for themselves: they come
+in the order of their names, and a row says something about one of them, by its file name or by its
+SOP Instance UID, which only the file's header tells.
 
 Tables name files in their own way: NIH by the bare name, wherever the archives were unpacked;
 CheXpert by a path that starts above the folder; ours by the path from the table. A file is meant
@@ -11,10 +15,36 @@ import logging
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from chexradinet.config import IngestConfig, SourceFormat
+from chexradinet.dataset.dataset import Rejection
+from chexradinet.dataset.deidentification import DeidentificationKey, coded
+from chexradinet.dataset.labels.chexpert import read_chexpert_table, read_mimic_table
+from chexradinet.dataset.labels.generic import read_generic_table
+from chexradinet.dataset.labels.nih import read_nih_table
+from chexradinet.dataset.labels.rsna import read_rsna_table
+from chexradinet.dataset.labels.table import LabelTable, TableRow, list_tables
+from chexradinet.dataset.splits import assign_splits
 from chexradinet.errors import LabelTableError
-from chexradinet.ingest.sources import IMAGE_SUFFIXES
+from chexradinet.ingest.sources import IMAGE_SUFFIXES, KINDS_READ, is_document
+from chexradinet.records import RejectReason
+
+TABLES: Mapping[SourceFormat, Callable[[Path, IngestConfig], LabelTable]] = {
+    SourceFormat.NIH: read_nih_table,
+    SourceFormat.CHEXPERT: read_chexpert_table,
+    SourceFormat.MIMIC: read_mimic_table,
+    SourceFormat.RSNA: read_rsna_table,
+    SourceFormat.CSV: read_generic_table,
+    SourceFormat.DICOM: read_generic_table,
+}
+"""What reads the tables of each convention."""
+
+_UNNAMED = "no row of the table names it"
+_ONLY_NAMED = "only the table names it"
+_OTHER_KIND = f"kind not read; {KINDS_READ}"
 
 FilesByName = Mapping[str, list[str]]
 """Files of a source, in order, by their bare name in Unicode's composed form."""
@@ -23,6 +53,135 @@ _SUFFIXES = (*IMAGE_SUFFIXES, ".ima", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 """Of files that hold an image, also of kinds that are not read."""
 _UID = re.compile(r"[0-9.]+")
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be decoded, and what is rejected without."""
+
+    files: tuple[str, ...]
+    """Files to decode, in order."""
+    rows: tuple[TableRow | None, ...]
+    """The row of each file; None where the header has to tell which it is, if any."""
+    rejections: tuple[Rejection, ...]
+    """With names as the source has them."""
+    num_inputs: int
+    """Files, and rows that no file is known for: each must come out once."""
+    unmatched: Mapping[str, TableRow] = field(default_factory=dict)
+    """Rows that may name a SOP Instance UID, by its code."""
+    needs_row: bool = True
+    """Whether a file without a row is rejected."""
+    num_ignored: int = 0
+    """Files of other kinds that no row names and that are no documents."""
+
+
+def read_table(folder: Path, config: IngestConfig) -> LabelTable | None:
+    """Read the label table of a source; None for DICOM files that have no CSV file beside them.
+
+    Raises:
+        SourceError: there is none, or more than one.
+        LabelTableError: it is damaged or contradicts itself.
+    """
+    if config.format is SourceFormat.DICOM and not list_tables(folder):
+        return None
+    return TABLES[config.format](folder, config)
+
+
+def plan_ingest(
+    table: LabelTable | None,
+    files: Sequence[str],
+    config: IngestConfig,
+    key: DeidentificationKey | None,
+    others: Sequence[str] = (),
+) -> Plan:
+    """Decide for each row and each file what happens to it.
+
+    Args:
+        table: All rows of the source.
+        files: All image files of the source, relative to it.
+        config: How missing splits are made.
+        key: Codes the UIDs that rows of a table of DICOM files may name.
+        others: All other files of the source.
+
+    Raises:
+        LabelTableError: the splits contradict each other, or a row's name is that of several files.
+    """
+    if table is None:
+        rows: tuple[TableRow | None, ...] = (None,) * len(files)
+        return Plan(
+            files=tuple(files), rows=rows, rejections=(), num_inputs=len(files), needs_row=False
+        )
+    if config.format is SourceFormat.DICOM and key is not None:
+        assign_splits(table.rows, config)  # contradictions are told before hours of decoding
+        return _by_file(table, files, key)
+    return _by_row(table, files, config, others)
+
+
+def _by_row(
+    table: LabelTable, files: Sequence[str], config: IngestConfig, others: Sequence[str]
+) -> Plan:
+    matched = match_rows(table.name, [row.file for row in table.rows], files)
+    index_of_others = index_files(others) if None in matched else {}
+    rows, found, rejections = [], [], []
+    named: set[str] = set()
+    for row, file in zip(table.rows, matched, strict=True):
+        other = find_files(row.file, index_of_others) if file is None else []
+        named.update([file or "", *other])
+        if row.rejected is not None:
+            rejections.append(Rejection(file or row.file, row.rejected, "by the label table"))
+        elif file is None and other:
+            rejections.append(Rejection(other[0], RejectReason.NOT_AN_IMAGE, _OTHER_KIND))
+        elif file is None:
+            rejections.append(Rejection(row.file, RejectReason.MISSING, _ONLY_NAMED))
+        else:
+            rows.append(row)
+            found.append(file)
+    unnamed = [file for file in files if file not in named]
+    rejections += [Rejection(file, RejectReason.NOT_LABELLED, _UNNAMED) for file in unnamed]
+    return Plan(
+        rows=assign_splits(rows, config),
+        files=tuple(found),
+        rejections=tuple(rejections),
+        num_inputs=len(table.rows) + len(unnamed),
+        num_ignored=sum(name not in named and not is_document(name) for name in others),
+    )
+
+
+def _by_file(table: LabelTable, files: Sequence[str], key: DeidentificationKey) -> Plan:
+    row_of: dict[str, TableRow] = {}
+    unmatched: dict[str, TableRow] = {}
+    rejections = []
+    names = [row.file for row in table.rows]
+    matched = match_rows(table.name, names, files, may_be_uids=True)
+    for row, file in zip(table.rows, matched, strict=True):
+        if file is None or file in row_of:
+            unmatched[coded(key, "image", row.file)] = row
+        else:
+            row_of[file] = row
+    kept = []
+    for name in files:
+        told = row_of.get(name)
+        if told is not None and told.rejected is not None:
+            rejections.append(Rejection(name, told.rejected, "by the label table"))
+        else:
+            kept.append(name)
+    return Plan(
+        files=tuple(kept),
+        rows=tuple(row_of.get(name) for name in kept),
+        rejections=tuple(rejections),
+        num_inputs=len(files),
+        unmatched=unmatched,
+    )
+
+
+def not_labelled(file: str) -> Rejection:
+    """Return the rejection of a file that no row is about."""
+    return Rejection(file, RejectReason.NOT_LABELLED, _UNNAMED)
+
+
+def only_named(row: TableRow) -> Rejection:
+    """Return the rejection of a row that is about no file."""
+    return Rejection(row.file, RejectReason.MISSING, _ONLY_NAMED)
 
 
 def match_rows(

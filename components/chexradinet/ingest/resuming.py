@@ -1,11 +1,14 @@
-"""What a killed ingest leaves behind, and how the next one goes on from it.
+"""What a killed ingest leaves behind, and how the next one continues from it.
 
 Beside the target lies a hidden folder, named after a digest of all that decides the result: the
 source's listing, its tables, the settings, the key. In it `data/` is the data set under
 construction, and with each full shard `outcomes-NNNNN.json` says what became of every file up to
 its end. The next run with the same digest takes those outcomes for decoded, and decodes the rest.
 So it writes the bytes that an undisturbed run would have written. What the machine has lost is
-fetched from where `kept_shards` has a copy.
+fetched from the store: below the URI in `CHEXRADINET_CHECKPOINT_URI`, in a folder named by the
+digest of the work, lies a copy of each full shard and its document. That serves the retry of a pod
+that was evicted, and a run that is submitted again for a source that has not changed. So copies are
+not removed at the end; a lifecycle rule expires them.
 """
 
 import errno
@@ -23,20 +26,26 @@ from typing import Any
 from chexradinet import __version__
 from chexradinet.artifacts import put_in_place, read_document, sha256_of, write_document
 from chexradinet.config import IngestConfig, StoreConfig
-from chexradinet.dataset.dataset import DatasetInfo, open_dataset
+from chexradinet.dataset.dataset import DATASET_HEAD, DatasetInfo, open_dataset, shard_name
 from chexradinet.dataset.deidentification import DeidentificationKey, coded
-from chexradinet.dataset.schema import DATASET_HEAD
-from chexradinet.dataset.shards import shard_name
-from chexradinet.errors import ArtifactError, SourceError, StoreFullError
+from chexradinet.errors import (
+    ArtifactError,
+    SourceError,
+    StoreBucketError,
+    StoreError,
+    StoreFullError,
+    StoreIntegrityError,
+    StoreNotFoundError,
+)
 from chexradinet.ingest.decoding import Decoded, Outcome, Refused, facts_of
-from chexradinet.ingest.kept_shards import KeptShards
-from chexradinet.ingest.sources import Listed
+from chexradinet.ingest.sources import TABLE_SUFFIXES, Listed
+from chexradinet.store import open_store
+from chexradinet.store.environment import checkpoint_folder
 
 _logger = logging.getLogger(__name__)
 _KIND, _FINISHED, _SCHEMA = "ingest-outcomes", "ingest-finished", 2
 """The schema is also to be raised where equal listings and tables come to another plan: outcomes
 are kept in the plan's order."""
-_TABLE_SUFFIXES = (".csv", ".csv.gz", ".txt", ".txt.gz")
 
 
 def work_digest(
@@ -48,9 +57,58 @@ def work_digest(
     for file in files:
         digest.update(os.fsencode(f"{file.name}\0{file.stamp}\0"))
     for table in sorted(tables.iterdir()):
-        if table.name.casefold().endswith(_TABLE_SUFFIXES) and table.is_file():
+        if table.name.casefold().endswith(TABLE_SUFFIXES) and table.is_file():
             digest.update(os.fsencode(f"{table.name}\0{sha256_of(table)}\0"))
     return digest.hexdigest()
+
+
+class KeptShards:
+    """The store's copy of one work folder; without a URI in the environment, nothing."""
+
+    def __init__(self, work: Path, digest: str, config: StoreConfig) -> None:
+        self._work = work
+        self._config = config
+        self._uri = checkpoint_folder(f"ingest-{digest}")
+
+    def fetch(self, names: tuple[str, ...]) -> bool:
+        """Copy files into the work folder; return whether all are there now.
+
+        Args:
+            names: Relative to the work folder, the one that stands for the others last.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        if not self._uri:
+            return False
+        store, prefix = open_store(self._uri, self._config)
+        try:
+            for name in names:
+                store.get_file(prefix + name, self._work / name)
+        except StoreBucketError:
+            raise
+        except StoreNotFoundError:
+            return False
+        except StoreIntegrityError as error:
+            _logger.warning("a kept shard is decoded again: %s", error)
+            return False
+        _logger.info("%s was taken from %s", names[0], self._uri)
+        return True
+
+    def keep(self, names: tuple[str, ...]) -> None:
+        """Copy files from the work folder; a store that fails costs the copy, not the run.
+
+        Args:
+            names: As `fetch` takes them.
+        """
+        if not self._uri:
+            return
+        try:
+            store, prefix = open_store(self._uri, self._config)
+            for name in names:
+                store.put_file(prefix + name, self._work / name)
+        except StoreError as error:
+            _logger.warning("%s is not kept in %s: %s", names[0], self._uri, error)
 
 
 class Checkpoint:

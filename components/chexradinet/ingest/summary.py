@@ -4,10 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from chexradinet.dataset.dataset import Dataset, DatasetInfo, open_dataset
-from chexradinet.dataset.labels.header_table import read_doubtful, read_headers
+from chexradinet.dataset.dataset import (
+    Dataset,
+    DatasetInfo,
+    open_dataset,
+    read_doubtful,
+    read_headers,
+)
+from chexradinet.ingest.ingest import empty_splits
 from chexradinet.ingest.sources import KINDS_READ
-from chexradinet.ingest.tallying import empty_splits
 from chexradinet.reports.ingest import IngestSummary, Thumbnail, write_ingest_report
 
 SHOWN_FLAGS = ("polarity_unsure", "view_unknown", "burned_in_unknown", "body_part_unknown")

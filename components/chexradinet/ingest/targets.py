@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from chexradinet.config import IngestConfig
-from chexradinet.dataset.schema import DATASET_HEAD
+from chexradinet.dataset.dataset import DATASET_HEAD
 from chexradinet.errors import ConfigError
 from chexradinet.ingest.sources import is_archive
 from chexradinet.replacing import require_file, require_replaceable

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from chexradinet.config import PreprocessingConfig, QualityConfig
 from chexradinet.config.nightly import ResultSettings
-from chexradinet.dataset.geometry import fit_to_model
-from chexradinet.dataset.images import read_image
+from chexradinet.dataset.images import fit_to_model, read_image
 from chexradinet.errors import (
     RejectedImageError,
     StoreAccessError,

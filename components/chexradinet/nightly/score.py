@@ -18,7 +18,7 @@ import pyarrow as pa
 from chexradinet.config import require
 from chexradinet.config.nightly import ScoreConfig
 from chexradinet.errors import RejectedImageError, StoreConflictError
-from chexradinet.ingest.pools import decode_in_order
+from chexradinet.ingest.decoding import decode_in_order
 from chexradinet.model.inference import predict_folded
 from chexradinet.nightly.addresses import Addresses
 from chexradinet.nightly.dicom import write_dicom

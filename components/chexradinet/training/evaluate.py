@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from chexradinet.artifacts import writing_directory
 from chexradinet.config import EvaluationConfig, RadiomicsConfig, RegionConfig
-from chexradinet.dataset.dataset import Dataset, open_dataset
-from chexradinet.dataset.labels.header_table import read_headers
+from chexradinet.dataset.dataset import Dataset, open_dataset, read_headers
 from chexradinet.errors import ArtifactError, ConfigError
 from chexradinet.evaluation.calibration import Calibration, apply_calibration, fit_calibration
 from chexradinet.evaluation.evaluator import (

@@ -11,9 +11,9 @@ from chexradinet.dataset.dataset import (
     DatasetInfo,
     ImageRecord,
     Rejection,
-    writing_dataset,
 )
 from chexradinet.records import Box, Geometry, LabelledBox, RejectReason, Split, View
+from tests.dataset_world import writing_dataset
 
 SIDE = 32
 

@@ -14,10 +14,10 @@ from chexradinet.dataset.dataset import (
     DatasetInfo,
     ImageRecord,
     open_dataset,
-    writing_dataset,
 )
 from chexradinet.errors import ArtifactError, ConfigError, LabelTableError, MismatchError
 from chexradinet.records import Box, Geometry, LabelledBox, Split
+from tests.dataset_world import writing_dataset
 
 SIDE = 32
 WriteSmall = Callable[..., Path]

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chexradinet.config import GeometryMode, PreprocessingConfig
-from chexradinet.dataset.geometry import fit_to_model
+from chexradinet.dataset.images import fit_to_model
 from chexradinet.errors import ConfigError
 from chexradinet.records import Box
 

@@ -11,7 +11,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig
-from chexradinet.dataset.geometry import fit_to_model
+from chexradinet.dataset.images import fit_to_model
 from chexradinet.dicom.reader import (
     read_header,
     read_model_pixels,

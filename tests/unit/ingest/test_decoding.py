@@ -54,7 +54,7 @@ def test_a_fault_of_the_reader_refuses_the_file_and_names_its_place(
     assert isinstance(refused, Refused)
     assert refused.reason == "unreadable"
     assert refused.detail.startswith("a fault of the reader: ValueError at line ")
-    assert refused.detail.endswith(" of test_reading.py")
+    assert refused.detail.endswith(" of test_decoding.py")
     assert NAME not in caplog.text + refused.detail
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from chexradinet.config import DicomConfig, PreprocessingConfig, QualityConfig
-from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.dataset.dataset import Dataset, open_dataset, read_doubtful, read_headers
 from chexradinet.dataset.deidentification import DeidentificationKey, coded
-from chexradinet.dataset.labels.header_table import read_doubtful, read_headers
 from chexradinet.errors import ConfigError, TooManyRejectsError
 from chexradinet.ingest.ingest import ingest
 from chexradinet.ingest.summary import report_ingest

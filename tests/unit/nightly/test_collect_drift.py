@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from chexradinet.config import PreprocessingConfig
-from chexradinet.dataset.geometry import fit_to_model
+from chexradinet.dataset.images import fit_to_model
 from chexradinet.evaluation.calibration import apply_calibration
 from chexradinet.evaluation.reference import Population, build_reference
 from chexradinet.model.bundle import load_bundle

@@ -1,10 +1,15 @@
-"""CheXpert: `train.csv`, `valid.csv` and, where there is one, `test.csv`.
+"""CheXpert and MIMIC-CXR-JPG, which share their findings and their label columns.
 
-Lateral views are rejected. Splits: with `test.csv` the three files are the three splits; without
-it, `valid.csv`, which radiologists labelled, is the test split and validation is taken from the
-training patients. A finding that the report does not mention (an empty cell) is absent.
+CheXpert: `train.csv`, `valid.csv` and, where there is one, `test.csv`. Lateral views are rejected.
+Splits: with `test.csv` the three files are the three splits; without it, `valid.csv`, which
+radiologists labelled, is the test split and validation is taken from the training patients. A
+finding that the report does not mention (an empty cell) is absent.
 
-Source: Irvin et al. 2019, arXiv:1901.07031.
+MIMIC-CXR-JPG: labels by study, metadata and split by image, joined. A view comes from
+`ViewPosition`, else from the view code's meaning; an image without either is rejected with the
+laterals, because a third of the collection is lateral.
+
+Source: Irvin et al. 2019, arXiv:1901.07031; Johnson et al. 2019, arXiv:1901.07042.
 """
 
 from collections import Counter
@@ -12,17 +17,23 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from chexradinet.config import IngestConfig, UncertainLabel, parse_uncertain
-from chexradinet.dataset.labels.cells import (
+from chexradinet.dataset.labels.table import (
     LabelMappings,
+    LabelTable,
+    Line,
+    TableRow,
     certain,
+    column_key,
+    list_tables,
     noted_age,
     parse_sex,
+    parse_split,
     parse_view,
+    read_lines,
 )
-from chexradinet.dataset.labels.table import LabelTable, Line, TableRow, column_key, read_lines
 from chexradinet.errors import LabelTableError, SourceError
 from chexradinet.findings import CHEXPERT_FINDINGS
-from chexradinet.records import RejectReason, Split
+from chexradinet.records import RejectReason, Split, View
 
 COLUMN_NAMES = {"Effusion": "Pleural Effusion"}
 """Columns that are not the canonical name with spaces."""
@@ -30,7 +41,11 @@ COLUMN_NAMES = {"Effusion": "Pleural Effusion"}
 LABEL_COLUMNS = {
     finding: column_key(COLUMN_NAMES.get(finding, finding)) for finding in CHEXPERT_FINDINGS
 }
-"""Column key of each finding, here and in MIMIC-CXR."""
+"""Column key of each finding."""
+_VIEW_CODES = {
+    "postero-anterior": View.PA,
+    "antero-posterior": View.AP,
+}
 
 
 def read_chexpert_table(folder: Path, config: IngestConfig) -> LabelTable:
@@ -54,7 +69,7 @@ def read_chexpert_table(folder: Path, config: IngestConfig) -> LabelTable:
     mappings = LabelMappings(CHEXPERT_FINDINGS)
     notes: Counter[str] = Counter()
     rows = tuple(
-        _row(line, split, mappings.of_values(labels_of(line, policy)), notes)
+        _chexpert_row(line, split, mappings.of_values(_labels_of(line, policy)), notes)
         for name, split in parts.items()
         for line in read_lines(folder / name, ("path", *LABEL_COLUMNS.values()))
     )
@@ -64,14 +79,16 @@ def read_chexpert_table(folder: Path, config: IngestConfig) -> LabelTable:
     return table.restricted(config.findings)
 
 
-def labels_of(
+def _labels_of(
     line: Line, policy: tuple[UncertainLabel, Mapping[str, UncertainLabel]]
 ) -> list[float]:
-    """Return the labels of a row in the order of `CHEXPERT_FINDINGS`; MIMIC-CXR has the same."""
+    """Return the labels of a row in the order of `CHEXPERT_FINDINGS`."""
     return [certain(line, finding, line[key], policy) for finding, key in LABEL_COLUMNS.items()]
 
 
-def _row(line: Line, split: Split, labels: Mapping[str, float], notes: Counter[str]) -> TableRow:
+def _chexpert_row(
+    line: Line, split: Split, labels: Mapping[str, float], notes: Counter[str]
+) -> TableRow:
     # CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg; the first part varies.
     file = "/".join(PurePosixPath(line["path"]).parts[-4:])
     patient, _, _ = file.partition("/study")
@@ -93,3 +110,84 @@ def _row(line: Line, split: Split, labels: Mapping[str, float], notes: Counter[s
         labels=labels,
         rejected=RejectReason.NOT_FRONTAL if lateral else rejected,
     )
+
+
+def read_mimic_table(folder: Path, config: IngestConfig) -> LabelTable:
+    """Read the tables of MIMIC-CXR-JPG in a folder.
+
+    Args:
+        folder: Holds `mimic-cxr-<version>-metadata.csv`, `-split.csv` and `-chexpert.csv` (or,
+            without it, `-negbio.csv`), each also as `.gz`.
+        config: Its findings restrict and order the 13; its policy says what -1 becomes.
+
+    Raises:
+        SourceError: a table is missing.
+        LabelTableError: a table is damaged, or an image has no official split.
+    """
+    labelled = _mimic_table(folder, "chexpert", "negbio")
+    studies = _studies(labelled, config)
+    splits = {
+        line["dicomid"]: parse_split(line, line["split"])
+        for line in read_lines(_mimic_table(folder, "split"), ("dicomid", "split"))
+    }
+    nothing = LabelMappings(CHEXPERT_FINDINGS).of_unknown()
+    columns = ("dicomid", "subjectid", "studyid")
+    rows = tuple(
+        _mimic_row(line, studies.get(line["studyid"]), splits, nothing)
+        for line in read_lines(_mimic_table(folder, "metadata"), columns)
+    )
+    table = LabelTable(name=labelled.name, findings=CHEXPERT_FINDINGS, rows=rows)
+    return table.restricted(config.findings)
+
+
+def _mimic_table(folder: Path, *kinds: str) -> Path:
+    paths = list_tables(folder)
+    for kind in kinds:
+        for path in paths:
+            stem = path.name.removesuffix(".gz").removesuffix(".csv")
+            if stem.startswith("mimic-cxr") and stem.endswith(f"-{kind}"):
+                return path
+    raise SourceError(
+        f"{folder} has no mimic-cxr-...-{kinds[0]}.csv or .csv.gz; download it with the images"
+    )
+
+
+def _studies(path: Path, config: IngestConfig) -> dict[str, Mapping[str, float]]:
+    policy = parse_uncertain(config.uncertain)
+    mappings = LabelMappings(CHEXPERT_FINDINGS)
+    return {
+        line["studyid"]: mappings.of_values(_labels_of(line, policy))
+        for line in read_lines(path, ("studyid", *LABEL_COLUMNS.values()))
+    }
+
+
+def _mimic_row(
+    line: Line,
+    labels: Mapping[str, float] | None,
+    splits: Mapping[str, Split | None],
+    nothing: Mapping[str, float],
+) -> TableRow:
+    image, subject, study = line["dicomid"], line["subjectid"], line["studyid"]
+    if splits.get(image) is None:
+        raise LabelTableError(
+            f"{line.place}: the image has no official split; use the tables of one release"
+        )
+    view, rejected = _mimic_view(line)
+    return TableRow(
+        file=f"p{subject[:2]}/p{subject}/s{study}/{image}.jpg",
+        image_id=image,
+        patient_id=subject,
+        study_id=study,
+        view=view,
+        split=splits[image],
+        labels=nothing if labels is None else labels,
+        rejected=RejectReason.NOT_LABELLED if labels is None else rejected,
+    )
+
+
+def _mimic_view(line: Line) -> tuple[View, RejectReason | None]:
+    view, rejected = parse_view(line.get("viewposition"))
+    if view is View.UNKNOWN and rejected is None:
+        view = _VIEW_CODES.get(line.get("viewcodesequencecodemeaning").casefold(), View.UNKNOWN)
+        rejected = RejectReason.NOT_FRONTAL if view is View.UNKNOWN else None
+    return view, rejected

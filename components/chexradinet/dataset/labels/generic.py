@@ -15,20 +15,18 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from chexradinet.config import IngestConfig
-from chexradinet.dataset.labels.cells import (
+from chexradinet.dataset.labels.table import (
     LabelMappings,
+    LabelTable,
+    Line,
+    TableRow,
     noted_age,
+    ordered,
     parse_boxes,
     parse_findings,
     parse_sex,
     parse_split,
     parse_view,
-)
-from chexradinet.dataset.labels.table import (
-    LabelTable,
-    Line,
-    TableRow,
-    ordered,
     read_lines,
     the_table,
 )

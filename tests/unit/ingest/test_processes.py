@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from chexradinet.errors import RejectedImageError
-from chexradinet.ingest.decoding import Outcome
-from chexradinet.ingest.pools import decode_in_order
+from chexradinet.ingest.decoding import Outcome, decode_in_order
 
 # Each "file" is an expression and `eval` is the decoder: it can be sent to another process, unlike
 # a function of a test, and it can end the process it runs in.
@@ -37,8 +36,8 @@ def test_file_that_kills_its_process_is_rejected_and_the_others_are_not(num_work
 def test_number_of_workers_follows_from_processors_and_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("chexradinet.ingest.pools.START_S", 0)
-    monkeypatch.setattr("chexradinet.ingest.pools.workers_for", lambda each, own: 2)
+    monkeypatch.setattr("chexradinet.ingest.decoding.START_S", 0)
+    monkeypatch.setattr("chexradinet.ingest.decoding.workers_for", lambda each, own: 2)
     files = ["__import__('os').getpid()"] * 200
     found = {str(item) for item in outcomes(files, 0)}
     assert str(os.getpid()) in found
@@ -50,7 +49,7 @@ def test_number_of_workers_follows_from_processors_and_memory(
 def test_processes_that_cannot_start_are_no_fault_of_the_files(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from chexradinet.ingest.pools import decode_in_order\n"
+        "from chexradinet.ingest.decoding import decode_in_order\n"
         "print(list(decode_in_order(['1', '2'], eval, 2)))\n"
     )
     ended = subprocess.run(

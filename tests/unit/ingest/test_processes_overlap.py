@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from chexradinet.ingest.pools import decode_in_order
+from chexradinet.ingest.decoding import decode_in_order
 
 NUM_FILES = 96
 SECONDS_EACH = 0.05
