@@ -34,7 +34,7 @@ from scipy import ndimage
 
 from chexradinet.config import DicomConfig, PreprocessingConfig
 from chexradinet.dataset.images import fit_to_model
-from chexradinet.dicom.reader import read_model_pixels
+from chexradinet.dicom.reader import read_radiograph, to_model
 from chexradinet.phantom.dicom_write import encode_radiograph
 
 SIDE = 224
@@ -71,7 +71,8 @@ def write_files(folder: Path) -> dict[uid.UID, Path]:
 
 def ours(path: Path) -> NDArray[np.uint8]:
     """Read as ingest does."""
-    return read_model_pixels(path, DicomConfig(), PreprocessingConfig(image_side=SIDE))[0]
+    preprocessing = PreprocessingConfig(image_side=SIDE)
+    return to_model(read_radiograph(path, DicomConfig()), preprocessing)[0]
 
 
 def windowed(path: Path) -> NDArray[np.float64]:

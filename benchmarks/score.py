@@ -34,7 +34,7 @@ from pydicom import uid
 from benchmarks.peer_nightly import Peer, as_published, open_peer, run_peer
 from chexradinet.config import Backbone, DicomConfig, NetworkConfig, PreprocessingConfig
 from chexradinet.config.nightly import PlanConfig, ScoreConfig
-from chexradinet.dicom.reader import read_model_pixels
+from chexradinet.dicom.reader import read_radiograph, to_model
 from chexradinet.evaluation.calibration import Calibration, FindingCalibration, apply_calibration
 from chexradinet.evaluation.reference import Population, build_reference
 from chexradinet.findings import NIH_FINDINGS
@@ -111,7 +111,8 @@ def write_inbox(folder: Path, count: int) -> list[Path]:
 
 def decoded(paths: list[Path]) -> NDArray[np.uint8]:
     """Decode and shrink files, nothing else."""
-    return np.stack([read_model_pixels(path, DicomConfig(), PREPROCESSING)[0] for path in paths])
+    radiographs = (read_radiograph(path, DicomConfig()) for path in paths)
+    return np.stack([to_model(radiograph, PREPROCESSING)[0] for radiograph in radiographs])
 
 
 def publish(models: Path, network: ChexRadiNet, images: NDArray[np.uint8]) -> None:

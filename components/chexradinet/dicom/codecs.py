@@ -11,6 +11,7 @@ Source: DICOM PS3.5 annexes A.4 and G.
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,13 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
 
-from chexradinet.dicom.streams import (
-    codestream,
-    jpeg_2000_size,
-    jpeg_size,
-    marked_colour,
-    whole_stream,
-)
+from chexradinet.dicom.file import implausible, truncated, unreadable
 from chexradinet.errors import RejectedImageError
 from chexradinet.records import RejectReason
 
@@ -47,6 +42,17 @@ _JPEG_2000 = {
     uid.HTJ2K,
 }
 
+Size = tuple[int, int, int]
+"""Rows, columns and components."""
+
+_LOSSY_FRAMES = {0xC0, 0xC1, 0xC2}
+_FRAMES = _LOSSY_FRAMES | {0xC3, 0xF7}
+_STANDALONE = {0x01, 0xD8, *range(0xD0, 0xD8)}
+_JFIF, _ADOBE = (0xE0, b"JFIF\0"), (0xEE, b"Adobe")
+_ADOBE_TRANSFORM = 11
+_END = b"\xff\xd9"
+_PADDING_BYTES = 64
+_CODESTREAM = b"\xff\x4f\xff\x51"
 _BROKEN_STREAM = (
     imagecodecs.Jpeg8Error,
     imagecodecs.JpeglsError,
@@ -59,26 +65,36 @@ _BROKEN_STREAM = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrameShape:
-    """What the header says a frame decodes to."""
+class PixelLayout:
+    """How pixels are stored, checked for contradictions."""
 
     rows: int
     columns: int
     samples: int
     """1 for grey or palette, 3 for colour."""
-    bytes_per_sample: int
-    """1 or 2."""
+    bits_allocated: int
+    """8 or 16."""
+    bits_stored: int
+    high_bit: int
+    is_signed: bool
+    is_planar: bool
+    """Whether colours lie plane by plane instead of pixel by pixel."""
     photometric: str
-    """Photometric Interpretation, upper case."""
+    """Photometric Interpretation, one of `PHOTOMETRIC`."""
+
+    @property
+    def is_monochrome(self) -> bool:
+        """Whether values are grey levels, to be windowed."""
+        return self.photometric.startswith("MONOCHROME")
 
 
-def decode_frame(frame: bytes, syntax: uid.UID, shape: FrameShape) -> Stored:
+def decode_frame(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> Stored:
     """Decode one compressed frame.
 
     Args:
         frame: The frame's fragments, joined.
         syntax: Its transfer syntax.
-        shape: Size that the header announces.
+        layout: What the header announces.
 
     Returns:
         Grey frames as (H, W); colour as (H, W, 3), or as luma (H, W) where the stream holds it.
@@ -87,92 +103,91 @@ def decode_frame(frame: bytes, syntax: uid.UID, shape: FrameShape) -> Stored:
         RejectedImageError: `unreadable`, `truncated` or `implausible`.
     """
     if syntax == uid.RLELossless:
-        return _luma_plane(_run_lengths(frame, shape), shape)
+        return _luma_plane(_run_lengths(frame, layout), layout)
     if syntax in _JPEG_2000:
         frame = codestream(frame)
     elif syntax not in _JPEG | _JPEG_LS:
-        raise RejectedImageError(RejectReason.UNREADABLE, f"no decoder for {syntax.name}")
-    _check_size(frame, syntax, shape)
+        raise unreadable(f"no decoder for {syntax.name}")
+    _check_size(frame, syntax, layout)
     frame = whole_stream(frame)
     try:
-        pixels = _decoded(frame, syntax, shape)
+        pixels = _decoded(frame, syntax, layout)
     except _BROKEN_STREAM as error:
-        detail = f"the {syntax.name} stream is damaged: {type(error).__name__}"
-        raise RejectedImageError(RejectReason.UNREADABLE, detail) from None
-    patterns = _as_patterns(pixels, shape)
-    return patterns if syntax in _JPEG else _luma_plane(patterns, shape)
+        raise unreadable(f"the {syntax.name} stream is damaged: {type(error).__name__}") from None
+    patterns = _as_patterns(pixels, layout)
+    return patterns if syntax in _JPEG else _luma_plane(patterns, layout)
 
 
-def contradicts_header(frame: bytes, syntax: uid.UID, shape: FrameShape) -> bool:
+def contradicts_header(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> bool:
     """Tell whether a JPEG stream of colour says of itself that it is of another kind.
 
     Decoding then believes the stream, whose encoder converted colours or did not and wrote down
     which, over the header, where the value of the original often stays behind.
     """
-    if syntax not in _JPEG or shape.samples != 3:
+    if syntax not in _JPEG or layout.samples != 3:
         return False
-    return marked_colour(frame) not in (None, _declared_colour(shape))
+    return marked_colour(frame) not in (None, _declared_colour(layout))
 
 
-def _declared_colour(shape: FrameShape) -> str:
-    return "RGB" if shape.photometric == "RGB" else "YCBCR"
+def _declared_colour(layout: PixelLayout) -> str:
+    return "RGB" if layout.photometric == "RGB" else "YCBCR"
 
 
-def _luma_plane(pixels: Stored, shape: FrameShape) -> Stored:
+def _luma_plane(pixels: Stored, layout: PixelLayout) -> Stored:
     """Return the first plane where it is luma; JPEG 2000 comes out of its decoder as RGB if not."""
-    keeps_luma = shape.photometric in ("YBR_FULL", "YBR_FULL_422")
+    keeps_luma = layout.photometric in ("YBR_FULL", "YBR_FULL_422")
     return pixels[:, :, 0] if pixels.ndim == 3 and keeps_luma else pixels
 
 
-def _decoded(frame: bytes, syntax: uid.UID, shape: FrameShape) -> NDArray[np.integer]:
+def _decoded(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> NDArray[np.integer]:
     if syntax in _JPEG_LS:
         return np.asarray(imagecodecs.jpegls_decode(frame))
     if syntax in _JPEG_2000:
         return np.asarray(imagecodecs.jpeg2k_decode(frame, planar=False))
-    if shape.samples == 1:
+    if layout.samples == 1:
         return np.asarray(imagecodecs.jpeg8_decode(frame))
-    if (marked_colour(frame) or _declared_colour(shape)) == "RGB":
+    if (marked_colour(frame) or _declared_colour(layout)) == "RGB":
         return np.asarray(imagecodecs.jpeg8_decode(frame, colorspace="RGB", outcolorspace="RGB"))
     grey = imagecodecs.jpeg8_decode(frame, colorspace="YCBCR", outcolorspace="GRAYSCALE")
     return np.asarray(grey)
 
 
-def _as_patterns(pixels: NDArray[np.integer], shape: FrameShape) -> Stored:
-    size = (shape.rows, shape.columns)
-    if pixels.shape not in {size, (*size, shape.samples)} or pixels.dtype.itemsize > 2:
-        detail = f"the stream decodes to {pixels.dtype} of shape {pixels.shape}; needed is {size}"
-        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
-    if pixels.ndim == 3 and shape.samples == 1:
+def _as_patterns(pixels: NDArray[np.integer], layout: PixelLayout) -> Stored:
+    size = (layout.rows, layout.columns)
+    if pixels.shape not in {size, (*size, layout.samples)} or pixels.dtype.itemsize > 2:
+        found = f"{pixels.dtype} of shape {pixels.shape}"
+        raise implausible(f"the stream decodes to {found}; needed is {size}")
+    if pixels.ndim == 3 and layout.samples == 1:
         pixels = pixels[:, :, 0]
     patterns: Stored = pixels.view(np.uint8 if pixels.dtype.itemsize == 1 else np.uint16)
     return patterns
 
 
-def _check_size(frame: bytes, syntax: uid.UID, shape: FrameShape) -> None:
+def _check_size(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> None:
     size = jpeg_2000_size(frame) if syntax in _JPEG_2000 else jpeg_size(frame)
     if size is None:
-        detail = f"the {syntax.name} stream has no frame header"
-        raise RejectedImageError(RejectReason.UNREADABLE, detail)
-    if size != (shape.rows, shape.columns, shape.samples):
-        detail = f"the stream is {size[0]}x{size[1]}x{size[2]}, the header says "
-        detail += f"{shape.rows}x{shape.columns}x{shape.samples}"
-        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+        raise unreadable(f"the {syntax.name} stream has no frame header")
+    if size != (layout.rows, layout.columns, layout.samples):
+        raise implausible(
+            "the stream is {}x{}x{}, ".format(*size)
+            + f"the header says {layout.rows}x{layout.columns}x{layout.samples}"
+        )
 
 
-def _run_lengths(frame: bytes, shape: FrameShape) -> Stored:
+def _run_lengths(frame: bytes, layout: PixelLayout) -> Stored:
     """Decode RLE: one PackBits segment for each byte of each sample, high byte first."""
-    size = shape.rows * shape.columns
-    segments = _segments(frame, shape.samples * shape.bytes_per_sample)
+    size = layout.rows * layout.columns
+    segments = _segments(frame, layout.samples * layout.bits_allocated // 8)
     if sum(map(len, segments)) * 64 < size * len(segments):
-        detail = f"{len(frame)} bytes of RLE cannot hold {shape.rows}x{shape.columns} px"
-        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+        size_px = f"{layout.rows}x{layout.columns} px"
+        raise implausible(f"{len(frame)} bytes of RLE cannot hold {size_px}")
     planes = [_unpacked(segment, size) for segment in segments]
-    if shape.bytes_per_sample == 2:
+    if layout.bits_allocated == 16:
         pairs = zip(planes[::2], planes[1::2], strict=True)
         joined = [_joined(high, low) for high, low in pairs]
-        samples: list[Stored] = [plane.reshape(shape.rows, shape.columns) for plane in joined]
+        samples: list[Stored] = [plane.reshape(layout.rows, layout.columns) for plane in joined]
     else:
-        samples = [plane.reshape(shape.rows, shape.columns) for plane in planes]
+        samples = [plane.reshape(layout.rows, layout.columns) for plane in planes]
     colour: Stored = np.stack(samples, axis=-1)
     return samples[0] if len(samples) == 1 else colour
 
@@ -192,11 +207,9 @@ def _unpacked(segment: bytes, size: int) -> NDArray[np.uint8]:
     try:
         filled = len(imagecodecs.packbits_decode(segment, out=plane.data))
     except imagecodecs.PackbitsError as error:
-        detail = f"an RLE segment is damaged: {type(error).__name__}"
-        raise RejectedImageError(RejectReason.UNREADABLE, detail) from None
+        raise unreadable(f"an RLE segment is damaged: {type(error).__name__}") from None
     if filled < size:
-        detail = f"an RLE segment holds {filled} of {size} bytes"
-        raise RejectedImageError(RejectReason.TRUNCATED, detail)
+        raise truncated(f"an RLE segment holds {filled} of {size} bytes")
     return plane
 
 
@@ -204,3 +217,92 @@ def _joined(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint1
     words = np.empty((high.size, 2), dtype=np.uint8)
     words[:, 0], words[:, 1] = low, high
     return words.view("<u2").reshape(-1)
+
+
+def codestream(frame: bytes) -> bytes:
+    """Return the bare JPEG 2000 codestream; some writers keep the boxes of a JP2 file around it.
+
+    Raises:
+        RejectedImageError: `unreadable`: there is none.
+    """
+    start = frame.find(_CODESTREAM)
+    if start < 0:
+        raise unreadable("no JPEG 2000 codestream")
+    return frame[start:]
+
+
+def whole_stream(frame: bytes) -> bytes:
+    """Return a JPEG, JPEG-LS or JPEG 2000 stream up to its end marker.
+
+    Writers fill a fragment up with zeros, with `FF` or with a few bytes of what lay in their
+    buffer. None of the three codes lets the marker's two bytes occur inside image data.
+
+    Raises:
+        RejectedImageError: `truncated`: the marker is not there. Without it, CharLS searches for
+            seconds, and libjpeg and OpenJPEG fill in what is missing without a word.
+    """
+    end = len(frame.rstrip(b"\0"))
+    place = frame.rfind(_END, max(0, end - _PADDING_BYTES), end)
+    if place < 0:
+        raise truncated("the stream has no end marker: it was cut, or its writer left it out")
+    return frame[: place + len(_END)]
+
+
+def jpeg_size(frame: bytes) -> Size | None:
+    """Return the size in the first frame header of a JPEG or JPEG-LS stream."""
+    for marker, start, end in _marker_segments(frame):
+        if marker in _FRAMES and start + 6 <= min(end, len(frame)):
+            rows, columns, components = struct.unpack_from(">HHB", frame, start + 1)
+            return rows, columns, components
+    return None
+
+
+def jpeg_2000_size(frame: bytes) -> Size | None:
+    """Return the size of a codestream whose components are not subsampled."""
+    if len(frame) < 42:
+        return None
+    width, height, left, top = struct.unpack_from(">4I", frame, 8)
+    (components,) = struct.unpack_from(">H", frame, 40)
+    sampling = [frame[43 + 3 * index : 45 + 3 * index] for index in range(min(components, 4))]
+    if any(step != b"\x01\x01" for step in sampling):
+        return None
+    return height - top, width - left, components
+
+
+def marked_colour(frame: bytes) -> str | None:
+    """Return `RGB` or `YCBCR` where a lossy JPEG stream of three components says which it is.
+
+    Component names R, G and B say so, a JFIF header (always YCbCr) and an Adobe marker, in this
+    order. A lossless stream holds the samples as they were given, whatever its markers say.
+    """
+    found: dict[int, str] = {}
+    for marker, start, end in _marker_segments(frame):
+        segment = frame[start:end]
+        if marker == _JFIF[0] and segment.startswith(_JFIF[1]):
+            found[0] = "YCBCR"
+        elif marker == _ADOBE[0] and segment.startswith(_ADOBE[1]) and end - start >= 12:
+            found[1] = "YCBCR" if segment[_ADOBE_TRANSFORM] else "RGB"
+        elif marker in _FRAMES:
+            if marker not in _LOSSY_FRAMES:
+                return None
+            if segment[6:15:3].upper() == b"RGB":
+                return "RGB"
+            break
+    return found[min(found)] if found else None
+
+
+def _marker_segments(frame: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, start and end of each segment's content, up to the first frame header."""
+    position = 0
+    while position + 4 <= len(frame) and frame[position] == 0xFF:
+        marker = frame[position + 1]
+        if marker == 0xFF:
+            position += 1
+        elif marker in _STANDALONE:
+            position += 2
+        else:
+            (length,) = struct.unpack_from(">H", frame, position + 2)
+            yield marker, position + 4, position + 2 + length
+            if marker in _FRAMES:
+                return
+            position += 2 + length

@@ -9,15 +9,23 @@ Source: DICOM PS3.10 section 7 (file format) and PS3.5 section 7 and annex A (tr
 
 import io
 import logging
+import math
 import struct
 import warnings
 import zlib
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 from pydicom.uid import (
     UID,
@@ -50,8 +58,13 @@ BROKEN_HEADER = (
 )
 """What pydicom raises on headers that are damaged or made up; found by mutating real files."""
 
+unreadable = partial(RejectedImageError, RejectReason.UNREADABLE)
+truncated = partial(RejectedImageError, RejectReason.TRUNCATED)
+implausible = partial(RejectedImageError, RejectReason.IMPLAUSIBLE)
+
 _PIXEL_TAGS = {0x7FE00008: "Float", 0x7FE00009: "Double Float", 0x7FE00010: ""}
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+_MAX_TEXT = 256
 _LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT"}
 _LONG_VRS |= {b"UV"}
 _IMPLICIT_BIG_ENDIAN = "1.2.840.113619.5.2"
@@ -98,21 +111,18 @@ def _content(source: Path | bytes) -> bytes:
     try:
         size = source.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise RejectedImageError(
-                RejectReason.IMPLAUSIBLE, f"{size} bytes; at most {MAX_FILE_BYTES} are read"
-            )
+            raise implausible(f"{size} bytes; at most {MAX_FILE_BYTES} are read")
         return source.read_bytes()
     except FileNotFoundError as error:
         raise RejectedImageError(RejectReason.MISSING, "there is no such file") from error
     except OSError as error:
-        detail = error.strerror or type(error).__name__
-        raise RejectedImageError(RejectReason.UNREADABLE, detail) from error
+        raise unreadable(error.strerror or type(error).__name__) from error
 
 
 def _start_and_syntax(content: bytes) -> tuple[int, UID]:
     """Return where the data set starts, and its transfer syntax."""
     if not content:
-        raise RejectedImageError(RejectReason.TRUNCATED, "the file is empty")
+        raise truncated("the file is empty")
     start = 132 if content[128:132] == b"DICM" else 4 if content[:4] == b"DICM" else 0
     start, found = _file_meta(content, start)
     if found:
@@ -142,7 +152,7 @@ def _file_meta(content: bytes, position: int) -> tuple[int, str]:
 
 def _known(syntax: UID) -> UID:
     if not syntax.is_transfer_syntax or syntax.is_private or syntax == _IMPLICIT_BIG_ENDIAN:
-        raise RejectedImageError(RejectReason.UNREADABLE, "the transfer syntax is unknown")
+        raise unreadable("the transfer syntax is unknown")
     return syntax
 
 
@@ -157,7 +167,7 @@ def _guessed_syntax(content: bytes, start: int) -> UID:
         if head[:2] == b"\x08\x00" and struct.unpack("<I", head[4:])[0] < len(content):
             return ImplicitVRLittleEndian
     if start:
-        raise RejectedImageError(RejectReason.TRUNCATED, "the file ends after its file meta")
+        raise truncated("the file ends after its file meta")
     raise RejectedImageError(RejectReason.NOT_AN_IMAGE, "the file is not DICOM")
 
 
@@ -170,10 +180,9 @@ def _inflated(deflated: bytes) -> bytes:
     try:
         content = inflater.decompress(deflated, MAX_FILE_BYTES)
     except zlib.error as error:
-        raise RejectedImageError(RejectReason.UNREADABLE, "deflated data are damaged") from error
+        raise unreadable("deflated data are damaged") from error
     if inflater.unconsumed_tail:
-        detail = f"deflated data grow beyond {MAX_FILE_BYTES} bytes"
-        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+        raise implausible(f"deflated data grow beyond {MAX_FILE_BYTES} bytes")
     return content
 
 
@@ -194,14 +203,12 @@ def _parsed(content: bytes, start: int, syntax: UID) -> DicomFile:
                 stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=at_pixels
             )
         except BROKEN_HEADER as error:
-            detail = f"the header is damaged: {type(error).__name__}"
-            raise RejectedImageError(RejectReason.UNREADABLE, detail) from None
+            raise unreadable(f"the header is damaged: {type(error).__name__}") from None
     if not found:
         raise _without_pixels(dataset, len(content))
     tag, vr, length, offset = found[0]
     if _PIXEL_TAGS[tag]:
-        detail = f"{_PIXEL_TAGS[tag]} Pixel Data; needed are integers"
-        raise RejectedImageError(RejectReason.UNREADABLE, detail)
+        raise unreadable(f"{_PIXEL_TAGS[tag]} Pixel Data; needed are integers")
     available = len(content) - offset
     wanted = available if length == _UNDEFINED_LENGTH else length
     return DicomFile(
@@ -217,13 +224,86 @@ def _without_pixels(dataset: Dataset, num_bytes: int) -> RejectedImageError:
     """Tell an object that has no pixels from a file that ends inside its header."""
     last = max(dataset.keys(), default=None)
     if last is None:
-        return RejectedImageError(RejectReason.UNREADABLE, "the header holds no element")
+        return unreadable("the header holds no element")
     try:
         element = dataset.get_item(last)
     except BROKEN_HEADER:
-        return RejectedImageError(RejectReason.UNREADABLE, "the last element is damaged")
+        return unreadable("the last element is damaged")
     length = getattr(element, "length", 0)
     end = getattr(element, "value_tell", 0) + length
     if length != _UNDEFINED_LENGTH and end > num_bytes:
-        return RejectedImageError(RejectReason.TRUNCATED, "the file ends inside its header")
+        return truncated("the file ends inside its header")
     return RejectedImageError(RejectReason.NOT_AN_IMAGE, "the object has no Pixel Data")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence pydicom's warnings, which may quote the patient's name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def value_of(dataset: Dataset, keyword: str) -> Any:  # noqa: ANN401 - what DICOM holds
+    """Return an element's value, or None where it is absent, empty or damaged."""
+    try:
+        value = dataset.get(keyword)
+    except BROKEN_HEADER:
+        return None
+    return None if value is None or value == "" else value
+
+
+def is_given(dataset: Dataset, keyword: str) -> bool:
+    """Tell whether an element is there with a value, be it a damaged one."""
+    return keyword in dataset and dataset.get_item(keyword).value not in (None, b"", "")
+
+
+def text(dataset: Dataset, keyword: str) -> str:
+    r"""Return a value as text without padding, several joined by `\`; empty where absent."""
+    value = value_of(dataset, keyword)
+    if value is None or isinstance(value, bytes | Sequence):
+        return ""
+    parts = value if isinstance(value, MultiValue | list) else [value]
+    return "\\".join(str(part) for part in parts).strip(" \0")[:_MAX_TEXT]
+
+
+def numbers(dataset: Dataset, keyword: str) -> list[float]:
+    """Return the finite numbers of an element, none where it is absent or any is not finite."""
+    value = value_of(dataset, keyword)
+    if isinstance(value, bytes):
+        octets = little_endian(dataset, value)
+        value = list(struct.unpack(f"<{len(octets) // 2}H", octets[: len(octets) // 2 * 2]))
+    parts = value if isinstance(value, MultiValue | list) else [value]
+    try:
+        found = [float(part) for part in parts if part is not None]
+    except (TypeError, ValueError, OverflowError):
+        return []
+    return found if all(math.isfinite(number) for number in found) else []
+
+
+def little_endian(dataset: Dataset, value: bytes) -> bytes:
+    """Return words of 16 bits, which pydicom leaves as bytes, in little endian order.
+
+    Those of a big endian file are swapped; a byte that lacks its second is then left out.
+    """
+    if dataset.original_encoding[1] is not False:
+        return value
+    words = array("H", value[: len(value) // 2 * 2])
+    words.byteswap()
+    return words.tobytes()
+
+
+def integer(dataset: Dataset, keyword: str) -> int | None:
+    """Return the first value where it is a whole number, else None."""
+    found = numbers(dataset, keyword)
+    return int(found[0]) if found and found[0] == int(found[0]) else None
+
+
+def item_of(dataset: Dataset, keyword: str, index: int = 0) -> Dataset | None:
+    """Return an item of a sequence, the last where there are fewer, or None where there is none."""
+    sequence = value_of(dataset, keyword)
+    try:
+        items = [item for item in sequence or () if isinstance(item, Dataset)]
+    except BROKEN_HEADER:
+        return None
+    return items[min(index, len(items) - 1)] if items else None

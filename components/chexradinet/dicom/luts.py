@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig
-from chexradinet.dicom.codecs import Stored
-from chexradinet.dicom.pixels import PixelLayout
-from chexradinet.dicom.values import (
+from chexradinet.dicom.codecs import PixelLayout, Stored
+from chexradinet.dicom.file import (
+    implausible,
     integer,
     is_given,
     item_of,
@@ -27,8 +27,6 @@ from chexradinet.dicom.values import (
     text,
     value_of,
 )
-from chexradinet.errors import RejectedImageError
-from chexradinet.records import RejectReason
 
 Values = NDArray[np.float64]
 Limits = tuple[float, float]
@@ -120,8 +118,7 @@ def _modality(values: Values, dataset: Dataset) -> tuple[Values, Limits, str]:
     scaled = values * (slope[0] or 1.0) + intercept[0]
     limits = float(scaled.min()), float(scaled.max())
     if not all(map(math.isfinite, limits)):
-        detail = "Rescale Slope and Intercept lead beyond what a number can hold"
-        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+        raise implausible("Rescale Slope and Intercept lead beyond what a number can hold")
     return scaled, limits, lacking
 
 

@@ -4,7 +4,6 @@ Source: DICOM PS3.3 section C.7.6.3 (Image Pixel Module), PS3.5 section 8 and an
 """
 
 import struct
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -12,9 +11,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from chexradinet.dataset.images import MAX_PIXELS
-from chexradinet.dicom.codecs import FrameShape, Stored, contradicts_header, decode_frame
-from chexradinet.dicom.file import DicomFile
-from chexradinet.dicom.values import integer, text
+from chexradinet.dicom.codecs import PixelLayout, Stored, contradicts_header, decode_frame
+from chexradinet.dicom.file import DicomFile, implausible, integer, text, truncated, unreadable
 from chexradinet.errors import RejectedImageError
 from chexradinet.records import RejectReason
 
@@ -31,30 +29,6 @@ _SUPPORTED_BITS = (8, 16)
 _KNOWN_BITS = (1, 8, 12, 16, 24, 32, 64)
 _ITEM = b"\xfe\xff\x00\xe0"
 _HEADER_BYTES = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PixelLayout:
-    """How pixels are stored, checked for contradictions."""
-
-    rows: int
-    columns: int
-    samples: int
-    """1 for grey or palette, 3 for colour."""
-    bits_allocated: int
-    """8 or 16."""
-    bits_stored: int
-    high_bit: int
-    is_signed: bool
-    is_planar: bool
-    """Whether colours lie plane by plane instead of pixel by pixel."""
-    photometric: str
-    """Photometric Interpretation, one of `PHOTOMETRIC`."""
-
-    @property
-    def is_monochrome(self) -> bool:
-        """Whether values are grey levels, to be windowed."""
-        return self.photometric.startswith("MONOCHROME")
 
 
 def pixel_layout(dataset: Dataset) -> PixelLayout:
@@ -90,37 +64,30 @@ def pixel_layout(dataset: Dataset) -> PixelLayout:
 def _check_size(layout: PixelLayout) -> None:
     size = f"{layout.rows}x{layout.columns} px"
     if layout.rows < 1 or layout.columns < 1:
-        raise RejectedImageError(RejectReason.IMPLAUSIBLE, f"{size}; both must be at least 1")
+        raise implausible(f"{size}; both must be at least 1")
     if layout.rows * layout.columns > MAX_PIXELS:
-        detail = f"{size}; an X-ray has at most {MAX_PIXELS // 1_000_000} million"
-        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+        raise implausible(f"{size}; an X-ray has at most {MAX_PIXELS // 1_000_000} million")
 
 
 def _check_photometric(layout: PixelLayout) -> None:
     """Refuse what would be a guess: which end is dense, or which colours the planes are."""
     if not layout.photometric:
-        detail = "no Photometric Interpretation, which says whether dense is bright"
-        raise RejectedImageError(RejectReason.UNREADABLE, detail)
+        raise unreadable("no Photometric Interpretation, which says whether dense is bright")
     if layout.photometric not in PHOTOMETRIC:  # not quoted: it may hold anything
-        detail = f"unknown Photometric Interpretation; read are {', '.join(PHOTOMETRIC)}"
-        raise RejectedImageError(RejectReason.UNREADABLE, detail)
+        raise unreadable(f"unknown Photometric Interpretation; read are {', '.join(PHOTOMETRIC)}")
 
 
 def _check_depth(layout: PixelLayout) -> None:
     allocated, stored, high = layout.bits_allocated, layout.bits_stored, layout.high_bit
     if allocated in _KNOWN_BITS and allocated not in _SUPPORTED_BITS:
-        detail = f"{allocated} bits allocated; radiographs have 8 or 16"
-        raise RejectedImageError(RejectReason.UNREADABLE, detail)
+        raise unreadable(f"{allocated} bits allocated; radiographs have 8 or 16")
     if allocated not in _SUPPORTED_BITS or not (1 <= stored <= high + 1 <= allocated):
-        detail = f"{stored} bits stored up to bit {high} of {allocated}"
-        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+        raise implausible(f"{stored} bits stored up to bit {high} of {allocated}")
     grey = layout.is_monochrome or layout.photometric == "PALETTE COLOR"
     if layout.samples != (1 if grey else 3):
-        detail = f"{layout.samples} samples contradict Photometric Interpretation"
-        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+        raise implausible(f"{layout.samples} samples contradict Photometric Interpretation")
     if not grey and (allocated, stored) != (8, 8):
-        detail = f"colour of {stored} bits; only 8 are read"
-        raise RejectedImageError(RejectReason.UNREADABLE, detail)
+        raise unreadable(f"colour of {stored} bits; only 8 are read")
 
 
 def stored_pixels(file: DicomFile, layout: PixelLayout) -> Stored:
@@ -136,33 +103,21 @@ def stored_pixels(file: DicomFile, layout: PixelLayout) -> Stored:
     frame = _frame(file)
     decoded_bytes = layout.rows * layout.columns * layout.samples * layout.bits_allocated // 8
     if decoded_bytes > len(frame) * MAX_EXPANSION:
-        detail = f"{len(frame)} bytes for {layout.rows}x{layout.columns} px"
-        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
-    return decode_frame(frame, file.transfer_syntax, _shape(layout))
+        raise implausible(f"{len(frame)} bytes for {layout.rows}x{layout.columns} px")
+    return decode_frame(frame, file.transfer_syntax, layout)
 
 
 def contradicting_colour(file: DicomFile, layout: PixelLayout) -> bool:
     """Tell whether a JPEG stream says RGB where the header says YBR, or the other way round."""
     if layout.samples == 1 or not file.transfer_syntax.is_encapsulated:
         return False
-    return contradicts_header(_frame(file), file.transfer_syntax, _shape(layout))
-
-
-def _shape(layout: PixelLayout) -> FrameShape:
-    return FrameShape(
-        rows=layout.rows,
-        columns=layout.columns,
-        samples=layout.samples,
-        bytes_per_sample=layout.bits_allocated // 8,
-        photometric=layout.photometric,
-    )
+    return contradicts_header(_frame(file), file.transfer_syntax, layout)
 
 
 def _native(file: DicomFile, layout: PixelLayout) -> Stored:
     halved = layout.photometric == "YBR_FULL_422"
     if halved and layout.columns % 2:
-        detail = f"{layout.columns} columns; colour that two columns share needs an even number"
-        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+        raise implausible(f"{layout.columns} columns; colour that two share needs an even number")
     samples = 2 if halved else layout.samples
     row_bytes = layout.columns * samples * layout.bits_allocated // 8
     expected = layout.rows * row_bytes
@@ -198,11 +153,9 @@ def _check_length(lengths: tuple[int, int], expected: int, row_bytes: int) -> No
     """
     found, given = lengths
     if found < expected <= given:
-        detail = f"{found} of {expected} bytes of pixels"
-        raise RejectedImageError(RejectReason.TRUNCATED, detail)
+        raise truncated(f"{found} of {expected} bytes of pixels")
     if not expected <= given < expected + max(row_bytes, 2):
-        detail = f"{given} bytes of pixels; the size needs {expected}"
-        raise RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+        raise implausible(f"{given} bytes of pixels; the size needs {expected}")
 
 
 def _frame(file: DicomFile) -> bytes:
@@ -213,8 +166,7 @@ def _frame(file: DicomFile) -> bytes:
         (length,) = struct.unpack_from("<I", data, position + 4)
         position += _HEADER_BYTES
         if position + length > len(data):
-            detail = f"a fragment has {len(data) - position} of {length} bytes"
-            raise RejectedImageError(RejectReason.TRUNCATED, detail)
+            raise truncated(f"a fragment has {len(data) - position} of {length} bytes")
         items.append(data[position : position + length])
         position += length
     if len(items) < 2:

@@ -7,7 +7,8 @@ pixels are not square, `to_model` makes the image upright in shape before `pad` 
 scales each axis on its own anyway.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,19 +18,12 @@ from numpy.typing import NDArray
 
 from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig
 from chexradinet.dataset.images import fit_to_model
-from chexradinet.dicom.file import BROKEN_HEADER, DicomFile, open_dicom
+from chexradinet.dicom.codecs import PixelLayout
+from chexradinet.dicom.file import BROKEN_HEADER, DicomFile, open_dicom, quiet, unreadable
 from chexradinet.dicom.header import read_radiograph_header
 from chexradinet.dicom.luts import display_pixels, palette_luma
-from chexradinet.dicom.pixels import (
-    PixelLayout,
-    contradicting_colour,
-    luma,
-    pixel_layout,
-    stored_pixels,
-)
-from chexradinet.dicom.values import quiet
-from chexradinet.errors import RejectedImageError
-from chexradinet.records import Geometry, RadiographHeader, RejectReason
+from chexradinet.dicom.pixels import contradicting_colour, luma, pixel_layout, stored_pixels
+from chexradinet.records import Geometry, RadiographHeader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,20 +33,6 @@ class Radiograph:
     pixels: NDArray[np.uint8]
     """Grey levels of shape (H, W), bright where dense, on the stored grid."""
     header: RadiographHeader
-
-
-def read_header(source: Path | bytes) -> RadiographHeader:
-    """Read a DICOM header without decoding pixels; `window` stays empty.
-
-    Args:
-        source: Path of a file, or its content.
-
-    Raises:
-        RejectedImageError: `missing`, `unreadable`, `truncated`, `not_an_image`, `multi_frame` or
-            `implausible`; its text holds no value that could identify a patient.
-    """
-    with quiet():
-        return _opened(source)[2]
 
 
 def read_radiograph(
@@ -71,33 +51,23 @@ def read_radiograph(
         Pixels of shape (H, W) and the header; `header.window` tells which map was applied.
 
     Raises:
-        RejectedImageError: as `read_header`, also where the pixels cannot be decoded.
+        RejectedImageError: `missing`, `unreadable`, `truncated`, `not_an_image`, `multi_frame` or
+            `implausible`, or what `judge` raised; its text holds no value that could identify a
+            patient.
     """
     with quiet():
-        file, layout, header = _opened(source)
+        file = open_dicom(source)
+        with _refusing("the header is damaged"):
+            layout = pixel_layout(file.dataset)
+            header = read_radiograph_header(file, layout)
         if judge is not None:
             judge(header)
-        pixels, window = _display(file, layout, config)
+        with _refusing("the pixels or a lookup table are damaged"):
+            pixels, window = _grey_levels(file, layout, config)
         notes = header.notes
         if contradicting_colour(file, layout):
             notes += ("stream_contradicts_photometric",)
     return Radiograph(pixels=pixels, header=replace(header, window=window, notes=notes))
-
-
-def read_model_pixels(
-    source: Path | bytes, config: DicomConfig, preprocessing: PreprocessingConfig
-) -> tuple[NDArray[np.uint8], Geometry, RadiographHeader]:
-    """Read a DICOM radiograph as the model sees it.
-
-    Returns:
-        Pixels of shape (S, S), the way back to the stored grid, and the header.
-
-    Raises:
-        RejectedImageError: as `read_radiograph`.
-    """
-    radiograph = read_radiograph(source, config)
-    pixels, geometry = to_model(radiograph, preprocessing)
-    return pixels, geometry, radiograph.header
 
 
 def to_model(
@@ -139,24 +109,13 @@ def _square_pixels(pixels: NDArray[np.uint8], aspect: float) -> NDArray[np.uint8
     return np.asarray(shrunk, dtype=np.uint8)
 
 
-def _opened(source: Path | bytes) -> tuple[DicomFile, PixelLayout, RadiographHeader]:
-    file = open_dicom(source)
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turn whatever pydicom raises on damage into a rejection that quotes nothing of the file."""
     try:
-        layout = pixel_layout(file.dataset)
-        return file, layout, read_radiograph_header(file, layout)
+        yield
     except BROKEN_HEADER as error:
-        detail = f"the header is damaged: {type(error).__name__}"
-        raise RejectedImageError(RejectReason.UNREADABLE, detail) from None
-
-
-def _display(
-    file: DicomFile, layout: PixelLayout, config: DicomConfig
-) -> tuple[NDArray[np.uint8], str]:
-    try:
-        return _grey_levels(file, layout, config)
-    except BROKEN_HEADER as error:
-        detail = f"the pixels or a lookup table are damaged: {type(error).__name__}"
-        raise RejectedImageError(RejectReason.UNREADABLE, detail) from None
+        raise unreadable(f"{what}: {type(error).__name__}") from None
 
 
 def _grey_levels(
@@ -168,8 +127,7 @@ def _grey_levels(
     if layout.photometric == "PALETTE COLOR":
         looked_up = palette_luma(stored, layout, file.dataset)
         if looked_up is None:
-            detail = "the palette is absent, segmented or damaged"
-            raise RejectedImageError(RejectReason.UNREADABLE, detail)
+            raise unreadable("the palette is absent, segmented or damaged")
         return looked_up, "palette to luma"
     grey = stored if stored.ndim == 2 else luma(stored.astype(np.uint8, copy=False))
     return np.ascontiguousarray(grey, dtype=np.uint8), "colour to luma"

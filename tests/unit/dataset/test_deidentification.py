@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pydicom import uid
 
+from chexradinet.config import DicomConfig
 from chexradinet.dataset.deidentification import (
     KEY_VARIABLE,
     MAX_SHIFT_DAYS,
@@ -16,7 +17,7 @@ from chexradinet.dataset.deidentification import (
     deidentified_ids,
     shifted,
 )
-from chexradinet.dicom.reader import read_header
+from chexradinet.dicom.reader import read_radiograph
 from chexradinet.errors import ConfigError
 from chexradinet.phantom.dicom_write import encode_radiograph
 from chexradinet.records import RadiographHeader
@@ -27,7 +28,8 @@ OTHER = DeidentificationKey(secret=b"fedcba9876543210fedcba9876543210")
 
 def header_with(**attributes: object) -> RadiographHeader:
     stored = np.zeros((4, 4), dtype=np.uint8)
-    return read_header(encode_radiograph(stored, uid.ExplicitVRLittleEndian, attributes))
+    content = encode_radiograph(stored, uid.ExplicitVRLittleEndian, attributes)
+    return read_radiograph(content, DicomConfig()).header
 
 
 @pytest.mark.parametrize("environment", [{}, {KEY_VARIABLE: ""}, {KEY_VARIABLE: "short"}])

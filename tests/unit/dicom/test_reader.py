@@ -12,15 +12,10 @@ from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig
 from chexradinet.dataset.images import fit_to_model
-from chexradinet.dicom.reader import (
-    read_header,
-    read_model_pixels,
-    read_radiograph,
-    to_model,
-)
+from chexradinet.dicom.reader import read_radiograph, to_model
 from chexradinet.errors import ConfigError, RejectedImageError
 from chexradinet.phantom.dicom_write import encode_radiograph
-from chexradinet.records import Box, View
+from chexradinet.records import Box, RadiographHeader, View
 
 PLAIN = uid.ExplicitVRLittleEndian
 NAME = "Żółć^Jürgen"
@@ -33,6 +28,10 @@ def ramp(rows: int = 40, columns: int = 32) -> NDArray[np.uint16]:
 
 def written(syntax: uid.UID = PLAIN, /, **attributes: object) -> bytes:
     return encode_radiograph(ramp(), syntax, attributes)
+
+
+def read_header(source: Path | bytes) -> RadiographHeader:
+    return read_radiograph(source, DicomConfig()).header
 
 
 def test_a_window_maps_its_lower_edge_to_black_and_its_upper_to_white() -> None:
@@ -165,14 +164,13 @@ def test_files_without_preamble_or_file_meta_are_read() -> None:
 def test_model_pixels_are_those_of_the_radiograph_fitted() -> None:
     content = written(WindowCenter=600, WindowWidth=900)
     preprocessing = PreprocessingConfig(image_side=32)
-    pixels, geometry, header = read_model_pixels(content, DicomConfig(), preprocessing)
-    expected, plain_geometry = fit_to_model(
-        read_radiograph(content, DicomConfig()).pixels, preprocessing
-    )
+    radiograph = read_radiograph(content, DicomConfig())
+    pixels, geometry = to_model(radiograph, preprocessing)
+    expected, plain_geometry = fit_to_model(radiograph.pixels, preprocessing)
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels, expected)
     assert geometry == plain_geometry
-    assert header.window.startswith("window 1 of 1")
+    assert radiograph.header.window.startswith("window 1 of 1")
 
 
 def test_flat_pixels_are_made_square_before_padding_and_boxes_find_back() -> None:
