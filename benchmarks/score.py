@@ -44,7 +44,7 @@ from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
 from chexradinet.nightly.addresses import Addresses
 from chexradinet.nightly.run import nightly
 from chexradinet.phantom import draw_phantom
-from chexradinet.phantom.dicom_write import encode_radiograph
+from chexradinet.phantom.dicom import encode_radiograph
 
 SIDE = 2048
 BATCH_SIZE = 16

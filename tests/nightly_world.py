@@ -27,7 +27,7 @@ from chexradinet.nightly.outcome import Night
 from chexradinet.nightly.plan import PlanOutcome
 from chexradinet.nightly.run import nightly
 from chexradinet.phantom import draw_phantom
-from chexradinet.phantom.dicom_write import encode_radiograph
+from chexradinet.phantom.dicom import encode_radiograph
 from chexradinet.store import open_store
 
 FINDINGS = ("Cardiomegaly", "Effusion", "Mass")

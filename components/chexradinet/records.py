@@ -219,7 +219,7 @@ class RadiographHeader:
     sop_class_uid: str
     modality: str
     view: View
-    """`PA`, `AP` or unknown, by the rules of `dicom_rules`."""
+    """`PA`, `AP` or unknown, by the rules of `dicom.header`."""
     is_frontal: bool | None
     """None where the header does not say."""
     view_source: str
@@ -241,7 +241,7 @@ class RadiographHeader:
     burned_in_annotation: str
     """`YES`, `NO` or empty."""
     photometric_interpretation: str
-    """One of `dicom_pixels.PHOTOMETRIC`, so that it cannot hold anything else."""
+    """One of `dicom.pixels.PHOTOMETRIC`, so that it cannot hold anything else."""
     rows: int
     columns: int
     row_spacing_mm: float | None

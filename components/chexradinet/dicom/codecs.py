@@ -3,7 +3,7 @@
 Every codec is imagecodecs', whose libraries (libjpeg-turbo, CharLS, OpenJPEG) carry
 permissive licences and survive mutated streams once two things hold, which are checked first:
 the size in the stream is the size in the header, so nothing larger is allocated, and the end marker
-is there (`dicom_streams`). RLE is taken apart here, because imagecodecs'
+is there (`whole_stream`). RLE is taken apart here, because imagecodecs'
 own reader of DICOM RLE trusts the segment offsets and crashes on wrong ones. OpenJPEG reads HTJ2K,
 because imagecodecs drops the errors of its faster OpenJPH and returns what it has (ADR 0005).
 

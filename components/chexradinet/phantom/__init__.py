@@ -10,7 +10,6 @@ Not a model of any disease: nothing measured on it says how well anything works 
 """
 
 import csv
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,21 +22,8 @@ from PIL import Image
 from chexradinet.config import require
 from chexradinet.errors import ConfigError
 from chexradinet.findings import NO_FINDING
-from chexradinet.phantom.anatomy import (
-    Chest,
-    Plane,
-    draw_body,
-    draw_chest,
-    smooth_noise,
-    soft,
-)
-from chexradinet.phantom.findings import (
-    PHANTOM_FINDINGS,
-    PLANTERS,
-    add_spot,
-    box_of,
-    place_in_lung,
-)
+from chexradinet.phantom.anatomy import Chest, Plane, draw_body, draw_chest, smooth_noise, soft
+from chexradinet.phantom.findings import PHANTOM_FINDINGS, PLANTERS, add_spot, box_of, place_in_lung
 from chexradinet.records import LabelledBox, Split, View
 
 AP_PREVALENCE = 0.4
@@ -73,48 +59,21 @@ class PhantomImage:
         return tuple(item.finding for item in self.boxes)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Phantom:
-    """A set of images in memory."""
-
-    images: NDArray[np.uint8]
-    """Shape (N, S, S)."""
-    findings: tuple[str, ...]
-    """The F names of the label columns."""
-    labels: NDArray[np.float32]
-    """Shape (N, F), 1 or 0."""
-    boxes: tuple[tuple[LabelledBox, ...], ...]
-    views: tuple[View, ...]
-
-
-def make_phantom(num_images: int, image_side: int, seed: int, *, shortcut: float = 0.0) -> Phantom:
-    """Return a set of phantom images in memory.
+def iter_phantom(
+    num_images: int, image_side: int, seed: int, *, shortcut: float = 0.0
+) -> Iterator[PhantomImage]:
+    """Yield phantom images one by one.
 
     Args:
-        num_images: N, at least 1.
-        image_side: S, in pixels, at least 64.
-        seed: Of everything; other seeds give other patients.
+        num_images: How many, at least 1.
+        image_side: Height and width in pixels, at least 64.
+        seed: Random seed; other seeds give other patients.
         shortcut: In [0, 1]: 0 makes the view independent of the labels; at 1, nine in ten images
             with Consolidation are AP and one in ten without, so that a model can cheat.
 
     Raises:
         ConfigError: an argument is out of range.
     """
-    drawn = list(iter_phantom(num_images, image_side, seed, shortcut=shortcut))
-    labels = [[float(name in item.findings) for name in PHANTOM_FINDINGS] for item in drawn]
-    return Phantom(
-        images=np.stack([item.pixels for item in drawn]),
-        findings=PHANTOM_FINDINGS,
-        labels=np.array(labels, dtype=np.float32),
-        boxes=tuple(item.boxes for item in drawn),
-        views=tuple(item.view for item in drawn),
-    )
-
-
-def iter_phantom(
-    num_images: int, image_side: int, seed: int, *, shortcut: float = 0.0
-) -> Iterator[PhantomImage]:
-    """Yield phantom images one by one; arguments as for `make_phantom`."""
     require(num_images >= 1, "num_images", num_images, "at least 1")
     require(64 <= image_side <= 2048, "image_side", image_side, "in [64, 2048] px")
     require(0 <= shortcut <= 1, "shortcut", shortcut, "in [0, 1]")
@@ -208,7 +167,7 @@ def write_phantom(
     """Write phantom images as PNG files with `labels.csv` in the format of `generic`.
 
     The splits are by patient: two thirds of the images train, a sixth validates, a sixth tests.
-    Other arguments are those of `make_phantom`.
+    Other arguments are those of `iter_phantom`.
 
     Raises:
         ConfigError: an argument is out of range, or `folder` holds anything but older phantom
@@ -224,18 +183,10 @@ def write_phantom(
             file = f"images/{index:06d}.png"
             Image.fromarray(item.pixels).save(folder / file)
             boxes = [{"finding": box.finding, **asdict(box.box)} for box in item.boxes]
-            writer.writerow(
-                [
-                    file,
-                    f"{_PATIENT}{seed}-{item.patient:06d}",
-                    "|".join(item.findings) or NO_FINDING,
-                    item.view.value,
-                    item.age,
-                    item.sex,
-                    item.split.value,
-                    json.dumps(boxes) if boxes else "",
-                ]
-            )
+            patient = f"{_PATIENT}{seed}-{item.patient:06d}"
+            findings = "|".join(item.findings) or NO_FINDING
+            known = (item.view.value, item.age, item.sex, item.split.value)
+            writer.writerow([file, patient, findings, *known, json.dumps(boxes) if boxes else ""])
 
 
 def _require_phantom(folder: Path) -> None:
@@ -245,10 +196,8 @@ def _require_phantom(folder: Path) -> None:
     if not folder.exists() or next(folder.iterdir(), None) is None:
         return
     table = folder / _TABLE
-    with (
-        table.open(encoding="utf-8", errors="replace") if table.is_file() else io.StringIO() as rows
-    ):
-        head, first = rows.readline().rstrip("\n"), rows.readline()
+    rows = table.read_text("utf-8", "replace").splitlines() if table.is_file() else []
+    head, first, *_ = [*rows, "", ""]
     if head != ",".join(_COLUMNS) or f",{_PATIENT}" not in first:
         raise ConfigError(
             f"{folder} is not empty and holds no phantom images, so nothing in it is replaced; "

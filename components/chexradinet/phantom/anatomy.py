@@ -78,9 +78,7 @@ def soft(distance: Plane, slope: float) -> Plane:
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], num_knots: int) -> Plane:
     """Return unit noise interpolated between `num_knots` knots along each axis."""
     knots = rng.standard_normal((max(2, num_knots), max(2, num_knots)), dtype=np.float32)
-    return np.asarray(
-        cv2.resize(knots, shape[::-1], interpolation=cv2.INTER_LINEAR), dtype=np.float32
-    )
+    return np.asarray(cv2.resize(knots, shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def draw_body(rng: np.random.Generator) -> Body:

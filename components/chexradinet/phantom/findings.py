@@ -13,14 +13,7 @@ import numpy as np
 from chexradinet.phantom.anatomy import Chest, Lung, Plane, smooth_noise, soft
 from chexradinet.records import Box
 
-PHANTOM_FINDINGS = (
-    "Nodule",
-    "Mass",
-    "Consolidation",
-    "Effusion",
-    "Pneumothorax",
-    "Cardiomegaly",
-)
+PHANTOM_FINDINGS = ("Nodule", "Mass", "Consolidation", "Effusion", "Pneumothorax", "Cardiomegaly")
 """Canonical names, in the order of the label columns."""
 
 
@@ -37,12 +30,8 @@ def box_of(mask: Plane, threshold: float, corner: tuple[int, int] = (0, 0)) -> B
     if not len(rows):
         return None
     top, left = corner
-    return Box(
-        float(top + rows[0]),
-        float(left + columns[0]),
-        float(top + rows[-1] + 1),
-        float(left + columns[-1] + 1),
-    )
+    sides = (top + rows[0], left + columns[0], top + rows[-1] + 1, left + columns[-1] + 1)
+    return Box(*map(float, sides))
 
 
 def place_in_lung(rng: np.random.Generator, chest: Chest) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from chexradinet.dataset.deidentification import (
 )
 from chexradinet.dicom.reader import read_radiograph
 from chexradinet.errors import ConfigError
-from chexradinet.phantom.dicom_write import encode_radiograph
+from chexradinet.phantom.dicom import encode_radiograph
 from chexradinet.records import RadiographHeader
 
 KEY = DeidentificationKey(secret=b"0123456789abcdef0123456789abcdef")

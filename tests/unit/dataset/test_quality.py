@@ -23,7 +23,7 @@ from chexradinet.dataset.quality import (
 )
 from chexradinet.dicom.reader import read_radiograph
 from chexradinet.errors import ConfigError
-from chexradinet.phantom.dicom_write import encode_radiograph
+from chexradinet.phantom.dicom import encode_radiograph
 from chexradinet.records import RejectReason
 
 

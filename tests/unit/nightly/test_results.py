@@ -21,7 +21,7 @@ from chexradinet.nightly.merge import earlier_scores, merge, read_shard
 from chexradinet.nightly.plan import plan
 from chexradinet.nightly.unscored import unscored_files
 from chexradinet.phantom import draw_phantom
-from chexradinet.phantom.dicom_write import encode_radiograph
+from chexradinet.phantom.dicom import encode_radiograph
 from chexradinet.regions.extract import extract_region
 from tests.nightly_reference import publish_reference
 from tests.nightly_world import FINDINGS, SIDE_PX, World, calibration, make_world

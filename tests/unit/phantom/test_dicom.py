@@ -7,16 +7,16 @@ import numpy as np
 from chexradinet.config import DicomConfig, QualityConfig
 from chexradinet.dataset.quality import gate
 from chexradinet.dicom.reader import read_radiograph
-from chexradinet.phantom import make_phantom
+from chexradinet.phantom import iter_phantom
 from chexradinet.phantom.dicom import SYNTAXES, write_phantom_inbox
 
 
 def test_files_hold_the_phantoms_in_every_syntax_and_pass_the_gate(tmp_path: Path) -> None:
     write_phantom_inbox(tmp_path, 2 * len(SYNTAXES), 128, seed=11)
-    drawn = make_phantom(2 * len(SYNTAXES), 128, seed=11)
+    drawn = list(iter_phantom(2 * len(SYNTAXES), 128, seed=11))
     for index, path in enumerate(sorted(tmp_path.iterdir())):
         read = read_radiograph(path, DicomConfig())
-        difference = np.abs(read.pixels.astype(int) - drawn.images[index])
+        difference = np.abs(read.pixels.astype(int) - drawn[index].pixels)
         assert difference.max() <= 1
         assert gate(read.header, read.pixels, QualityConfig()).reason is None
 
