@@ -28,7 +28,7 @@ from chexradinet.model.bundle_info import require_match as require_match
 from chexradinet.model.bundle_info import verify_bundle as verify_bundle
 from chexradinet.model.card import model_card as model_card
 from chexradinet.model.losses import GuidanceHeads
-from chexradinet.model.resnet import ChexRadiNet, build_network
+from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
 
 _NETWORK_PREFIX = "network."
 _HEADS_PREFIX = "heads."
@@ -89,8 +89,8 @@ def load_bundle(path: Path, verify: bool = True, device: str = "cpu") -> LoadedB
         device: Where the network and the heads go.
 
     Raises:
-        ArtifactError: a file is missing or changed, the schema is another, or the weights do not
-            fit.
+        ArtifactError: a file is missing or changed, the schema is another, the weights do not fit,
+            are not finite or of another type, or the model gives no finite numbers.
     """
     info, digest = read_bundle_info(path)
     if verify:
@@ -99,14 +99,14 @@ def load_bundle(path: Path, verify: bool = True, device: str = "cpu") -> LoadedB
     weights = path / WEIGHTS_FILE
     try:
         tensors = load_file(weights)
-        network.load_state_dict(_unprefixed(_NETWORK_PREFIX, tensors))
-        heads = _heads_of(network, _unprefixed(_HEADS_PREFIX, tensors))
+        heads = _fill(network, tensors)
     except (FileNotFoundError, SafetensorError, RuntimeError) as error:
         raise ArtifactError(
             f"{weights} does not hold the weights of {info.network} ({error}); make or copy the "
             "bundle again"
         ) from error
-    network.to(device).eval()
+    _require_finite(network.eval(), weights)
+    network.to(device)
     return LoadedBundle(info, network, heads and heads.to(device).eval(), digest)
 
 
@@ -155,9 +155,34 @@ def _unprefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _heads_of(network: ChexRadiNet, state: dict[str, Tensor]) -> GuidanceHeads | None:
-    if not state:
-        return None
-    heads = GuidanceHeads(network.num_channels)
-    heads.load_state_dict(state)
+def _fill(network: ChexRadiNet, tensors: dict[str, Tensor]) -> GuidanceHeads | None:
+    """Load weights strictly: no name, shape or type may differ. Return the heads, if there are any.
+
+    Raises:
+        RuntimeError: something differs, or a weight is not finite.
+    """
+    state = _unprefixed(_HEADS_PREFIX, tensors)
+    heads = GuidanceHeads(network.num_channels) if state else None
+    for module, given in ((network, _unprefixed(_NETWORK_PREFIX, tensors)), (heads, state)):
+        if module is None:
+            continue
+        declared = {name: value.dtype for name, value in module.state_dict().items()}
+        module.load_state_dict(given)
+        for name, value in given.items():
+            if value.dtype != declared[name]:
+                raise RuntimeError(f"{name} is {value.dtype}, not {declared[name]}")
+            if not value.isfinite().all():
+                raise RuntimeError(f"{name} holds NaN or infinity")
     return heads
+
+
+def _require_finite(network: ChexRadiNet, weights: Path) -> None:
+    """Refuse a network that overflows on a black image, a white one and a ramp between them."""
+    ramp = torch.arange(64, dtype=torch.uint8) * 4
+    images = torch.stack([torch.zeros(64), torch.full((64,), 255.0), ramp]).to(torch.uint8)
+    with torch.inference_mode():
+        found = network(normalise(images[:, None].expand(3, 64, 64)))
+    if not all(part.isfinite().all() for part in found):
+        raise ArtifactError(
+            f"the model of {weights} gives NaN or infinity for a plain test image; train it again"
+        )

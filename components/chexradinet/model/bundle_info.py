@@ -1,10 +1,13 @@
 """A model bundle as files: `bundle.json`, its digest, the check of its files. Without torch."""
 
 import json
+import math
+import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +29,13 @@ BUNDLE_HEAD = Head(INFO_FILE, KIND)
 """By which a directory is known for a bundle."""
 
 
+_FILES = {WEIGHTS_FILE, CARD_FILE}
+_UNREAD = "radiomics_normalisation"
+"""Written by releases before 0.2.0 and never read; each guided round fits its own."""
+_FINDING = re.compile(r"[^\W_][^/\\\x00-\x1f\x7f]{0,63}")
+"""Names end up in tables, reports and file names: a letter or digit first, no slash, one line."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BundleInfo:
     """What a bundle says about its weights. Every number is finite; dictionaries are JSON-ready."""
@@ -42,8 +52,6 @@ class BundleInfo:
     """0 was trained on labels alone, later ones were guided."""
     guidance: str = "none"
     """Arm of the guidance, as `GuidanceConfig.arm` names it."""
-    radiomics_normalisation: dict[str, Any] | None = None
-    """Fitted on the training split; None before a guided round."""
     calibration: dict[str, Any] | None = None
     """From logits to probabilities, a finding; None for an uncalibrated model."""
     thresholds: dict[str, Any] | None = None
@@ -67,24 +75,24 @@ def read_bundle_info(path: Path) -> tuple[BundleInfo, str]:
     """Return a bundle's info and digest without reading its weights.
 
     Raises:
-        ArtifactError: `bundle.json` is missing, of another schema version, or was changed.
+        ArtifactError: `bundle.json` is missing, of another schema version, was changed, or holds
+            what no model can have, such as a threshold above 1; it names the first fault.
     """
     document = _read_document(path)
-    digest, files, kept = document["digest"], document["files"], dict(document)
-    for key in ("digest", "files", "kind", "schema"):
-        del kept[key]
+    envelope = ("digest", "files", "kind", "schema", _UNREAD)
+    kept = {key: value for key, value in document.items() if key not in envelope}
     try:
         kept["network"] = NetworkConfig(**kept["network"])
         kept["preprocessing"] = PreprocessingConfig(**kept["preprocessing"])
         kept["findings"] = tuple(kept["findings"])
         info = BundleInfo(**kept)
-    except (ConfigError, KeyError, TypeError) as error:
+    except (ConfigError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            f"{path / INFO_FILE} does not describe a model ({error}); use the release that wrote it"
+            f"{path / INFO_FILE} does not describe a model ({type(error).__name__}: {error}); use "
+            "the release that wrote it"
         ) from error
-    if set(files) != {WEIGHTS_FILE, CARD_FILE}:
-        raise ArtifactError(f"{path / INFO_FILE} lists {sorted(files)}; make the bundle again")
-    return info, digest
+    _require_sound(info, path / INFO_FILE)
+    return info, document["digest"]
 
 
 def verify_bundle(path: Path) -> str:
@@ -173,8 +181,9 @@ def write_info(folder: Path, info: BundleInfo, card: str) -> str:
     """Write the card and `bundle.json` beside the weights in `folder`; return the digest.
 
     Raises:
-        ArtifactError: a number in `info` is not finite.
+        ArtifactError: a number in `info` is not finite or out of bounds.
     """
+    _require_sound(info, folder / INFO_FILE)
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     files = {name: sha256_of(folder / name) for name in (CARD_FILE, WEIGHTS_FILE)}
     content = {**info.as_dict(), "files": files}
@@ -194,13 +203,75 @@ def _read_document(path: Path) -> dict[str, Any]:
     document = read_document(path / INFO_FILE, KIND, SCHEMA)
     content = {key: value for key, value in document.items() if key != "digest"}
     same_bytes = json.dumps(document, indent=1) + "\n" == (path / INFO_FILE).read_text("utf-8")
-    complete = isinstance(document.get("files"), dict)
-    if not (complete and same_bytes and document.get("digest") == _digest_or_none(content)):
+    if not (same_bytes and document.get("digest") == _digest_or_none(content)):
         raise ArtifactError(
             f"{path / INFO_FILE} was changed after it was written: its digest does not match; copy "
             "the bundle again from where it was published"
         )
+    files = document.get("files")
+    if not isinstance(files, dict) or set(files) != _FILES:
+        raise ArtifactError(
+            f"{path / INFO_FILE} must list the digests of {sorted(_FILES)} and no other file; make "
+            "the bundle again"
+        )
     return document
+
+
+def _require_sound(info: BundleInfo, where: Path) -> None:
+    for fault in _faults(info):
+        raise ArtifactError(f"{where}: {fault}; train or calibrate the model again")
+
+
+def _faults(info: BundleInfo) -> Iterator[str]:
+    """Yield what is wrong with the values of an info, in words."""
+    # What was read is of any type, whatever the record declares.
+    names: tuple[Any, ...] = info.findings
+    number: Any = info.round
+    sound = [isinstance(name, str) and _FINDING.fullmatch(name) for name in names]
+    if not names or not all(sound) or len(set(names)) < len(names):
+        yield "findings must be distinct names of at most 64 characters without a slash"
+    if not isinstance(number, int) or number < 0:
+        yield f"round is {number!r}, it must be a whole number of at least 0"
+    for key in ("calibration", "thresholds", "reference", "metrics", "settings"):
+        if not isinstance(getattr(info, key), dict | None):
+            yield f"{key} must be an object"
+            return
+    yield from _threshold_faults("thresholds", info.thresholds or {}, names)
+    if info.calibration is not None:
+        entries = info.calibration.get("findings")
+        if not isinstance(entries, dict):
+            yield "calibration must have an entry per finding below `findings`"
+            return
+        for name, entry in entries.items():
+            yield from _calibration_faults(name, entry)
+
+
+def _calibration_faults(name: str, entry: Any) -> Iterator[str]:  # noqa: ANN401
+    if not isinstance(entry, dict):
+        yield f"the calibration of {name} must be an object"
+        return
+    slope, intercept = entry.get("slope"), entry.get("intercept")
+    if not _is_number(slope) or slope <= 0:
+        yield f"the slope of {name} is {slope!r}, it must be finite and above 0"
+    if not _is_number(intercept):
+        yield f"the intercept of {name} is {intercept!r}, it must be finite"
+    yield from _threshold_faults("calibration", {name: entry.get("threshold")}, (name,))
+
+
+def _threshold_faults(
+    where: str, thresholds: dict[str, Any], findings: tuple[str, ...]
+) -> Iterator[str]:
+    for name, value in thresholds.items():
+        if name not in findings:
+            yield f"{where} names {name!r}, which is not a finding of the model"
+        elif value is not None and not (_is_number(value) and 0 <= value <= 1):
+            yield f"the threshold of {name} in {where} is {value!r}, it must be in [0, 1] or null"
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 def _digest_or_none(content: dict[str, Any]) -> str | None:

@@ -5,9 +5,7 @@ the contrastive term sees little but the features that are large by unit: raw va
 from 1e-4 to 1e8.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,36 +44,6 @@ class RadiomicsNormalisation:
         logs = _signed_log(_checked(values))
         scaled = (logs - self.median) / self.spread
         return np.clip(scaled, -CLIP, CLIP).astype(np.float32)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values for the model bundle."""
-        return {
-            "features": list(FEATURE_NAMES),
-            "median": self.median.tolist(),
-            "spread": self.spread.tolist(),
-        }
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> "RadiomicsNormalisation":
-        """Read what `as_dict` returned.
-
-        Raises:
-            MismatchError: it is of other features or another order, incomplete, or not usable.
-        """
-        if tuple(record.get("features", ())) != FEATURE_NAMES:
-            raise MismatchError(
-                "the bundle's radiomics normalisation is of other features than this release "
-                f"measures ({len(FEATURE_NAMES)} of pyradiomics 3.0.1); train it again"
-            )
-        median = np.asarray(record.get("median", ()), dtype=np.float64)
-        spread = np.asarray(record.get("spread", ()), dtype=np.float64)
-        shapes_fit = median.shape == spread.shape == (len(FEATURE_NAMES),)
-        if not (shapes_fit and np.isfinite(median).all() and (spread > 0).all()):
-            raise MismatchError(
-                f"the bundle's radiomics normalisation needs {len(FEATURE_NAMES)} finite medians "
-                "and as many spreads above 0; the bundle is damaged, train it again"
-            )
-        return cls(median=median, spread=spread)
 
 
 def fit_normalisation(values: ArrayLike) -> RadiomicsNormalisation:

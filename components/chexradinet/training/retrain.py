@@ -22,7 +22,7 @@ from chexradinet.model.bundle import (
 )
 from chexradinet.model.training import Regions, fit, run_digest
 from chexradinet.records import FeatureStatus, Split
-from chexradinet.regions.normalisation import RadiomicsNormalisation, fit_normalisation
+from chexradinet.regions.normalisation import fit_normalisation
 from chexradinet.regions.tables import FeaturesArtifact, read_features
 from chexradinet.replacing import require_replaceable
 from chexradinet.training.preemption import safeguard
@@ -86,9 +86,9 @@ def retrain(
         findings=data.info.findings,
         preprocessing_digest=data.info.preprocessing_digest,
     )
-    regions, normalisation = None, None
+    regions = None
     if guidance.contrasts:
-        regions, normalisation = _guiding_regions(data, read_features(features))
+        regions = _guiding_regions(data, read_features(features))
     if regions is None:
         guidance = _without_contrast(guidance)
     seeded = TrainConfig(**{**asdict(config), "seed": config.seed + _SEED_STRIDE * round_number})
@@ -105,7 +105,7 @@ def retrain(
         )
         guard.trained()
         validation = validate(loaded.network, data)
-        info = _describe(loaded, round_number, guidance, validation, normalisation, seeded)
+        info = _describe(loaded, round_number, guidance, validation, seeded)
         info.metrics["epochs"] = history
         info.metrics["num_guiding_regions"] = 0 if regions is None else len(regions.image_row)
         save_bundle(target, info, loaded.network, loaded.heads, model_card(info))
@@ -114,9 +114,7 @@ def retrain(
     return RoundOutcome(info=info, improved=improved)
 
 
-def _guiding_regions(
-    data: Dataset, features: FeaturesArtifact
-) -> tuple[Regions | None, RadiomicsNormalisation | None]:
+def _guiding_regions(data: Dataset, features: FeaturesArtifact) -> Regions | None:
     """Return the usable regions with normalised features; None where no region is usable."""
     if features.provenance["dataset_digest"] != data.digest:
         raise MismatchError(
@@ -129,10 +127,9 @@ def _guiding_regions(
     usable = (features.table["status"] == FeatureStatus.OK.value).to_numpy()
     if not usable.any():
         _log.warning("none of %d regions has features: this round runs unguided", len(usable))
-        return None, None
-    normalisation = fit_normalisation(features.values[usable])
-    regions = Regions(image_row=rows[usable], features=normalisation.apply(features.values[usable]))
-    return regions, normalisation
+        return None
+    values = features.values[usable]
+    return Regions(image_row=rows[usable], features=fit_normalisation(values).apply(values))
 
 
 def _without_contrast(guidance: GuidanceConfig) -> GuidanceConfig:
@@ -145,7 +142,6 @@ def _describe(
     round_number: int,
     guidance: GuidanceConfig,
     metrics: dict[str, object],
-    normalisation: RadiomicsNormalisation | None,
     config: TrainConfig,
 ) -> BundleInfo:
     previous = loaded.info
@@ -157,7 +153,6 @@ def _describe(
         preprocessing_digest=previous.preprocessing_digest,
         round=round_number,
         guidance=guidance.arm,
-        radiomics_normalisation=normalisation.as_dict() if normalisation else None,
         training_data_digest=previous.training_data_digest,
         metrics={
             "validation": metrics,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from chexradinet.config import digest_of
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.model.bundle import (
     BundleInfo,
@@ -22,6 +23,7 @@ from chexradinet.model.bundle import (
 )
 from chexradinet.model.losses import build_heads
 from chexradinet.model.resnet import ChexRadiNet
+from tests.unit.model.conftest import FINDINGS
 
 
 @pytest.fixture
@@ -110,6 +112,102 @@ def test_another_schema_version_is_refused_naming_both(bundle: Path) -> None:
         read_bundle_info(bundle)
 
 
+def _forged(bundle: Path, **changes: object) -> Path:
+    """Change `bundle.json` and give it the digest that belongs to its new content."""
+    document = {**json.loads((bundle / "bundle.json").read_text()), **changes}
+    document = {key: value for key, value in document.items() if value is not ...}
+    del document["digest"]
+    document["digest"] = digest_of(document)
+    (bundle / "bundle.json").write_text(json.dumps(document, indent=1) + "\n")
+    return bundle
+
+
+def _calibrated(**entry: object) -> dict[str, object]:
+    plain = {"slope": 1.0, "intercept": 0.0, "threshold": 0.5}
+    return {"findings": {**dict.fromkeys(FINDINGS, plain), "Nodule": {**plain, **entry}}}
+
+
+FAULTS: dict[str, tuple[dict[str, object], str]] = {
+    "threshold above 1": ({"thresholds": {"Mass": 1.5}}, r"threshold of Mass.*is 1\.5"),
+    "negative threshold": ({"thresholds": {"Mass": -0.1}}, "threshold of Mass"),
+    "threshold in words": ({"thresholds": {"Mass": "0.5"}}, "threshold of Mass"),
+    "threshold of nothing": ({"thresholds": {"Hernia": 0.5}}, "'Hernia', which is not a finding"),
+    "thresholds as a list": ({"thresholds": [0.5]}, "thresholds must be an object"),
+    "slope of 0": ({"calibration": _calibrated(slope=0.0)}, "slope of Nodule is 0.0"),
+    "negative slope": ({"calibration": _calibrated(slope=-1.0)}, "slope of Nodule"),
+    "no slope": ({"calibration": _calibrated(slope=None)}, "slope of Nodule is None"),
+    "no intercept": ({"calibration": _calibrated(intercept=None)}, "intercept of Nodule"),
+    "bad inner threshold": ({"calibration": _calibrated(threshold=2)}, "threshold of Nodule"),
+    "empty entry": ({"calibration": {"findings": {"Mass": {}}}}, "slope of Mass is None"),
+    "entry in words": ({"calibration": {"findings": {"Mass": "platt"}}}, "must be an object"),
+    "calibration without findings": ({"calibration": {}}, "an entry per finding"),
+    "calibration in words": ({"calibration": "platt"}, "calibration must be an object"),
+    "no finding": ({"findings": []}, "findings must be"),
+    "finding twice": ({"findings": ["Mass", "Mass", "Edema"]}, "findings must be"),
+    "finding that is a path": ({"findings": ["../../etc", "A", "B"]}, "findings must be"),
+    "finding of two lines": ({"findings": ["A\nB", "C", "D"]}, "findings must be"),
+    "finding that is a number": ({"findings": [1, 2, 3]}, "findings must be"),
+    "findings missing": ({"findings": ...}, "does not describe a model.*findings"),
+    "network of nothing": ({"network": []}, "does not describe a model"),
+    "unknown backbone": ({"network": {"backbone": "vgg"}}, "does not describe a model"),
+    "round in words": ({"round": "first"}, "round is 'first'"),
+    "a key of another release": ({"novelty": 1}, "does not describe a model.*novelty"),
+    "a file elsewhere": ({"files": {"../../secret": "0" * 64}}, "no other file"),
+    "no files": ({"files": ...}, "no other file"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_values_that_no_model_has_are_refused_by_name(bundle: Path, name: str) -> None:
+    changes, message = FAULTS[name]
+    _forged(bundle, **changes)
+    for read in (read_bundle_info, load_bundle):
+        with pytest.raises(ArtifactError, match=message):
+            read(bundle)
+
+
+def test_infinite_slope_is_not_even_json(bundle: Path) -> None:
+    text = (bundle / "bundle.json").read_text()
+    (bundle / "bundle.json").write_text(text.replace('"round": 1', '"round": Infinity'))
+    with pytest.raises(ArtifactError, match=r"bundle\.json"):
+        read_bundle_info(bundle)
+
+
+def test_the_record_of_older_releases_that_nothing_read_is_passed_over(
+    bundle: Path, info: BundleInfo
+) -> None:
+    assert read_bundle_info(_forged(bundle, radiomics_normalisation={"median": []}))[0] == info
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weight_that_is_not_finite_is_refused_by_name(
+    tmp_path: Path, info: BundleInfo, network: ChexRadiNet, value: float
+) -> None:
+    with torch.no_grad():
+        network.layer1[0].conv1.weight[0, 0, 0, 0] = value
+    save_bundle(tmp_path / "broken", info, network, None, "card")
+    with pytest.raises(ArtifactError, match=r"layer1\.0\.conv1\.weight holds NaN or infinity"):
+        load_bundle(tmp_path / "broken")
+
+
+def test_weights_of_another_type_are_refused(
+    tmp_path: Path, info: BundleInfo, network: ChexRadiNet
+) -> None:
+    save_bundle(tmp_path / "half", info, network.half(), None, "card")
+    with pytest.raises(ArtifactError, match=r"is torch\.float16, not torch\.float32"):
+        load_bundle(tmp_path / "half")
+
+
+def test_model_that_overflows_is_refused_when_opened(
+    tmp_path: Path, info: BundleInfo, network: ChexRadiNet
+) -> None:
+    with torch.no_grad():
+        network.layer4[1].bn2.weight.fill_(3e38)
+    save_bundle(tmp_path / "overflows", info, network, None, "card")
+    with pytest.raises(ArtifactError, match="gives NaN or infinity for a plain test image"):
+        load_bundle(tmp_path / "overflows")
+
+
 def test_truncated_weights_are_refused_also_without_verification(bundle: Path) -> None:
     weights = bundle / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -154,7 +252,7 @@ def test_changed_bundle_is_not_copied(bundle: Path, tmp_path: Path) -> None:
 def test_replaced_info_keeps_the_weights_and_renders_the_card_again(
     bundle: Path, tmp_path: Path
 ) -> None:
-    calibration = {"Mass": {"slope": 1.5, "intercept": -0.25}}
+    calibration = {"findings": {name: {"slope": 1.5, "intercept": -0.25} for name in FINDINGS}}
     digest = replace_info(bundle, tmp_path / "calibrated", {}, calibration=calibration)
     loaded = load_bundle(tmp_path / "calibrated")
     assert loaded.digest == digest != load_bundle(bundle).digest
