@@ -41,7 +41,7 @@ from chexradinet.findings import NIH_FINDINGS
 from chexradinet.model.bundle import BundleInfo, model_card, replace_info, save_bundle
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
-from chexradinet.nightly.addresses import Addresses
+from chexradinet.nightly.records import Addresses
 from chexradinet.nightly.run import nightly
 from chexradinet.phantom import draw_phantom
 from chexradinet.phantom.dicom import encode_radiograph

@@ -22,9 +22,9 @@ from chexradinet.evaluation.calibration import Calibration, FindingCalibration
 from chexradinet.evaluation.reference import Reference
 from chexradinet.model.bundle import BundleInfo, model_card, replace_info, save_bundle
 from chexradinet.model.resnet import build_network
-from chexradinet.nightly.addresses import Addresses
 from chexradinet.nightly.outcome import Night
 from chexradinet.nightly.plan import PlanOutcome
+from chexradinet.nightly.records import Addresses
 from chexradinet.nightly.run import nightly
 from chexradinet.phantom import draw_phantom
 from chexradinet.phantom.dicom import encode_radiograph

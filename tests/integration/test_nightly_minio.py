@@ -13,7 +13,8 @@ from chexradinet.config import StoreConfig
 from chexradinet.errors import StoreUnavailableError
 from chexradinet.nightly import score
 from chexradinet.nightly.ledger import PlannedImage
-from chexradinet.nightly.read import Excluded, Reading, XRay, read_xray
+from chexradinet.nightly.read import Reading, read_xray
+from chexradinet.nightly.records import Excluded, XRay
 from chexradinet.store import opening, upload_directory
 from tests.nightly_world import FINDINGS, World, make_world
 

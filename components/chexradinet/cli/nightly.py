@@ -38,7 +38,7 @@ def plan_command(
 ) -> None:
     """Plan what arrived since the last run, and print the work for `score` and `collect`."""
     from chexradinet.config.nightly import PlanConfig, Run, night_settings
-    from chexradinet.nightly.addresses import Addresses
+    from chexradinet.nightly.records import Addresses
     from chexradinet.nightly.run import plan_stage
 
     config = PlanConfig(
@@ -65,7 +65,7 @@ def score_command(
 ) -> None:
     """Score one shard of the planned X-rays, unless it was done before."""
     from chexradinet.config.nightly import Run, ScoreConfig
-    from chexradinet.nightly.addresses import Addresses
+    from chexradinet.nightly.records import Addresses
     from chexradinet.nightly.run import score_stage
 
     addresses = Addresses(inbox_uri=inbox, models_uri=models, results_uri=results)
@@ -80,7 +80,7 @@ def collect_command(
 ) -> None:
     """Write scores, worklist and report of the planned X-rays."""
     from chexradinet.config.nightly import Run
-    from chexradinet.nightly.addresses import Addresses
+    from chexradinet.nightly.records import Addresses
     from chexradinet.nightly.run import collect_stage
 
     addresses = Addresses(inbox_uri=inbox, models_uri=models, results_uri=results)
@@ -102,7 +102,7 @@ def nightly_command(
 ) -> None:
     """Plan, score and collect in one go; after a failure, run it again and it goes on."""
     from chexradinet.config.nightly import PlanConfig, ScoreConfig, night_settings
-    from chexradinet.nightly.addresses import Addresses
+    from chexradinet.nightly.records import Addresses
     from chexradinet.nightly.run import nightly
 
     config = PlanConfig(

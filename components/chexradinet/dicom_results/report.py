@@ -1,4 +1,4 @@
-"""Content of the structured report: TID 1500 with one measurement group a finding.
+"""Content of the structured report: TID 1500 with one measurement group per finding.
 
     Imaging Measurement Report (TID 1500)
       observer: the model, as a device
@@ -7,6 +7,9 @@
           whether it is out of distribution, and how far                     (TID 1501)
         group a finding: certainty, threshold, flag, calibration             (TID 1501)
           the same with a region, where it is flagged and has one            (TID 1410)
+
+A standard code stands only where SNOMED CT or DICOM PS3.16 means just what the data sets' label
+means; the others are of a private scheme. `docs/dicom-results.md` lists them.
 
 Source: DICOM PS3.16 annex A; IHE Radiology supplement "AI Results".
 """
@@ -21,10 +24,52 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import DigitalXRayImageStorageForPresentation
 
-from chexradinet.dicom_results import codes as coded
 from chexradinet.dicom_results.cases import ScoredCase, ScoredFinding, ScoringModel
-from chexradinet.dicom_results.source import SourceImage
-from chexradinet.dicom_results.uids import derived_uid
+from chexradinet.dicom_results.source import SourceImage, derived_uid
+
+PRIVATE_SCHEME = "99CHEXRADINET"
+"""Designator of the project's own coding scheme."""
+MAX_MEANING = 64
+"""Longest Code Meaning."""
+
+STANDARD_FINDINGS = {
+    "Atelectasis": ("46621007", "SCT", "Atelectasis"),
+    "Cardiomegaly": ("8186001", "SCT", "Cardiomegaly"),
+    "Consolidation": ("95436008", "SCT", "Lung consolidation"),
+    "Edema": ("19242006", "SCT", "Pulmonary edema"),
+    "Effusion": ("60046008", "SCT", "Pleural effusion"),
+    "Emphysema": ("87433001", "SCT", "Pulmonary emphysema"),
+    "Fibrosis": ("51615001", "SCT", "Fibrosis of lung"),
+    "Fracture": ("125605004", "SCT", "Fracture of bone"),
+    "Infiltration": ("112121", "DCM", "Infiltrate"),
+    "Lung_Opacity": ("112001", "DCM", "Opacity"),
+    "Mass": ("4147007", "SCT", "Mass"),
+    "Nodule": ("27925004", "SCT", "Nodule"),
+    "Pneumonia": ("233604007", "SCT", "Pneumonia"),
+    "Pneumothorax": ("36118008", "SCT", "Pneumothorax"),
+}
+"""Finding to code value, scheme and meaning."""
+
+CHEST_RADIOGRAPHY = Code("399208008", "SCT", "Plain chest X-ray")
+CERTAINTY = Code("111012", "DCM", "Certainty of Finding")
+"""Of a device; here the probability, in percent."""
+THRESHOLD = Code("122411", "DCM", "Threshold Value")
+PERCENT = Code("%", "UCUM", "Percent")
+NO_UNITS = Code("1", "UCUM", "no units")
+YES = Code("373066001", "SCT", "Yes")
+NO = Code("373067005", "SCT", "No")
+SOURCE_OF_DERIVATION = Code("121322", "DCM", "Source image for image processing operation")
+
+FLAGGED = Code("FLAGGED", PRIVATE_SCHEME, "Reaches the operating threshold")
+CALIBRATED = Code("CALIBRATED", PRIVATE_SCHEME, "Probability is calibrated")
+INTENDED_USE = Code("INTENDED_USE", PRIVATE_SCHEME, "Intended use")
+NOT_DIAGNOSTIC = Code("NOT_DIAGNOSTIC", PRIVATE_SCHEME, "Not for diagnostic use")
+QUALITY_NOTE = Code("QUALITY_NOTE", PRIVATE_SCHEME, "Note of the quality gate")
+OUT_OF_DISTRIBUTION = Code("OUT_OF_DISTRIBUTION", PRIVATE_SCHEME, "Out of distribution")
+"""Whether the X-ray is unlike those that the model was calibrated on."""
+DISTRIBUTION_DISTANCE = Code(
+    "DISTRIBUTION_DISTANCE", PRIVATE_SCHEME, "Distance from the X-rays it was calibrated on"
+)
 
 DEVICE_NAME = "ChexRadiNet"
 """Manufacturer and name of the device observer."""
@@ -38,7 +83,7 @@ def report_content(case: ScoredCase, source: SourceImage) -> Dataset:
     groups += [_finding_group(finding, case, source) for finding in case.findings]
     report = sr.MeasurementReport(
         observation_context=_observer(case.model),
-        procedure_reported=coded.CHEST_RADIOGRAPHY,
+        procedure_reported=CHEST_RADIOGRAPHY,
         imaging_measurements=groups,
     )
     root: Dataset = report[0]
@@ -83,16 +128,16 @@ def _tracking(case: ScoredCase, source: SourceImage, name: str) -> sr.TrackingId
 
 
 def _image_group(case: ScoredCase, source: SourceImage) -> sr.MeasurementsAndQualitativeEvaluations:
-    evaluations = [sr.QualitativeEvaluation(coded.INTENDED_USE, coded.NOT_DIAGNOSTIC)]
+    evaluations = [sr.QualitativeEvaluation(INTENDED_USE, NOT_DIAGNOSTIC)]
     for note in case.quality_notes:
-        evaluations.append(sr.QualitativeEvaluation(coded.QUALITY_NOTE, coded.private_code(note)))
+        evaluations.append(sr.QualitativeEvaluation(QUALITY_NOTE, private_code(note)))
     if case.out_of_distribution is not None:
         answer = _yes_or_no(case.out_of_distribution)
-        evaluations.append(sr.QualitativeEvaluation(coded.OUT_OF_DISTRIBUTION, answer))
+        evaluations.append(sr.QualitativeEvaluation(OUT_OF_DISTRIBUTION, answer))
     distance, taken = case.out_of_distribution_score, []
     if distance is not None:
         value = round(float(distance), 4)
-        taken.append(sr.Measurement(coded.DISTRIBUTION_DISTANCE, value, coded.NO_UNITS))
+        taken.append(sr.Measurement(DISTRIBUTION_DISTANCE, value, NO_UNITS))
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(case, source, "image"),
         algorithm_id=_algorithm(case.model),
@@ -107,12 +152,12 @@ def _finding_group(
 ) -> sr.MeasurementsAndQualitativeEvaluations | sr.PlanarROIMeasurementsAndQualitativeEvaluations:
     shared: dict[str, Any] = {
         "tracking_identifier": _tracking(case, source, finding.name),
-        "finding_type": coded.finding_code(finding.name),
+        "finding_type": finding_code(finding.name),
         "algorithm_id": _algorithm(case.model),
         "measurements": _measurements(finding),
         "qualitative_evaluations": [
-            sr.QualitativeEvaluation(coded.FLAGGED, _yes_or_no(finding.flagged)),
-            sr.QualitativeEvaluation(coded.CALIBRATED, _yes_or_no(finding.calibrated)),
+            sr.QualitativeEvaluation(FLAGGED, _yes_or_no(finding.flagged)),
+            sr.QualitativeEvaluation(CALIBRATED, _yes_or_no(finding.calibrated)),
         ],
     }
     corners = _corners(finding, case)
@@ -139,7 +184,7 @@ def _source_of_group(source: SourceImage) -> sr.SourceImageForMeasurementGroup:
 
 
 def _yes_or_no(answer: bool) -> Code:
-    return coded.YES if answer else coded.NO
+    return YES if answer else NO
 
 
 def _corners(finding: ScoredFinding, case: ScoredCase) -> Points | None:
@@ -159,14 +204,36 @@ def _corners(finding: ScoredFinding, case: ScoredCase) -> Points | None:
 
 
 def _measurements(finding: ScoredFinding) -> list[sr.Measurement]:
-    taken = [_percentage(coded.CERTAINTY, finding.probability)]
+    taken = [_percentage(CERTAINTY, finding.probability)]
     if finding.threshold is not None:
-        taken.append(_percentage(coded.THRESHOLD, finding.threshold))
+        taken.append(_percentage(THRESHOLD, finding.threshold))
     for name, value in finding.radiomics.items():
         if math.isfinite(value):
-            taken.append(sr.Measurement(coded.private_code(name), float(value), coded.NO_UNITS))
+            taken.append(sr.Measurement(private_code(name), float(value), NO_UNITS))
     return taken
 
 
 def _percentage(name: Code, fraction: float) -> sr.Measurement:
-    return sr.Measurement(name=name, value=round(100 * float(fraction), 4), unit=coded.PERCENT)
+    return sr.Measurement(name=name, value=round(100 * float(fraction), 4), unit=PERCENT)
+
+
+def finding_code(name: str) -> Code:
+    """Return the code of a finding: of SNOMED CT or DICOM, else private with the name as value."""
+    known = STANDARD_FINDINGS.get(name)
+    return Code(*known) if known else private_code(name)
+
+
+def private_code(value: str) -> Code:
+    """Return a code of the project's own scheme; its meaning is the value in words."""
+    words = " ".join(value.replace("\\", " ").split())
+    kept = words.encode("ascii", "replace").decode()
+    return Code(kept, PRIVATE_SCHEME, kept.replace("_", " ")[:MAX_MEANING])
+
+
+def private_scheme_item() -> Dataset:
+    """Return the item of Coding Scheme Identification Sequence that introduces the scheme."""
+    item = Dataset()
+    item.CodingSchemeDesignator = PRIVATE_SCHEME
+    item.CodingSchemeName = "ChexRadiNet results"
+    item.CodingSchemeResponsibleOrganization = "ChexRadiNet"
+    return item

@@ -22,12 +22,22 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from chexradinet.dicom_results import codes as coded
 from chexradinet.dicom_results.capture import BANNER, case_picture
 from chexradinet.dicom_results.cases import DicomResults, ScoredCase
-from chexradinet.dicom_results.report import DEVICE_NAME, model_name, report_content
-from chexradinet.dicom_results.source import SourceImage, read_source
-from chexradinet.dicom_results.uids import IMPLEMENTATION_UID, derived_number, derived_uid
+from chexradinet.dicom_results.report import (
+    DEVICE_NAME,
+    SOURCE_OF_DERIVATION,
+    model_name,
+    private_scheme_item,
+    report_content,
+)
+from chexradinet.dicom_results.source import (
+    IMPLEMENTATION_UID,
+    SourceImage,
+    derived_number,
+    derived_uid,
+    read_source,
+)
 
 STRUCTURED_REPORT = "structured-report/2"
 """Kind in the identifiers; its number rises when the same case would give another report."""
@@ -77,7 +87,7 @@ def _structured_report(source: SourceImage, case: ScoredCase) -> Dataset:
     report.PreliminaryFlag = "PRELIMINARY"
     report.PerformedProcedureCodeSequence = []
     report.CurrentRequestedProcedureEvidenceSequence = [_evidence(source)]
-    report.CodingSchemeIdentificationSequence = [coded.private_scheme_item()]
+    report.CodingSchemeIdentificationSequence = [private_scheme_item()]
     report.update(report_content(case, source))
     return report
 
@@ -159,7 +169,7 @@ def _evidence(source: SourceImage) -> Dataset:
 
 def _source_reference(source: SourceImage) -> Dataset:
     item = _reference(source)
-    item.PurposeOfReferenceCodeSequence = [_code_item(coded.SOURCE_OF_DERIVATION)]
+    item.PurposeOfReferenceCodeSequence = [_code_item(SOURCE_OF_DERIVATION)]
     return item
 
 

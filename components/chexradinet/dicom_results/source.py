@@ -2,14 +2,17 @@
 
 Headers met in the wild are poor. What is damaged, too long or of a wrong form comes out empty or
 cut, so that the results are valid whatever the header was; a missing study or series gets a derived
-UID. Only the image's own UID cannot be replaced.
+UID. Only the image's own UID cannot be replaced. Derived UIDs are UUIDs of version 5 below 2.25, so
+a rerun gives the same ones.
 
-Source: DICOM PS3.3 sections C.7.1.1 and C.7.2.1, PS3.5 section 6.2 (what each VR may hold).
+Source: DICOM PS3.3 sections C.7.1.1 and C.7.2.1, PS3.5 section 6.2 (what each VR may hold) and
+annex B.2 (UUID derived UIDs), RFC 9562 section 5.5.
 """
 
 import logging
 import re
 import struct
+import uuid
 import warnings
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
@@ -17,7 +20,6 @@ from datetime import UTC, date, datetime, time, timedelta, timezone
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from chexradinet.dicom_results.uids import derived_uid, is_usable_uid
 from chexradinet.errors import DicomResultError
 
 _DX = "1.2.840.10008.5.1.4.1.1.1.1"
@@ -48,6 +50,14 @@ _DAMAGED = (
     struct.error,
 )
 """What pydicom raises when it converts a damaged element."""
+
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_OID, "chexradinet")
+_UID = re.compile(r"^[0-9]+(\.[0-9]+)+$")
+_MAX_UID = 64
+_MAX_INTEGER_STRING = 2**31 - 1
+
+IMPLEMENTATION_UID = f"2.25.{uuid.uuid5(_NAMESPACE, 'implementation').int}"
+"""Implementation Class UID of every file written."""
 
 # pydicom quotes header values in what it logs, and those may name the patient.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -229,3 +239,26 @@ def _lossy(header: Dataset) -> Dataset:
         lossy.LossyImageCompression = "01"
         lossy.LossyImageCompressionRatio = ratio
     return lossy
+
+
+def derived_uid(*parts: str) -> str:
+    """Return a UID that is equal for equal parts and, but for chance, for no others.
+
+    Args:
+        parts: What identifies the thing, such as the source's UID, digests and the kind.
+    """
+    return f"2.25.{uuid.uuid5(_NAMESPACE, chr(0).join(parts)).int}"
+
+
+def derived_number(*parts: str) -> int:
+    """Return a number in [1, 2^31 - 1] for an Integer String, equal for equal parts."""
+    return uuid.uuid5(_NAMESPACE, chr(0).join(parts)).int % _MAX_INTEGER_STRING + 1
+
+
+def is_usable_uid(text: str) -> bool:
+    """Tell whether a file may refer by this UID: digits and dots, at most 64 characters.
+
+    Leading zeros of a component are let pass: archives hold such X-rays, and a reference must
+    repeat their UID as it is.
+    """
+    return len(text) <= _MAX_UID and _UID.match(text) is not None

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 
 from chexradinet import __version__
-from chexradinet.dicom_results.cases import ScoredCase, ScoredFinding, ScoringModel
+from chexradinet.dicom_results.cases import ScoredCase, ScoringModel
 from chexradinet.errors import (
     ConfigError,
     DicomResultError,
@@ -21,9 +21,7 @@ from chexradinet.errors import (
 from chexradinet.nightly.ledger import Ledger, Plan, PlannedImage
 from chexradinet.nightly.model import NightModel
 from chexradinet.nightly.read import planned_content
-from chexradinet.nightly.records import NightCase, NightFinding, urgency
-from chexradinet.records import FeatureStatus
-from chexradinet.regions.feature_names import FEATURE_NAMES
+from chexradinet.nightly.records import NightCase, urgency
 
 _log = logging.getLogger(__name__)
 
@@ -45,15 +43,17 @@ def write_dicom(
         StoreError: results cannot be written.
     """
     case, model = scored
-    if not case.sop_uid:
+    if not case.xray.sop_uid:
         return 0
     try:
         content = planned_content(plan.inbox_uri, image)
         files = _files(content, image, case, model)
     except (StoreConflictError, StoreNotFoundError, RejectedImageError, DicomResultError) as error:
-        _log.warning("no DICOM results of X-ray %s: %s", case.image_key[:12], type(error).__name__)
+        _log.warning(
+            "no DICOM results of X-ray %s: %s", case.xray.image_key[:12], type(error).__name__
+        )
         return 0
-    folder = dicom_folder(ledger, plan, case.object_key)
+    folder = dicom_folder(ledger, plan, case.xray.object_key)
     for name, data in sorted(files.items()):
         ledger.store.put(folder + name, data)
     return len(files)
@@ -89,25 +89,25 @@ def _files(
             f"dicom_results is set, and {error.name} is not installed; install it, or switch "
             "dicom_results off"
         ) from error
-    pixels = read_radiograph(content, model.info.preprocessing.dicom).pixels
-    first = _first(case, model)
+    found = urgency(case, model.settings)
+    first = None if found is None else found[1]
     written = write_dicom_results(
         open_dicom(content).dataset,
         ScoredCase(
-            pixels=pixels,
-            geometry=case.geometry,
-            model_side_px=case.pixels.shape[0],
+            pixels=read_radiograph(content, model.info.preprocessing.dicom).pixels,
+            geometry=case.xray.geometry,
+            model_side_px=case.xray.pixels.shape[0],
             heatmap=None if first is None else first.heatmap,
-            heatmap_finding="" if first is None else first.finding,
-            findings=tuple(_finding(found) for found in case.findings),
+            heatmap_finding="" if first is None else first.name,
+            findings=case.findings,
             model=ScoringModel(
-                bundle_digest=case.model_digest,
-                preprocessing_digest=case.preprocessing_digest,
+                bundle_digest=model.digest,
+                preprocessing_digest=model.info.preprocessing_digest,
                 round=model.info.round,
                 software_version=__version__,
             ),
             content_at=image.arrived,
-            quality_notes=case.quality,
+            quality_notes=case.xray.quality,
             out_of_distribution=case.out_of_distribution,
             out_of_distribution_score=case.ood_score,
         ),
@@ -116,24 +116,3 @@ def _files(
         f"{written.structured_report_uid}.dcm": written.structured_report,
         f"{written.secondary_capture_uid}.dcm": written.secondary_capture,
     }
-
-
-def _first(case: NightCase, model: NightModel) -> NightFinding | None:
-    """Return the finding whose heatmap is drawn: the most urgent flagged one, None without."""
-    found = urgency(case, model.settings)
-    return None if found is None else found[1]
-
-
-def _finding(found: NightFinding) -> ScoredFinding:
-    features = found.features
-    measured = features is not None and features.status is FeatureStatus.OK
-    values = features.values.tolist() if measured and features is not None else []
-    return ScoredFinding(
-        name=found.finding,
-        probability=found.probability,
-        threshold=found.threshold,
-        flagged=found.flagged,
-        calibrated=found.calibration != "not_calibrated",
-        region=found.original_box,
-        radiomics=dict(zip(FEATURE_NAMES, values, strict=False)),
-    )

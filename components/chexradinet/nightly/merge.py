@@ -1,28 +1,27 @@
-"""Shards of a plan put together: which X-rays count, which are duplicates, what came of the rest.
+"""Shards of a plan put together: which X-rays count, which are duplicates, which have no score.
 
-The same X-ray under several names counts once: under the smallest name, and not at all where an
+The same X-ray under several names counts once: under the smallest name, and not at all if an
 earlier plan scored it with the same model. So the answer does not depend on the order of shards.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from chexradinet.errors import ArtifactError, StoreNotFoundError
 from chexradinet.nightly.ledger import Ledger, Plan, completions, read_index
-from chexradinet.nightly.tables import INDEX, ShardResult, table_from, unpack
+from chexradinet.nightly.records import DUPLICATE, INDEX, SCORED, ShardResult, table_from, unpack
 from chexradinet.records import RejectReason
-
-SCORED, DUPLICATE = "scored", "duplicate"
-"""What an object came to that was scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NightImage:
-    """One scored X-ray, without embedding and heatmaps."""
+    """One scored X-ray: a row of the table of images, without its embedding."""
 
     image_key: str
     object_key: str
@@ -51,11 +50,11 @@ class Merged:
     images: tuple[NightImage, ...]
     """Scored X-rays that count, in order of their object keys."""
     excluded: tuple[dict[str, Any], ...]
-    """Rows of the table of rejected objects, duplicates among them, in order of their keys."""
+    """Rows of the table of excluded objects, duplicates among them, in order of their keys."""
     duplicates: frozenset[str]
     """Object keys whose scores do not count."""
     index: pa.Table
-    """A row an object: `key`, `etag`, `image_key`, `status`."""
+    """A row per object: `key`, `etag`, `image_key`, `status`."""
     score_s: float
     """Seconds that the shards took, added up."""
 
@@ -83,12 +82,12 @@ def shards_of(ledger: Ledger, plan: Plan) -> Iterator[ShardResult]:
 
 
 def merge(ledger: Ledger, plan: Plan, earlier: Mapping[str, int]) -> Merged:
-    """Put a plan's shards together.
+    """Combine a plan's shards.
 
     Args:
-        ledger: Of the results.
-        plan: All of its shards are scored.
-        earlier: Image key to plan, of what earlier plans scored with the same model.
+        ledger: Results ledger.
+        plan: A plan whose shards are all scored.
+        earlier: Image key to plan of what earlier plans scored with the same model.
 
     Raises:
         ArtifactError: a shard is missing or damaged.
@@ -97,12 +96,12 @@ def merge(ledger: Ledger, plan: Plan, earlier: Mapping[str, int]) -> Merged:
     excluded: list[dict[str, Any]] = []
     score_s = 0.0
     for result in shards_of(ledger, plan):
-        images += night_images(result.images)
+        images += _night_images(result.images)
         excluded += result.rejected.to_pylist()
         score_s += result.wall_s
     images.sort(key=lambda image: image.object_key)
     kept, duplicates = _split(images, earlier)
-    excluded += [_duplicate_row(plan, image, said) for image, said in duplicates]
+    excluded += [_duplicate_row(plan, image, detail) for image, detail in duplicates]
     excluded.sort(key=lambda row: str(row["object_key"]))
     return Merged(
         images=tuple(kept),
@@ -115,55 +114,79 @@ def merge(ledger: Ledger, plan: Plan, earlier: Mapping[str, int]) -> Merged:
 
 def earlier_scores(ledger: Ledger, plan: Plan, complete: Sequence[int]) -> dict[str, int]:
     """Return image key to plan of all that earlier plans scored with this plan's model."""
-    before = [number for number in complete if number < plan.number]
     found: dict[str, int] = {}
-    for head in completions(ledger, before):
-        if head["bundle_digest"] != plan.bundle_digest:
-            continue
-        for image_key in _scored_keys(read_index(ledger, head["number"], head)):
-            found.setdefault(image_key, head["number"])
+    for head in completions(ledger, [number for number in complete if number < plan.number]):
+        if head["bundle_digest"] == plan.bundle_digest:
+            index = read_index(ledger, head["number"], head)
+            scored = index.filter(pc.field("status") == SCORED).column("image_key").to_pylist()
+            found |= {key: head["number"] for key in scored if key not in found}
     return found
 
 
 def merged_before(ledger: Ledger, plan: Plan) -> list[NightImage]:
     """Return the X-rays that count of a plan that is complete."""
-    index = read_index(ledger, plan.number)
-    columns = (index.column(name).to_pylist() for name in ("key", "status"))
-    scored = {key for key, status in zip(*columns, strict=True) if status == SCORED}
+    scored = _keys(ledger, plan, SCORED)
     return [
         image
         for result in shards_of(ledger, plan)
-        for image in night_images(result.images)
+        for image in _night_images(result.images)
         if image.object_key in scored
     ]
 
 
-def night_images(table: pa.Table) -> list[NightImage]:
-    """Return the rows of a shard's table of images, without the embeddings."""
-    return [
-        NightImage(
-            **{
-                **row,
-                "arrived": datetime.fromisoformat(row["arrived"]),
-                "probabilities": tuple(row["probabilities"]),
-                "flags": tuple(row["flags"]),
-            }
-        )
-        for row in table.drop_columns(["embedding"]).to_pylist()
-    ]
+def unscored_files(
+    ledger: Ledger, earlier: Iterable[Plan], merged: Merged
+) -> dict[tuple[str, str], int]:
+    """Count the files without a score by status and reason: a reader of the list sees none of them.
+
+    A file counts by its last status, so one that was postponed and then scored does not count; nor
+    does a duplicate, as its scores are elsewhere.
+
+    Args:
+        ledger: Results ledger.
+        earlier: Complete plans whose X-rays are on the same worklist, in order of their numbers.
+        merged: What became of the last plan.
+
+    Raises:
+        ArtifactError: a shard or an index is missing or damaged.
+    """
+    reasons: dict[str, tuple[str, str]] = {}
+    for plan in earlier:
+        rows = [row for result in shards_of(ledger, plan) for row in result.rejected.to_pylist()]
+        _count_last(reasons, rows, _keys(ledger, plan, SCORED, DUPLICATE))
+    rows = [row for row in merged.excluded if row["status"] != DUPLICATE]
+    _count_last(reasons, rows, {image.object_key for image in merged.images} | merged.duplicates)
+    return dict(sorted(Counter(reasons.values()).items()))
 
 
-def _scored_keys(index: pa.Table) -> Iterator[str]:
-    columns = (index.column(name).to_pylist() for name in ("image_key", "status"))
-    for image_key, status in zip(*columns, strict=True):
-        if status == SCORED:
-            yield image_key
+def _count_last(
+    reasons: dict[str, tuple[str, str]], excluded: Iterable[dict[str, Any]], scored: Iterable[str]
+) -> None:
+    """Add a plan's files without a score, and remove those that it scored, or another one did."""
+    for row in excluded:
+        reasons[str(row["object_key"])] = (str(row["status"]), str(row["reason"]))
+    for key in scored:
+        reasons.pop(key, None)
+
+
+def _keys(ledger: Ledger, plan: Plan, *statuses: str) -> set[str]:
+    """Return the object keys of a complete plan that have one of these statuses."""
+    index = read_index(ledger, plan.number).select(["key", "status"]).to_pylist()
+    return {row["key"] for row in index if row["status"] in statuses}
+
+
+def _night_images(table: pa.Table) -> Iterator[NightImage]:
+    """Yield the rows of a shard's table of images, without the embeddings."""
+    for row in table.drop_columns(["embedding"]).to_pylist():
+        row["arrived"] = datetime.fromisoformat(row["arrived"])
+        row |= {name: tuple(row[name]) for name in ("probabilities", "flags")}
+        yield NightImage(**row)
 
 
 def _split(
     images: Sequence[NightImage], earlier: Mapping[str, int]
 ) -> tuple[list[NightImage], list[tuple[NightImage, str]]]:
-    """Return the X-rays that count, and the others with a word on where their scores are."""
+    """Return the X-rays that count, and the others with a note on where their scores are."""
     kept: dict[str, NightImage] = {}
     duplicates = []
     for image in images:

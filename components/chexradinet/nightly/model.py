@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chexradinet.config.nightly import ResultSettings, settings_of
-from chexradinet.errors import StoreNotFoundError
+from chexradinet.errors import ArtifactError, MismatchError, StoreNotFoundError
 from chexradinet.evaluation.reference import Reference
 from chexradinet.model.bundle_info import (
     BundleInfo,
@@ -19,9 +19,8 @@ from chexradinet.model.bundle_info import (
     read_reference_arrays,
     require_match,
 )
-from chexradinet.nightly.addresses import Addresses
 from chexradinet.nightly.ledger import Plan
-from chexradinet.nightly.plan import check_model
+from chexradinet.nightly.records import Addresses
 from chexradinet.registry.champion import fetch_bundle
 
 _log = logging.getLogger(__name__)
@@ -96,3 +95,30 @@ def read_model(path: Path, plan: Plan) -> NightModel:
     return NightModel(
         info=info, digest=digest, reference=reference, settings=settings_of(plan.settings)
     )
+
+
+def check_model(info: BundleInfo) -> None:
+    """Refuse a model that this release cannot score with.
+
+    Raises:
+        ArtifactError: it is not calibrated.
+        MismatchError: its calibration knows other findings, or its preprocessing is of another
+            release.
+    """
+    if info.calibration is None:
+        raise ArtifactError(
+            "the model is not calibrated, so its scores are no probabilities; publish what "
+            "`evaluate` wrote"
+        )
+    known = set(info.calibration["findings"])
+    if known != set(info.findings):
+        raise MismatchError(
+            f"the model scores {', '.join(info.findings)}, its calibration holds "
+            f"{', '.join(sorted(known))}; publish a bundle that was calibrated as a whole"
+        )
+    if info.preprocessing.digest() != info.preprocessing_digest:
+        raise MismatchError(
+            f"the model was trained on pixels of preprocessing {info.preprocessing_digest[:12]}, "
+            f"this release makes {info.preprocessing.digest()[:12]}; use the release that trained "
+            "it, or train again"
+        )

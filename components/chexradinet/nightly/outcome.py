@@ -8,7 +8,6 @@ from typing import Any
 from chexradinet.nightly.ledger import Plan
 from chexradinet.nightly.merge import Merged
 from chexradinet.nightly.model import NightModel
-from chexradinet.nightly.summary import num_flagged, num_outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class Night:
         )
 
 
-def together(nights: Sequence[Night]) -> Night:
+def combine(nights: Sequence[Night]) -> Night:
     """Return what the plans of a run came to: counts and times added up, the rest of the last.
 
     Drift is the last one that was measured, since a small plan cannot be compared.
@@ -120,3 +119,17 @@ def night_of(
         collect_s=made[1],
         report=made[0],
     )
+
+
+def num_flagged(merged: Merged, findings: Sequence[str]) -> dict[str, int]:
+    """Return how many X-rays are flagged, by finding; those with 0 too."""
+    return {
+        finding: sum(image.flags[column] for image in merged.images)
+        for column, finding in enumerate(findings)
+    }
+
+
+def num_outside(merged: Merged) -> int | None:
+    """Return how many X-rays the model was not made for, None where it cannot tell."""
+    known = [i.out_of_distribution for i in merged.images if i.out_of_distribution is not None]
+    return sum(known) if known or not merged.images else None

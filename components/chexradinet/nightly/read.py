@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import io
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,55 +25,12 @@ from chexradinet.errors import (
     StoreNotFoundError,
 )
 from chexradinet.nightly.ledger import PlannedImage
-from chexradinet.records import Geometry, RejectReason
+from chexradinet.nightly.records import POSTPONED, REJECTED, VANISHED, Excluded, XRay
+from chexradinet.records import RejectReason
 from chexradinet.store import open_store
 from chexradinet.unforeseen import refusing_faults
 
-POSTPONED, VANISHED, REJECTED = "postponed", "vanished", "rejected"
-"""What an object came to that has no scores."""
-
 _IMAGE_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class XRay:
-    """One X-ray of a night, ready for the network."""
-
-    object_key: str
-    """Name below the inbox."""
-    image_key: str
-    """SHA-256 of the SOP Instance UID, or of the content where there is none."""
-    study_uid: str
-    """Study Instance UID, or the image key where there is none."""
-    sop_uid: str
-    """SOP Instance UID; empty where there is none."""
-    patient_key: str
-    """Tells patients apart within a night, and says nothing of who they are."""
-    pixels: NDArray[np.uint8]
-    """Model pixels, shape (S, S)."""
-    geometry: Geometry
-    view: str
-    """`PA`, `AP` or empty."""
-    age_years: float | None
-    sex: str
-    manufacturer: str
-    quality: tuple[str, ...]
-    """Oddities that the quality gate let pass."""
-    read_s: float
-    decode_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Excluded:
-    """One object of the plan that has no scores, and why."""
-
-    object_key: str
-    status: str
-    """`rejected`, `postponed` or `vanished`."""
-    reason: str
-    """A `RejectReason` where it is rejected, else a word."""
-    detail: str
-    """Without patient data."""
 
 
 class Reading(NamedTuple):
@@ -159,17 +116,10 @@ def _plain_image(reading: Reading, object_key: str, content: bytes) -> XRay:
         object_key=object_key,
         image_key=key,
         study_uid=key,
-        sop_uid="",
         patient_key=key,
         pixels=pixels.astype(np.uint8, copy=False),
         geometry=geometry,
-        view="",
-        age_years=None,
-        sex="",
-        manufacturer="",
         quality=("header_absent", "view_unknown"),
-        read_s=0.0,
-        decode_s=0.0,
     )
 
 
@@ -218,8 +168,6 @@ def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:
         sex=header.sex,
         manufacturer=header.manufacturer,
         quality=verdict.flags,
-        read_s=0.0,
-        decode_s=0.0,
     )
 
 

@@ -8,23 +8,49 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 
 from chexradinet.config.nightly import PlanConfig, Run, ScoreConfig
+from chexradinet.errors import ChexRadiNetError, StoreNotFoundError
 from chexradinet.monitoring import NightlyTelemetry, push
-from chexradinet.nightly.addresses import Addresses
 from chexradinet.nightly.collect import collect, collect_plan
-from chexradinet.nightly.lease import holding, release, this_process
-from chexradinet.nightly.ledger import open_ledger, read_plan
-from chexradinet.nightly.outcome import Night, ShardOutcome, together
+from chexradinet.nightly.lease import holding, release, store_time, this_process
+from chexradinet.nightly.ledger import (
+    Ledger,
+    document_bytes,
+    open_ledger,
+    read_json,
+    read_plan,
+)
+from chexradinet.nightly.outcome import Night, ShardOutcome, combine
 from chexradinet.nightly.plan import PlanOutcome, parts_of, place_of, plan
-from chexradinet.nightly.stage_run import begin, finish
-from chexradinet.nightly.telemetry import night_telemetry
+from chexradinet.nightly.records import Addresses
+from chexradinet.nightly.summary import night_telemetry
 
+ENDED_WELL = frozenset({"SUCCEEDED", "COMPLETE", "CACHED"})
+"""Names of success: of the local runner and of the API, and of the backend's metadata store."""
+
+_KIND, _RUN = "nightly-run", ("ledger", "run.json")
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the shards done and the shards there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The run that held the lease last, as `ledger/run.json` keeps it.
+
+    The exit task reads it rather than trust Kubeflow alone, which names the states of a run in
+    several ways and may leave a run failed whose step was retried with success.
+    """
+
+    run_id: str
+    began: str
+    """By the store's clock, ISO 8601 in UTC; a stage that is retried does not change it."""
+    finished: bool = False
+    """Whether nothing of its work is left."""
 
 
 def new_run() -> Run:
@@ -41,14 +67,14 @@ def plan_stage(addresses: Addresses, config: PlanConfig, run: Run) -> PlanOutcom
             outcome = PlanOutcome(status="another_run_active")
             _log.warning("%s", outcome.as_text())
             return outcome
-        begin(ledger, run.run_id)
+        _begin(ledger, run.run_id)
         outcome = plan(addresses, config)
     stages = {"plan": time.monotonic() - started}
     if outcome.parts:
         push(NightlyTelemetry(stage_seconds=stages))
     else:
         push(replace(night_telemetry(addresses, None), stage_seconds=stages))
-        finish(ledger, run.run_id)
+        _finish(ledger, run.run_id)
         release(ledger, run.run_id)
     return outcome
 
@@ -76,8 +102,8 @@ def collect_stage(addresses: Addresses, work: str, run: Run) -> Night:
     place_of(work, 0)
     ledger = open_ledger(addresses.results_uri)
     with holding(ledger, this_process(run.run_id, run.lease_ttl_s), last=True):
-        night = together([collect(addresses, number) for number, _ in parts])
-        finish(ledger, run.run_id)
+        night = combine([collect(addresses, number) for number, _ in parts])
+        _finish(ledger, run.run_id)
     push(night_telemetry(addresses, night))
     return night
 
@@ -129,8 +155,7 @@ def nightly(
 def _work(
     addresses: Addresses, outcome: PlanOutcome, scoring: ScoreConfig, progress: Progress | None
 ) -> Night | None:
-    from chexradinet.nightly.score import score_shard
-    from chexradinet.nightly.scorer import open_scorer
+    from chexradinet.nightly.score import open_scorer, score_shard
 
     ledger = open_ledger(addresses.results_uri)
     nights, done = [], 0
@@ -143,4 +168,74 @@ def _work(
             if progress is not None:
                 progress(done, outcome.num_shards)
         nights.append(collect_plan(ledger, found, scorer))
-    return together(nights) if nights else None
+    return combine(nights) if nights else None
+
+
+def report_outcome(results_uri: str, state: str, run_id: str) -> bool:
+    """Say how a run ended, and give back what a failed one held; never fails itself.
+
+    A run that has done its work ended well, whatever Kubeflow calls its state. One that did not
+    begin and ended well left the work to another run: it has nothing to report.
+
+    Args:
+        results_uri: Folder of the results.
+        state: As Kubeflow names it: one of `ENDED_WELL`, or anything else for a failure.
+        run_id: Of the run.
+
+    Returns:
+        Whether the run ended well.
+    """
+    finished, duration_s = False, None
+    try:
+        ledger = open_ledger(results_uri)
+        release(ledger, run_id)
+        record = _read_run(ledger, run_id)
+        if record is not None:
+            finished, duration_s = record.finished, _seconds_since(ledger, record)
+    except ChexRadiNetError as error:
+        _log.warning("the ledger does not tell how the run ended (%s)", type(error).__name__)
+        finished = state in ENDED_WELL
+    succeeded = finished or state in ENDED_WELL
+    if finished or not succeeded:
+        push(NightlyTelemetry(success=succeeded, duration_seconds=duration_s))
+    return succeeded
+
+
+def _begin(ledger: Ledger, run_id: str) -> None:
+    """Note that a run begins its work, unless it did so before."""
+    if _read_run(ledger, run_id) is None:
+        _write(ledger, RunRecord(run_id=run_id, began=store_time(ledger).isoformat()))
+
+
+def _finish(ledger: Ledger, run_id: str) -> None:
+    """Note that a run has done its work."""
+    found = _read_run(ledger, run_id)
+    if found is not None:
+        _write(ledger, replace(found, finished=True))
+
+
+def _read_run(ledger: Ledger, run_id: str) -> RunRecord | None:
+    """Return what is noted of a run; None where it never began, or another one began since.
+
+    Raises:
+        ArtifactError: the note is damaged or of another schema.
+    """
+    try:
+        document = read_json(ledger, ledger.key(*_RUN), _KIND)
+    except StoreNotFoundError:
+        return None
+    if document["run_id"] != run_id:
+        return None
+    return RunRecord(
+        run_id=run_id, began=str(document["began"]), finished=document["finished"] is True
+    )
+
+
+def _seconds_since(ledger: Ledger, record: RunRecord) -> float:
+    """Return how long ago a run began, by the store's clock, at least 0."""
+    passed = store_time(ledger) - datetime.fromisoformat(record.began)
+    return max(0.0, passed.total_seconds())
+
+
+def _write(ledger: Ledger, record: RunRecord) -> None:
+    ledger.store.put(ledger.key(*_RUN), document_bytes(_KIND, asdict(record)))

@@ -6,43 +6,65 @@ each X-ray is scored into exactly one object, however often and by however many 
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from operator import itemgetter
 from typing import Any
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from chexradinet.config import require
 from chexradinet.config.nightly import ScoreConfig
 from chexradinet.errors import RejectedImageError, StoreConflictError
+from chexradinet.evaluation.calibration import NOT_CALIBRATED, PLATT, apply_calibration
+from chexradinet.evaluation.reference import ood_flags, ood_scores
 from chexradinet.ingest.decoding import decode_in_order
-from chexradinet.model.inference import predict_folded
-from chexradinet.nightly.addresses import Addresses
+from chexradinet.model.bundle import load_bundle
+from chexradinet.model.inference import Predictions, choose_device, folded, predict_folded
+from chexradinet.model.resnet import ChexRadiNet
 from chexradinet.nightly.dicom import write_dicom
 from chexradinet.nightly.ledger import Ledger, Plan, PlannedImage, open_ledger, read_plan
+from chexradinet.nightly.model import NightModel, fetched, read_model
 from chexradinet.nightly.outcome import ShardOutcome
-from chexradinet.nightly.read import REJECTED, Excluded, Reading, XRay, read_xray
-from chexradinet.nightly.records import NightCase, NightFinding, urgency
-from chexradinet.nightly.rows import (
-    cases_of,
-    image_row,
-    picture,
-    score_rows,
-)
-from chexradinet.nightly.scorer import Scorer, open_scorer
-from chexradinet.nightly.tables import (
+from chexradinet.nightly.read import Reading, read_xray
+from chexradinet.nightly.records import (
+    EXCLUDED,
     IMAGES,
+    REJECTED,
     SCORES,
+    Addresses,
+    Excluded,
+    NightCase,
+    NightFinding,
     ShardResult,
+    XRay,
     pack,
     table_from,
+    urgency,
 )
-from chexradinet.nightly.tables import REJECTED as REJECTED_TABLE
+from chexradinet.records import Box, FeatureStatus, Geometry, Region
+from chexradinet.regions.extract import extract_region
+from chexradinet.regions.radiomics import features_of
+from chexradinet.regions.tables import FeatureRow, rejected_row
+from chexradinet.reports.overlay import overlay
+
+PICTURE_SIDE_PX = 224
+"""Shortest side of a picture in the report."""
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer(NightModel):
+    """A plan's model with its network, ready for forward passes."""
+
+    network: ChexRadiNet
+    """Folded once for all batches, on the device that computes."""
 
 
 @dataclass
@@ -56,12 +78,23 @@ class _Collected:
     """The most urgent flagged X-rays so far, for the report's pictures."""
 
 
+def open_scorer(addresses: Addresses, plan: Plan, config: ScoreConfig) -> Scorer:
+    """Return the model of a plan, verified, with its network; see `open_model`."""
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    with fetched(addresses, plan) as path:
+        model = read_model(path, plan)
+        device = str(choose_device(config.device))
+        network = folded(load_bundle(path, verify=False, device=device).network)
+    return Scorer(**vars(model), network=network)
+
+
 def score(addresses: Addresses, number: int, shard: int, config: ScoreConfig) -> ShardOutcome:
     """Score a shard of a plan, unless it was done before.
 
     Args:
         addresses: Inbox, models and results.
-        number: Of the plan.
+        number: Number of the plan.
         shard: In [0, shards of the plan).
         config: Device and processes; results do not depend on it.
 
@@ -73,39 +106,31 @@ def score(addresses: Addresses, number: int, shard: int, config: ScoreConfig) ->
     """
     ledger = open_ledger(addresses.results_uri)
     plan = read_plan(ledger, number)
-    if is_scored(ledger, plan, shard):
-        return ShardOutcome(status="done_before")
-    scorer = open_scorer(addresses, plan, config)
-    return score_shard(ledger, plan, shard, scorer, config)
-
-
-def is_scored(ledger: Ledger, plan: Plan, shard: int) -> bool:
-    """Tell whether a shard's results are there.
-
-    Raises:
-        ConfigError: the plan has no such shard.
-    """
     require(0 <= shard < plan.num_shards, "shard", shard, f"in [0, {plan.num_shards})")
-    return ledger.store.exists(ledger.shard_key(plan.number, shard))
+    if ledger.store.exists(ledger.shard_key(number, shard)):
+        return ShardOutcome(status="done_before")
+    return score_shard(ledger, plan, shard, open_scorer(addresses, plan, config), config)
 
 
 def score_shard(
     ledger: Ledger, plan: Plan, shard: int, scorer: Scorer, config: ScoreConfig
 ) -> ShardOutcome:
     """Score a shard with a model that is open already; see `score`."""
-    if is_scored(ledger, plan, shard):
+    key = ledger.shard_key(plan.number, shard)
+    if ledger.store.exists(key):
         return ShardOutcome(status="done_before")
     started = time.perf_counter()
-    images = plan.shard(shard)
     collected = _Collected()
-    for batch in _batches(_read(plan, images, scorer, config), scorer.settings.batch_size):
-        _exclude(collected, plan, [one for one in batch if isinstance(one, Excluded)])
+    outcomes = _read(plan, plan.shard(shard), scorer, config)
+    for batch in _batches(outcomes, scorer.settings.batch_size):
+        excluded = [asdict(one) for one in batch if isinstance(one, Excluded)]
+        collected.rejected += [row | {"plan": plan.number} for row in excluded]
         xrays = [one for one in batch if isinstance(one, XRay)]
         if xrays:
             _score_batch(collected, ledger, plan, scorer, xrays)
     result = _result(collected, time.perf_counter() - started)
     try:
-        ledger.store.create(ledger.shard_key(plan.number, shard), pack(result))
+        ledger.store.create(key, pack(result))
     except StoreConflictError:
         _log.info("shard %d of plan %d was done meanwhile by another run", shard, plan.number)
         return ShardOutcome(status="done_before")
@@ -148,52 +173,32 @@ def _batches(
         yield batch
 
 
-def _exclude(collected: _Collected, plan: Plan, excluded: Sequence[Excluded]) -> None:
-    for one in excluded:
-        collected.rejected.append(
-            {
-                "object_key": one.object_key,
-                "status": one.status,
-                "reason": one.reason,
-                "detail": one.detail,
-                "plan": plan.number,
-            }
-        )
-
-
 def _score_batch(
-    collected: _Collected,
-    ledger: Ledger,
-    plan: Plan,
-    scorer: Scorer,
-    xrays: Sequence[XRay],
+    collected: _Collected, ledger: Ledger, plan: Plan, scorer: Scorer, xrays: Sequence[XRay]
 ) -> None:
     started = time.perf_counter()
     pixels = np.stack([xray.pixels for xray in xrays])
     found = predict_folded(scorer.network, pixels, np.arange(len(xrays)))
     passed = time.perf_counter()
-    cases = cases_of(scorer, xrays, found)
+    cases = _cases(scorer, xrays, found)
     forward_s = (passed - started) / len(xrays)
     regions_s = (time.perf_counter() - passed) / len(xrays)
     settings = scorer.settings
     rows: list[dict[str, Any]] = []
-    for xray, case, embedding in zip(xrays, cases, found.embedding, strict=True):
-        image = plan.image(case.object_key)
-        seconds = {
-            "read_s": xray.read_s,
-            "decode_s": xray.decode_s,
-            "forward_s": forward_s,
-            "regions_s": regions_s,
-        }
+    for case, embedding in zip(cases, found.embedding, strict=True):
+        xray = case.xray
+        image = plan.image(xray.object_key)
+        seconds = {"read_s": xray.read_s, "decode_s": xray.decode_s}
+        seconds |= {"forward_s": forward_s, "regions_s": regions_s}
         if settings.dicom_results:
             writing = time.perf_counter()
             write_dicom(ledger, plan, image, (case, scorer))
             seconds["dicom_s"] = time.perf_counter() - writing
-        rows += score_rows(case, plan.number, seconds)
-        collected.images.append(image_row(xray, case, image, embedding))
+        rows += _score_rows(case, scorer, {"plan": plan.number, **seconds})
+        collected.images.append(_image_row(case, image, embedding))
         first = urgency(case, settings)
         if first is not None:
-            collected.urgent.append((-first[0], case.object_key, case, first[1]))
+            collected.urgent.append((-first[0], xray.object_key, case, first[1]))
     collected.scores.append(table_from(rows, SCORES))
     collected.urgent = sorted(collected.urgent, key=itemgetter(0, 1))[: settings.report_cases]
 
@@ -201,8 +206,161 @@ def _score_batch(
 def _result(collected: _Collected, wall_s: float) -> ShardResult:
     return ShardResult(
         scores=pa.concat_tables([SCORES.empty_table(), *collected.scores]).combine_chunks(),
-        rejected=table_from(collected.rejected, REJECTED_TABLE),
+        rejected=table_from(collected.rejected, EXCLUDED),
         images=table_from(collected.images, IMAGES),
         wall_s=wall_s,
-        pictures={case.image_key: picture(case, found) for _, _, case, found in collected.urgent},
+        pictures={
+            case.xray.image_key: _picture(case, found) for _, _, case, found in collected.urgent
+        },
     )
+
+
+def _cases(model: NightModel, xrays: Sequence[XRay], found: Predictions) -> list[NightCase]:
+    """Return the cases of a batch, in its order."""
+    calibration: Mapping[str, Any] = model.info.calibration or {}
+    probabilities = apply_calibration(calibration, model.findings, found.logits)
+    distances: Sequence[float | None] = [None] * len(xrays)
+    outside: Sequence[bool | None] = [None] * len(xrays)
+    if model.reference is not None:
+        measured = ood_scores(model.reference, found.embedding)
+        if np.isfinite(measured).all():
+            distances = [float(value) for value in measured]
+            outside = [bool(flag) for flag in ood_flags(model.reference, measured)]
+    return [
+        NightCase(
+            xray=xray,
+            findings=_findings(model, xray, found, row, probabilities[row]),
+            ood_score=distances[row],
+            out_of_distribution=outside[row],
+        )
+        for row, xray in enumerate(xrays)
+    ]
+
+
+def _findings(
+    model: NightModel,
+    xray: XRay,
+    found: Predictions,
+    row: int,
+    probabilities: npt.NDArray[np.float64],
+) -> tuple[NightFinding, ...]:
+    fitted: Mapping[str, Any] = (model.info.calibration or {})["findings"]
+    scored = []
+    for column, finding in enumerate(model.findings):
+        heatmap = found.maps[row, column]
+        threshold = fitted[finding]["threshold"]
+        probability = float(probabilities[column])
+        flagged = threshold is not None and probability >= threshold
+        region = extract_region(heatmap, xray.pixels.shape[0], model.settings.regions)
+        features = _features(xray, region, model) if flagged else None
+        scored.append(
+            NightFinding(
+                name=finding,
+                raw_score=float(found.logits[row, column]),
+                probability=probability,
+                calibrated=fitted[finding]["status"] != NOT_CALIBRATED,
+                threshold=threshold,
+                flagged=flagged,
+                region=_original_box(region, xray.geometry),
+                radiomics=features.by_name() if features else {},
+                radiomics_status=features.status.value if features else "not_flagged",
+                model_region=region,
+                heatmap=heatmap,
+            )
+        )
+    return tuple(scored)
+
+
+def _features(xray: XRay, region: Region, model: NightModel) -> FeatureRow:
+    if region.box is None:
+        return rejected_row(FeatureStatus.NO_REGION)
+    return features_of(xray.pixels, region.box, model.settings.radiomics)
+
+
+def _original_box(region: Region, geometry: Geometry) -> Box | None:
+    if region.box is None:
+        return None
+    box = geometry.to_original(region.box)
+    return box.clipped(geometry.original_height, geometry.original_width)
+
+
+def _score_rows(
+    case: NightCase, model: NightModel, shared: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Return the rows of the score table of one X-ray; `shared` holds its plan and timings."""
+    of_image = {
+        **_named(case.xray, "image_key", "study_uid", "sop_uid", "object_key", "view"),
+        "quality": ";".join(case.xray.quality),
+        "spacing_source": case.xray.geometry.spacing_source,
+        "out_of_distribution": case.out_of_distribution,
+        "out_of_distribution_score": case.ood_score,
+        "model_digest": model.digest,
+        "preprocessing_digest": model.info.preprocessing_digest,
+        **shared,
+    }
+    return [
+        {
+            **of_image,
+            **_named(found, "raw_score", "probability", "threshold", "flagged"),
+            "finding": found.name,
+            "calibration": PLATT if found.calibrated else NOT_CALIBRATED,
+            "region_status": found.model_region.status.value,
+            **_place(found, case.xray.geometry),
+            "radiomics_status": found.radiomics_status,
+            **{f"radiomics_{name}": value for name, value in found.radiomics.items()},
+        }
+        for found in case.findings
+    ]
+
+
+def _named(record: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in names}
+
+
+def _place(found: NightFinding, geometry: Geometry) -> dict[str, float]:
+    """Return region and peak in original pixels, and the region in millimetres where known."""
+    values: dict[str, float] = {}
+    box, region = found.region, found.model_region
+    if box is not None:
+        sides = {"top": box.top, "left": box.left, "bottom": box.bottom, "right": box.right}
+        values |= {f"region_{side}_px": place for side, place in sides.items()}
+        rows_mm, columns_mm = geometry.row_spacing_mm, geometry.column_spacing_mm
+        if rows_mm is not None and columns_mm is not None:
+            scale = {"top": rows_mm, "bottom": rows_mm, "left": columns_mm, "right": columns_mm}
+            values |= {f"region_{side}_mm": place * scale[side] for side, place in sides.items()}
+    if region.peak_row is not None and region.peak_column is not None:
+        values["peak_row_px"] = region.peak_row * geometry.row_scale + geometry.row_offset
+        values["peak_column_px"] = (
+            region.peak_column * geometry.column_scale + geometry.column_offset
+        )
+    return values
+
+
+def _image_row(
+    case: NightCase, planned: PlannedImage, embedding: npt.NDArray[np.float32]
+) -> dict[str, Any]:
+    """Return the row of the table of images."""
+    xray = case.xray
+    return {
+        **_named(xray, "image_key", "object_key", "study_uid", "patient_key", "view"),
+        **_named(xray, "age_years", "sex", "manufacturer"),
+        "etag": planned.etag,
+        "arrived": planned.arrived.isoformat(),
+        "quality": ";".join(xray.quality),
+        "out_of_distribution": case.out_of_distribution,
+        "out_of_distribution_score": case.ood_score,
+        "pixel_mean": float(xray.pixels.mean()),
+        "pixel_std": float(xray.pixels.std()),
+        "probabilities": [found.probability for found in case.findings],
+        "flags": [found.flagged for found in case.findings],
+        "embedding": embedding.tolist(),
+    }
+
+
+def _picture(case: NightCase, found: NightFinding) -> bytes:
+    """Return a PNG of an X-ray with the heatmap and region of one finding."""
+    box = found.model_region.box
+    drawn = overlay(case.xray.pixels, found.heatmap, box, min_side_px=PICTURE_SIDE_PX)
+    bgr = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    return bytes(encoded.tobytes())

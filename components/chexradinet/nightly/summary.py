@@ -1,4 +1,4 @@
-"""What a plan's X-rays come to: the report's numbers, the worklist's rows, the drift."""
+"""A plan in figures: for report, worklist, drift and Pushgateway; what names no X-ray there."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,14 +11,19 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from chexradinet.evaluation.drift import drift
+from chexradinet.evaluation.drift import FALSE_ALARMS_PER_NIGHT, drift
 from chexradinet.evaluation.reference import Population
-from chexradinet.nightly.ledger import Plan
+from chexradinet.nightly.lease import store_time
+from chexradinet.nightly.ledger import Plan, completions, open_ledger, plan_numbers
 from chexradinet.nightly.merge import Merged, NightImage
 from chexradinet.nightly.model import NightModel
-from chexradinet.nightly.tables import TIMINGS
+from chexradinet.nightly.outcome import Night, num_flagged, num_outside
+from chexradinet.nightly.plan import inbox_images, taken_images
+from chexradinet.nightly.records import DUPLICATE, REJECTED, TIMINGS, Addresses
+from chexradinet.records import RejectReason
 from chexradinet.reports.nightly_contents import FlaggedCase, NightReport, OutsideXRay
 from chexradinet.reports.worklist import WaitingImage
+from chexradinet.run_figures import NightlyTelemetry, drift_ratios
 
 
 def waiting_images(
@@ -127,7 +132,8 @@ def night_report(
         pictures: PNG files by image key.
     """
     images, findings = merged.images, model.findings
-    thresholds = thresholds_of(model)
+    fitted: Mapping[str, Any] = (model.info.calibration or {})["findings"]
+    thresholds = {finding: fitted[finding]["threshold"] for finding in findings}
     known = {} if model.reference is None else model.reference.document
     distributions = known.get("distributions", {})
     return NightReport(
@@ -158,26 +164,6 @@ def night_report(
         ),
         cases=_cases(merged, model, thresholds, pictures),
     )
-
-
-def thresholds_of(model: NightModel) -> dict[str, float | None]:
-    """Return the operating threshold of each finding."""
-    calibration: Mapping[str, Any] = (model.info.calibration or {})["findings"]
-    return {finding: calibration[finding]["threshold"] for finding in model.findings}
-
-
-def num_flagged(merged: Merged, findings: Sequence[str]) -> dict[str, int]:
-    """Return how many X-rays are flagged, by finding; those with 0 too."""
-    return {
-        finding: sum(image.flags[column] for image in merged.images)
-        for column, finding in enumerate(findings)
-    }
-
-
-def num_outside(merged: Merged) -> int | None:
-    """Return how many X-rays the model was not made for, None where it cannot tell."""
-    known = [i.out_of_distribution for i in merged.images if i.out_of_distribution is not None]
-    return sum(known) if known or not merged.images else None
 
 
 def _outside(images: Iterable[NightImage]) -> list[OutsideXRay]:
@@ -234,3 +220,57 @@ def _cases(
             )
         )
     return cases
+
+
+def night_telemetry(addresses: Addresses, night: Night | None) -> NightlyTelemetry:
+    """Return the figures of a run that goes on.
+
+    Args:
+        addresses: Inbox and results.
+        night: What was collected last; None where there was nothing new.
+    """
+    age_s = oldest_unscored_age_s(addresses)
+    if night is None:
+        return NightlyTelemetry(images_scored=0, rejected={}, oldest_unscored_age_seconds=age_s)
+    return NightlyTelemetry(
+        stage_seconds={"score": night.score_s, "collect": night.collect_s},
+        model_digest=night.model_digest,
+        model_round=night.model_round,
+        images_scored=night.num_scored,
+        rejected=_rejected(night.excluded),
+        flagged=dict(night.flagged),
+        oldest_unscored_age_seconds=age_s,
+        drift=_drift(night.drift),
+        out_of_distribution_ratio=night.ood_fraction,
+    )
+
+
+def oldest_unscored_age_s(addresses: Addresses) -> float:
+    """Return the age of the oldest object that no complete plan has done, in seconds; 0 for none.
+
+    By the store's clock; an object with a time ahead of it is 0 seconds old.
+    """
+    ledger = open_ledger(addresses.results_uri)
+    listed = {image.key: image for image in inbox_images(addresses.inbox_uri)}
+    past = list(completions(ledger, plan_numbers(ledger)[1]))
+    done = taken_images(ledger, past, [], listed, ("", ""))
+    waiting = [i.arrived for i in listed.values() if (i.key, i.etag) not in done]
+    if not waiting:
+        return 0.0
+    return max(0.0, (store_time(ledger) - min(waiting)).total_seconds())
+
+
+def _rejected(excluded: Mapping[str, Mapping[str, int]]) -> dict[RejectReason, int]:
+    """Return rejected and duplicate objects by reason; what is tried again is not rejected."""
+    counted: dict[RejectReason, int] = {}
+    for status in (REJECTED, DUPLICATE):
+        for reason, num in excluded.get(status, {}).items():
+            counted[RejectReason(reason)] = counted.get(RejectReason(reason), 0) + num
+    return counted
+
+
+def _drift(found: Mapping[str, Any] | None) -> dict[str, float]:
+    if found is None or found["status"] != "ok":
+        return {}
+    p_values = {name: values["p_value"] for name, values in found["comparisons"].items()}
+    return drift_ratios(p_values, FALSE_ALARMS_PER_NIGHT / len(p_values))

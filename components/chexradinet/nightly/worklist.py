@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DaysList:
+class WorklistScope:
     """What is on the worklist of a day."""
 
     images: tuple[WaitingImage, ...]
@@ -40,7 +40,7 @@ def end_of(day: str) -> datetime:
 
 def studies_of(
     ledger: Ledger, plan: Plan, merged: Merged, complete: Sequence[int], config: WorklistConfig
-) -> DaysList:
+) -> WorklistScope:
     """Return the list of a plan's day; an X-ray that was scored again counts by its last scores.
 
     Args:
@@ -72,7 +72,9 @@ def studies_of(
         images = [image for image in scored if is_new or window[0] < image.arrived <= window[1]]
         found |= _by_key(images, other)
     found |= _by_key(merged.images, plan)
-    return DaysList(images=tuple(found.values()), earlier=tuple(earlier), foreign=tuple(foreign))
+    return WorklistScope(
+        images=tuple(found.values()), earlier=tuple(earlier), foreign=tuple(foreign)
+    )
 
 
 def _newly_due(

@@ -65,6 +65,11 @@ class FeatureRow:
     values: NDArray[np.float64]
     """In the order of `FEATURE_NAMES`, shape (102,); all NaN where the status is not `OK`."""
 
+    def by_name(self) -> dict[str, float]:
+        """Return the features by name; none where the status is not `OK`."""
+        known = self.status is FeatureStatus.OK
+        return dict(zip(FEATURE_NAMES, self.values.tolist(), strict=True)) if known else {}
+
 
 def rejected_row(status: FeatureStatus) -> FeatureRow:
     """Return a row without values."""

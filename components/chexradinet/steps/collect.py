@@ -27,7 +27,7 @@ def collect(
         return status
 
     from chexradinet.config.nightly import Run
-    from chexradinet.nightly.addresses import Addresses
+    from chexradinet.nightly.records import Addresses
     from chexradinet.nightly.run import collect_stage
 
     night = collect_stage(

@@ -40,7 +40,7 @@ def plan(
     """
     from chexradinet.config import QualityConfig, RadiomicsConfig, RegionConfig
     from chexradinet.config.nightly import PlanConfig, ResultSettings, Run, WorklistConfig
-    from chexradinet.nightly.addresses import Addresses
+    from chexradinet.nightly.records import Addresses
     from chexradinet.nightly.run import plan_stage
 
     results = ResultSettings(

@@ -22,7 +22,7 @@ def score(
         return
 
     from chexradinet.config.nightly import Run, ScoreConfig
-    from chexradinet.nightly.addresses import Addresses
+    from chexradinet.nightly.records import Addresses
     from chexradinet.nightly.run import score_stage
     from chexradinet.training.device import check_accelerator
 

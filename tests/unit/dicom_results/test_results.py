@@ -24,7 +24,7 @@ from chexradinet.dicom_results.cases import (
     ScoredFinding,
     ScoringModel,
 )
-from chexradinet.dicom_results.codes import STANDARD_FINDINGS, finding_code, private_code
+from chexradinet.dicom_results.report import STANDARD_FINDINGS, finding_code, private_code
 from chexradinet.dicom_results.results import write_dicom_results
 from chexradinet.errors import ConfigError, DicomResultError
 from chexradinet.records import Box, Geometry

@@ -18,15 +18,15 @@ from chexradinet.errors import (
 )
 from chexradinet.monitoring import NightlyTelemetry
 from chexradinet.nightly import run as nightly_module
-from chexradinet.nightly import scorer
-from chexradinet.nightly.addresses import Addresses
+from chexradinet.nightly import score as scorer
 from chexradinet.nightly.collect import collect
 from chexradinet.nightly.lease import holding, this_process
 from chexradinet.nightly.ledger import open_ledger, read_completion
 from chexradinet.nightly.plan import plan
+from chexradinet.nightly.records import Addresses
 from chexradinet.nightly.run import collect_stage, plan_stage, score_stage
 from chexradinet.nightly.score import score
-from chexradinet.nightly.telemetry import oldest_unscored_age_s
+from chexradinet.nightly.summary import oldest_unscored_age_s
 from tests.nightly_world import FINDINGS, SCORING, World, make_world
 
 NO_GATE = ResultSettings(quality=QualityConfig(check_inversion=False))
@@ -150,7 +150,7 @@ def test_stages_one_by_one_give_what_one_go_gives(world: World) -> None:
 def test_telemetry_tells_success_and_failure(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed: list[NightlyTelemetry] = []
     monkeypatch.setattr(nightly_module, "push", pushed.append)
-    monkeypatch.setattr("chexradinet.nightly.report_outcome.push", pushed.append)
+    monkeypatch.setattr("chexradinet.nightly.run.push", pushed.append)
     world.add_png(0)
     (world.inbox / "c.txt").write_text("x", encoding="utf-8")
     world.run()

@@ -8,7 +8,7 @@ from chexradinet.artifacts import table_bytes
 from chexradinet.errors import ArtifactError
 from chexradinet.nightly.collect import collect
 from chexradinet.nightly.ledger import Ledger, open_ledger, read_index, write_index
-from chexradinet.nightly.tables import INDEX, table_from
+from chexradinet.nightly.records import INDEX, table_from
 from tests.nightly_world import World, make_world
 
 

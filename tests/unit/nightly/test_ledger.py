@@ -8,9 +8,9 @@ import pytest
 
 from chexradinet.errors import ArtifactError
 from chexradinet.nightly.ledger import Plan, PlannedImage, create_plan, open_ledger, read_plan
-from chexradinet.nightly.tables import (
+from chexradinet.nightly.records import (
+    EXCLUDED,
     IMAGES,
-    REJECTED,
     SCORES,
     ShardResult,
     pack,
@@ -52,7 +52,7 @@ def test_a_plan_of_another_schema_is_refused(tmp_path: Path) -> None:
 def test_a_shard_is_packed_into_equal_bytes_and_read_back() -> None:
     result = ShardResult(
         scores=SCORES.empty_table(),
-        rejected=REJECTED.empty_table(),
+        rejected=EXCLUDED.empty_table(),
         images=IMAGES.empty_table(),
         wall_s=1.5,
         pictures={"b": b"2", "a": b"1"},
@@ -60,5 +60,5 @@ def test_a_shard_is_packed_into_equal_bytes_and_read_back() -> None:
     packed = pack(result)
     assert packed == pack(result)
     assert unpack(packed, "here") == result
-    with pytest.raises(ArtifactError, match="here is no whole shard"):
+    with pytest.raises(ArtifactError, match="here is not a whole shard"):
         unpack(packed[:-30], "here")

@@ -7,11 +7,10 @@ import pytest
 from chexradinet.config.nightly import PlanConfig, Run
 from chexradinet.errors import ChexRadiNetError
 from chexradinet.monitoring import NightlyTelemetry
-from chexradinet.nightly import report_outcome as module
+from chexradinet.nightly import run as module
 from chexradinet.nightly.lease import acquire, this_process
 from chexradinet.nightly.ledger import open_ledger
-from chexradinet.nightly.report_outcome import report_outcome
-from chexradinet.nightly.run import collect_stage, plan_stage, score_stage
+from chexradinet.nightly.run import collect_stage, plan_stage, report_outcome, score_stage
 from tests.nightly_world import SCORING, World, make_world
 
 RUN = Run(run_id="r")
@@ -26,9 +25,14 @@ def world(tmp_path: Path) -> World:
 
 @pytest.fixture
 def pushed(monkeypatch: pytest.MonkeyPatch) -> list[NightlyTelemetry]:
-    """Return what the exit task pushes from now on."""
+    """Return what is pushed from now on about how a run ended."""
     found: list[NightlyTelemetry] = []
-    monkeypatch.setattr(module, "push", found.append)
+
+    def push(figures: NightlyTelemetry) -> None:
+        if figures.success is not None:
+            found.append(figures)
+
+    monkeypatch.setattr(module, "push", push)
     return found
 
 
@@ -75,6 +79,7 @@ def test_night_without_anything_new_ended_well(
     world: World, pushed: list[NightlyTelemetry]
 ) -> None:
     world.run()
+    pushed.clear()
     assert plan_stage(world.addresses, CONFIG, RUN).status == "nothing_new"
     assert report_outcome(world.results_uri, "COMPLETE", "r")
     assert [told.success for told in pushed] == [True]

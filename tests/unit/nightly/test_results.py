@@ -17,9 +17,9 @@ from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import predict
 from chexradinet.nightly import read as nightly_read
 from chexradinet.nightly.ledger import open_ledger, plan_numbers, read_completion, read_plan
-from chexradinet.nightly.merge import earlier_scores, merge, read_shard
+from chexradinet.nightly.merge import earlier_scores, merge, read_shard, unscored_files
 from chexradinet.nightly.plan import plan
-from chexradinet.nightly.unscored import unscored_files
+from chexradinet.nightly.records import XRay
 from chexradinet.phantom import draw_phantom
 from chexradinet.phantom.dicom import encode_radiograph
 from chexradinet.regions.extract import extract_region
@@ -91,7 +91,7 @@ def test_the_peak_lies_where_the_map_is_highest_in_pixels_of_an_image_that_is_no
     peaks = set()
     for image in read_plan(open_ledger(world.results_uri), 1).images:
         xray = nightly_read.read_xray(reading, image)
-        assert isinstance(xray, nightly_read.XRay)
+        assert isinstance(xray, XRay)
         stack = partial(np.take, xray.pixels[None], axis=0)
         maps = predict(bundle.network, stack, np.arange(1), device="cpu").maps
         for column, finding in enumerate(FINDINGS):

@@ -27,8 +27,8 @@ from chexradinet.nightly import read as nightly_read
 from chexradinet.nightly.ledger import open_ledger, read_plan
 from chexradinet.nightly.merge import read_shard
 from chexradinet.nightly.plan import plan
+from chexradinet.nightly.records import TIMINGS, ShardResult, XRay
 from chexradinet.nightly.score import score
-from chexradinet.nightly.tables import TIMINGS, ShardResult
 from chexradinet.records import RejectReason
 from chexradinet.store import open_store
 from tests.nightly_world import FINDINGS, SCORING, World, make_world
@@ -83,7 +83,7 @@ def test_a_row_says_what_the_network_says(world: World) -> None:
     )  # fmt: skip
     image = read_plan(open_ledger(world.results_uri), 1).images[0]
     xray = nightly_read.read_xray(reading, image)
-    assert isinstance(xray, nightly_read.XRay)
+    assert isinstance(xray, XRay)
     logits = predict(bundle.network, lambda _: xray.pixels[None], np.arange(1), device="cpu").logits
     np.testing.assert_allclose(rows["raw_score"], logits[0], atol=1e-5)
     np.testing.assert_allclose(rows["probability"], sigmoid(3.0 * logits[0]), atol=1e-5)
