@@ -20,8 +20,8 @@ from kfp.dsl import pipeline_channel
 from chexradinet import __version__
 from chexradinet.errors import ConfigError
 
-STORE_SECRET = "chexradinet-object-store"  # noqa: S105 - the name of a Secret, not a secret
-"""Secret with the object store's credentials, keys `accesskey` and `secretkey`."""
+STORE_SECRET = "chexradinet-object-store-{identity}"  # noqa: S105 - a Secret's name, not a secret
+"""Secret of an identity of the object store; the key `sessiontoken` may be missing."""
 
 STORE_CONFIG = "chexradinet-run"
 """ConfigMap with the addresses that a stage reads from its environment."""
@@ -41,11 +41,16 @@ DEIDENTIFICATION_SECRET = "chexradinet-deidentification"  # noqa: S105 - a Secre
 RUN_ACCOUNT = "chexradinet-runner"
 """ServiceAccount of runs, with the least that Kubeflow and Argo need."""
 
+SCRATCH_LIMIT = "32Gi"
+"""Most that a step may write to `/tmp`; Kubernetes evicts a pod that writes more."""
+
 RUN_AS_USER = 65532
 """User and group of every step, as in the worker image."""
 
 TRAINING = "chexradinet-training"
 NIGHTLY = "chexradinet-nightly"
+IDENTITIES = {TRAINING: "training", NIGHTLY: "night", "ingest": "ingest", "publish": "publish"}
+"""Identity of the object store that a stage acts as, by its name or else its pipeline."""
 _HOUR_S = 3600
 
 
@@ -112,7 +117,12 @@ def on_processor(task: dsl.PipelineTask, placement: Placement, memory: object) -
     kubernetes.set_security_context(
         task, run_as_user=RUN_AS_USER, run_as_group=RUN_AS_USER, run_as_non_root=True
     )
-    kubernetes.empty_dir_mount(task, volume_name="tmp", mount_path="/tmp")  # noqa: S108 - in the pod
+    kubernetes.empty_dir_mount(
+        task,
+        volume_name="tmp",
+        mount_path="/tmp",  # noqa: S108 - in the pod
+        size_limit=SCRATCH_LIMIT,
+    )
     kubernetes.use_config_map_as_volume(
         task, config_map_name=AUTHORITIES, mount_path=AUTHORITIES_FOLDER, optional=True
     )
@@ -143,11 +153,17 @@ def on_accelerator(
 
 
 def with_store(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Give a task the object store's address and credentials, by the names of their objects."""
+    """Give a task the object store's address, and the credentials of its stage's identity."""
+    name = str(task.component_spec.name)
+    identity = IDENTITIES.get(name) or IDENTITIES[STAGES[name].pipeline]
     kubernetes.use_secret_as_env(
         task,
-        secret_name=STORE_SECRET,
-        secret_key_to_env={"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"},
+        secret_name=STORE_SECRET.format(identity=identity),
+        secret_key_to_env={
+            "accesskey": "AWS_ACCESS_KEY_ID",
+            "secretkey": "AWS_SECRET_ACCESS_KEY",
+            "sessiontoken": "AWS_SESSION_TOKEN",
+        },
         optional=True,
     )
     return _with_addresses(task, "AWS_ENDPOINT_URL", "AWS_REGION")

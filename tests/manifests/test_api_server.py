@@ -17,11 +17,11 @@ from tests.pipelines.test_native import CRDS
 pytestmark = pytest.mark.cluster
 
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+STORE = "chexradinet-store"
 ACCOUNTS = "chexradinet-runner", "chexradinet-nightly", "chexradinet-buckets"
 MAY = [
     ("chexradinet-runner", "get", "configmaps/kfp-launcher"),
-    ("chexradinet-runner", "get", "secrets/chexradinet-object-store"),
-    ("chexradinet-runner", "list", "pods"),
+    ("chexradinet-runner", "get", "secrets/chexradinet-object-store-artifacts"),
     ("chexradinet-runner", "create", "workflowtaskresults.argoproj.io"),
     ("chexradinet-nightly", "create", "runs.pipelines.kubeflow.org"),
     ("chexradinet-nightly", "get", "pipelines.pipelines.kubeflow.org"),
@@ -29,12 +29,14 @@ MAY = [
 MAY_NOT = [
     ("chexradinet-runner", "get", "secrets/chexradinet-object-store-root"),
     ("chexradinet-runner", "get", "secrets/chexradinet-deidentification"),
+    ("chexradinet-runner", "get", "secrets/chexradinet-object-store-publish"),
     ("chexradinet-runner", "list", "secrets"),
+    ("chexradinet-runner", "list", "pods"),
     ("chexradinet-runner", "create", "pods"),
     ("chexradinet-runner", "create", "pods/exec"),
     ("chexradinet-runner", "delete", "pods"),
     ("chexradinet-runner", "update", "configmaps/kfp-launcher"),
-    ("chexradinet-nightly", "get", "secrets/chexradinet-object-store"),
+    ("chexradinet-nightly", "get", "secrets/chexradinet-object-store-artifacts"),
     ("chexradinet-nightly", "delete", "runs.pipelines.kubeflow.org"),
     ("chexradinet-nightly", "create", "pods"),
     ("chexradinet-buckets", "get", "secrets/chexradinet-object-store-root"),
@@ -90,15 +92,16 @@ def pipelines_definition(kind: str) -> Object:
 def installed(
     request: pytest.FixtureRequest, server: ApiServer, overlays: dict[str, list[Object]]
 ) -> tuple[str, list[Object]]:
-    """Return namespace and objects of an overlay, applied where pods are restricted."""
+    """Return the runs' namespace and the objects of an overlay, applied as *restricted*."""
     objects = overlays[request.param]
-    namespace = objects[0]["metadata"]["namespace"]
-    space: Object = {"apiVersion": "v1", "kind": "Namespace"}
-    space |= {"metadata": {"name": namespace, "labels": RESTRICTED}}
-    # A controller makes this account; there is none here.
-    default: Object = {"apiVersion": "v1", "kind": "ServiceAccount"}
-    default |= {"metadata": {"name": "default", "namespace": namespace}}
-    server.kubectl("apply", "--server-side", "-f", "-", given=[space, default])
+    (namespace,) = [o["metadata"]["namespace"] for o in objects if o["kind"] == "CronJob"]
+    for name in (namespace, STORE):
+        space: Object = {"apiVersion": "v1", "kind": "Namespace"}
+        space |= {"metadata": {"name": name, "labels": RESTRICTED}}
+        # A controller makes this account; there is none here.
+        default: Object = {"apiVersion": "v1", "kind": "ServiceAccount"}
+        default |= {"metadata": {"name": "default", "namespace": name}}
+        server.kubectl("apply", "--server-side", "-f", "-", given=[space, default])
     server.kubectl("apply", "--server-side", "-f", "-", given=objects)
     enforce_quota(server, namespace, objects)
     return namespace, objects
@@ -128,8 +131,9 @@ def test_applying_again_changes_nothing(
     namespace, objects = installed
     server.kubectl("apply", "--server-side", "-f", "-", given=objects)
     assert server.kubectl("diff", "--server-side", "-f", "-", given=objects) == ""
-    kept = yaml.safe_load(server.kubectl("-n", namespace, "get", "cronjob,job", "-o", "yaml"))
-    assert len(kept["items"]) == 2
+    for space, kind in ((namespace, "cronjob"), (STORE, "job")):
+        kept = yaml.safe_load(server.kubectl("-n", space, "get", kind, "-o", "yaml"))
+        assert len(kept["items"]) == 1
 
 
 def test_every_pod_is_admitted_where_pods_are_restricted_and_counted(
@@ -138,7 +142,8 @@ def test_every_pod_is_admitted_where_pods_are_restricted_and_counted(
     namespace, objects = installed
     admitted = []
     for name, template in pod_templates(objects):
-        pod = pod_of(name, template, namespace)
+        served_here = "nightly" in name or "pushgateway" in name
+        pod = pod_of(name, template, namespace if served_here else STORE)
         said = server.kubectl("create", "--dry-run=server", "-f", "-", given=pod)
         assert "would violate" not in said
         admitted.append(name)
@@ -152,6 +157,7 @@ def test_a_pod_with_rights_it_does_not_need_is_refused(
     name, template = next(iter(pod_templates(objects)))
     loose = copy.deepcopy(template)
     del loose["spec"]["containers"][0]["securityContext"]["capabilities"]
+    del loose["spec"]["serviceAccountName"]
     pod = pod_of(name, loose, namespace)
     said = server.kubectl("create", "--dry-run=server", "-f", "-", given=pod, ok=False)
     assert "violates PodSecurity" in said
@@ -170,7 +176,8 @@ def test_no_account_may_anything_in_another_namespace(
 ) -> None:
     asked = {(verb, what) for _, verb, what in (*MAY, *MAY_NOT)}
     all_of_them = [(account, *one) for account in ACCOUNTS for one in sorted(asked)]
-    assert not allowed(server, installed[0], all_of_them, within="kube-system")
+    for space in ("kube-system", STORE):
+        assert not allowed(server, installed[0], all_of_them, within=space)
 
 
 def allowed(

@@ -1,7 +1,12 @@
 """Who may speak to whom: the network policies of every overlay."""
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 
+from tests.manifests.conftest import MANIFESTS, rendered
 from tests.manifests.objects import NAMES, Object, pod_templates, walk
 
 RUN_POD = {"pipelines.kubeflow.org/v2_component": "true"}
@@ -43,7 +48,7 @@ def test_every_selector_of_a_network_policy_or_service_picks_a_pod(
         if thing["kind"] == "NetworkPolicy":
             for inner in walk(thing["spec"]):
                 if "podSelector" in inner:
-                    pods = FOREIGN_PODS + ([] if "namespaceSelector" in inner else own)
+                    pods = FOREIGN_PODS + own
                     assert any(matches(inner["podSelector"], pod) for pod in pods), inner
                     checked += 1
         if thing["kind"] == "Service":
@@ -158,4 +163,34 @@ def test_the_artifact_view_of_a_profile_reaches_the_optional_store(
     policies = [o for o in overlays["local"] if o["kind"] == "NetworkPolicy"]
     (policy,) = [o for o in policies if o["metadata"]["name"] == "chexradinet-minio"]
     (rule,) = policy["spec"]["ingress"]
-    assert {"podSelector": {"matchLabels": {"app": "ml-pipeline-ui-artifact"}}} in rule["from"]
+    (view,) = [
+        one
+        for one in rule["from"]
+        if one["podSelector"]["matchLabels"] == {"app": "ml-pipeline-ui-artifact"}
+    ]
+    for namespace in ("kubeflow", "chexradinet"):
+        assert matches(view["namespaceSelector"], {"kubernetes.io/metadata.name": namespace})
+    assert not matches(view["namespaceSelector"], {"kubernetes.io/metadata.name": "other"})
+
+
+def test_runs_reach_no_range_of_addresses(overlays: dict[str, list[Object]]) -> None:
+    policies = [o for o in overlays["production"] if o["kind"] == "NetworkPolicy"]
+    blocks = [inner["cidr"] for inner in walk(policies) if "cidr" in inner]
+    assert blocks
+    assert all(block.endswith("/32") for block in blocks), blocks
+
+
+def test_runs_reach_the_optional_store_in_its_own_namespace(tmp_path: Path) -> None:
+    options = os.path.relpath(MANIFESTS, tmp_path)
+    (tmp_path / "kustomization.yaml").write_text(
+        json.dumps(
+            {
+                "resources": [f"{options}/overlays/production"],
+                "components": [f"{options}/options/minio"],
+            }
+        )
+    )
+    objects = rendered(tmp_path)
+    peer = {"namespace": "chexradinet-store", "labels": {"app.kubernetes.io/name": "minio"}}
+    assert reaches(objects, RUN_POD, peer, 9000)
+    assert not reaches(objects, RUN_POD, peer | {"namespace": "chexradinet"}, 9000)

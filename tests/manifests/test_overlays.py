@@ -16,11 +16,17 @@ from tests.manifests.custom_resources import schema_of
 from tests.manifests.objects import NAMES, Object, pod_templates, walk
 
 KUBERNETES = "1.32"
-REQUIRED_SECRETS = {
-    "chexradinet-object-store": {"accesskey", "secretkey"},
-    "chexradinet-object-store-root": {"accesskey", "secretkey"},
-    "chexradinet-deidentification": {"key"},
+STORE_NAMESPACE = "chexradinet-store"
+IDENTITIES = {
+    f"chexradinet-object-store-{identity}": {"accesskey", "secretkey"}
+    for identity in ("artifacts", "ingest", "training", "night", "publish")
 }
+ROOT_SECRET = "chexradinet-object-store-root"  # noqa: S105 - the name of a Secret
+REQUIRED_SECRETS = {
+    "runs": IDENTITIES | {"chexradinet-deidentification": {"key"}},
+    STORE_NAMESPACE: IDENTITIES | {ROOT_SECRET: {"accesskey", "secretkey"}},
+}
+"""Secrets by the namespace they are in; runs have another in each overlay."""
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 
 
@@ -40,7 +46,10 @@ def test_every_object_is_valid_and_named_once(
     for thing in overlays[overlay]:
         validate(thing, custom_resources)
         assert thing["metadata"]["labels"]["app.kubernetes.io/part-of"] == "chexradinet"
-    names = [(thing["kind"], thing["metadata"]["name"]) for thing in overlays[overlay]]
+    names = [
+        (thing["kind"], thing["metadata"]["namespace"], thing["metadata"]["name"])
+        for thing in overlays[overlay]
+    ]
     assert len(set(names)) == len(names)
     assert set(overlays) == set(NAMES)
 
@@ -54,12 +63,26 @@ def test_a_misspelt_field_is_found(
         validate(thing | {"spec": thing["spec"] | {"scheduel": "0 2 * * *"}}, custom_resources)
 
 
+@pytest.mark.parametrize(
+    ("overlay", "runs"), [("local", "kubeflow"), ("production", "chexradinet")]
+)
+def test_runs_have_one_namespace_and_the_store_another_and_nothing_is_cluster_wide(
+    overlays: dict[str, list[Object]], overlay: str, runs: str
+) -> None:
+    spaces = {thing["metadata"]["namespace"] for thing in overlays[overlay]}
+    assert spaces == {runs, STORE_NAMESPACE}
+    assert not [thing for thing in overlays[overlay] if thing["kind"].startswith("Cluster")]
+
+
 @pytest.mark.parametrize("overlay", NAMES)
-def test_everything_lives_in_one_namespace_and_nothing_is_cluster_wide(
+def test_the_administrators_secret_is_where_no_pipeline_runs(
     overlays: dict[str, list[Object]], overlay: str
 ) -> None:
-    assert len({thing["metadata"]["namespace"] for thing in overlays[overlay]}) == 1
-    assert not [thing for thing in overlays[overlay] if thing["kind"].startswith("Cluster")]
+    for thing in overlays[overlay]:
+        if thing["metadata"]["namespace"] != STORE_NAMESPACE:
+            assert ROOT_SECRET not in json.dumps(thing)
+        elif thing["kind"] in ("Role", "RoleBinding", "CronJob"):
+            pytest.fail(f"{thing['kind']} in the namespace of the administrator's Secret")
 
 
 def config_maps(objects: list[Object]) -> dict[str, set[str]]:
@@ -75,9 +98,10 @@ def test_every_reference_is_there_or_required_in_the_guide(
     accounts = {o["metadata"]["name"] for o in overlays[overlay] if "Account" in o["kind"]}
     found = 0
     for name, template in pod_templates(overlays[overlay]):
+        secrets = REQUIRED_SECRETS["runs" if "nightly" in name else STORE_NAMESPACE]
         for inner in walk(template["spec"]):
             if reference := inner.get("secretKeyRef"):
-                known = REQUIRED_SECRETS.get(reference["name"], set())
+                known = secrets.get(reference["name"], set())
                 assert reference.get("optional") or reference["key"] in known, (name, reference)
                 found += 1
             if reference := inner.get("configMapKeyRef"):
@@ -92,26 +116,87 @@ def test_every_reference_is_there_or_required_in_the_guide(
 
 def test_the_guide_names_every_required_secret_and_key() -> None:
     guide = OPERATIONS.read_text(encoding="utf-8")
-    for name, keys in REQUIRED_SECRETS.items():
+    for name, keys in {**REQUIRED_SECRETS["runs"], **REQUIRED_SECRETS[STORE_NAMESPACE]}.items():
         row = re.search(rf"^\| `{name}` \|.*$", guide, re.MULTILINE)
         assert row, f"docs/operations.md has no row for {name}"
         assert all(f"`{key}`" in row[0] for key in keys)
 
 
 def test_external_secrets_bring_what_is_required(overlays: dict[str, list[Object]]) -> None:
-    brought = {
-        thing["spec"]["target"]["name"]: {entry["secretKey"] for entry in thing["spec"]["data"]}
-        for thing in overlays["production"]
-        if thing["kind"] == "ExternalSecret"
-    }
-    assert brought == REQUIRED_SECRETS
+    brought: dict[str, set[str]] = {}
+    for thing in overlays["production"]:
+        if thing["kind"] == "ExternalSecret":
+            space = thing["metadata"]["namespace"]
+            space = space if space == STORE_NAMESPACE else "runs"
+            brought.setdefault(space, set()).add(thing["spec"]["target"]["name"])
+            (source,) = thing["spec"]["dataFrom"]
+            name = thing["metadata"]["name"].removeprefix("chexradinet-")
+            assert source == {"extract": {"key": f"chexradinet/{name}"}}
+    assert brought == {space: set(secrets) for space, secrets in REQUIRED_SECRETS.items()}
 
 
 def test_runs_ask_for_the_secrets_that_the_guide_requires() -> None:
-    from pipelines.resources import DEIDENTIFICATION_SECRET, STORE_CONFIG, STORE_SECRET
+    from pipelines.resources import (
+        DEIDENTIFICATION_SECRET,
+        IDENTITIES,
+        STORE_CONFIG,
+        STORE_SECRET,
+    )
 
-    assert {STORE_SECRET, DEIDENTIFICATION_SECRET} < set(REQUIRED_SECRETS)
+    asked = {STORE_SECRET.format(identity=identity) for identity in IDENTITIES.values()}
+    # What passes between stages is moved by Kubeflow's launcher, as an identity of its own.
+    launcher = STORE_SECRET.format(identity="artifacts")
+    assert asked | {launcher, DEIDENTIFICATION_SECRET} == set(REQUIRED_SECRETS["runs"])
     assert STORE_CONFIG == "chexradinet-run"
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_the_launcher_and_its_account_know_the_secret_of_artifacts_alone(
+    overlays: dict[str, list[Object]], overlay: str
+) -> None:
+    (launcher,) = [o for o in overlays[overlay] if o["metadata"]["name"] == "kfp-launcher"]
+    assert "secretName: chexradinet-object-store-artifacts\n" in launcher["data"]["providers"]
+    (role,) = [
+        o
+        for o in overlays[overlay]
+        if (o["kind"], o["metadata"]["name"]) == ("Role", "chexradinet-runner")
+    ]
+    (rule,) = [rule for rule in role["rules"] if "secrets" in rule["resources"]]
+    assert rule["resourceNames"] == ["chexradinet-object-store-artifacts"]
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_the_bucket_job_asks_the_store_that_runs_ask(
+    overlays: dict[str, list[Object]], overlay: str
+) -> None:
+    maps = {o["metadata"]["name"]: o["data"] for o in overlays[overlay] if o["kind"] == "ConfigMap"}
+    for name, value in maps["chexradinet-store"].items():
+        assert value == maps["chexradinet-run"][name]
+
+
+def test_each_policy_has_a_user_that_the_bucket_job_makes(
+    overlays: dict[str, list[Object]],
+) -> None:
+    policies = (MANIFESTS / "base" / "storage").glob("policy-*.json")
+    names = {path.stem.removeprefix("policy-") for path in policies}
+    secrets = {
+        (inner["name"], inner["valueFrom"]["secretKeyRef"]["name"])
+        for inner in walk(overlays["local"])
+        if "secretKeyRef" in inner.get("valueFrom", {})
+    }
+    for name in names:
+        prefix, secret = name.upper().replace("-", "_"), f"chexradinet-object-store-{name}"
+        for key in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+            assert (f"{prefix}_{key}", secret) in secrets
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_every_empty_directory_has_a_size_limit(
+    overlays: dict[str, list[Object]], overlay: str
+) -> None:
+    found = [inner["emptyDir"] for inner in walk(overlays[overlay]) if "emptyDir" in inner]
+    assert found
+    assert all("sizeLimit" in volume for volume in found)
 
 
 @pytest.mark.parametrize("overlay", NAMES)

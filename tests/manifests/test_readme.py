@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from tests.manifests.objects import Object, pod_templates, walk
+from tests.manifests.test_overlays import REQUIRED_SECRETS, STORE_NAMESPACE
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,27 +25,29 @@ def test_the_images_of_the_overlay_are_loaded_onto_the_nodes(
         assert set(loaded.split()) == asked
 
 
-def test_the_secrets_of_the_overlay_are_made_before_it_is_applied(
-    overlays: dict[str, list[Object]],
-) -> None:
+def test_the_secrets_of_the_overlay_are_made_before_it_is_applied() -> None:
     before = README.partition("kubectl apply -k manifests/overlays/local")[0]
+    (identities,) = re.findall(r"for identity in (.+); do", before)
     made = {
-        (name, key)
-        for name, rest in re.findall(r"-n kubeflow create secret generic (\S+) (.+)", before)
+        (space, name.replace("$identity", identity), key)
+        for spaces, name, rest in re.findall(r"-n (\S+) create secret generic (\S+) (.+)", before)
+        for space in ([STORE_NAMESPACE, "kubeflow"] if spaces == "$space" else [spaces])
+        for identity in identities.split()
         for key in re.findall(r"--from-literal=(\w+)=", rest)
     }
+    assert "for space in chexradinet-store kubeflow; do" in before
+    assert f"kubectl create namespace {STORE_NAMESPACE} " in before
     asked = {
-        (inner["secretKeyRef"]["name"], inner["secretKeyRef"]["key"])
-        for _, template in pod_templates(overlays["local"])
-        for inner in walk(template)
-        if "secretKeyRef" in inner and not inner["secretKeyRef"].get("optional")
+        (STORE_NAMESPACE if space == STORE_NAMESPACE else "kubeflow", name, key)
+        for space, secrets in REQUIRED_SECRETS.items()
+        for name, keys in secrets.items()
+        for key in keys
     }
-    assert asked | {("chexradinet-deidentification", "key")} == made
+    assert asked == made
 
 
-def test_everything_is_in_the_namespace_that_the_commands_name(
+def test_the_bucket_job_is_in_the_namespace_that_the_commands_name(
     overlays: dict[str, list[Object]],
 ) -> None:
-    assert {thing["metadata"]["namespace"] for thing in overlays["local"]} == {"kubeflow"}
-    (job,) = re.findall(r"kubectl -n kubeflow wait .* job/(\S+)", README)
+    (job,) = re.findall(rf"kubectl -n {STORE_NAMESPACE} wait .* job/(\S+)", README)
     assert job in [o["metadata"]["name"] for o in overlays["local"] if o["kind"] == "Job"]

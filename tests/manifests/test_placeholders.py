@@ -1,0 +1,63 @@
+"""What a site has to fill in is found, and nothing else."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines.placeholders import main, unfilled
+from tests.manifests.conftest import MANIFESTS, rendered
+
+PRODUCTION = MANIFESTS / "overlays" / "production"
+
+
+def test_every_placeholder_of_the_shipped_overlay_is_found_by_file_and_line() -> None:
+    found = [(str(p.file.relative_to(PRODUCTION)), p.value) for p in unfilled(PRODUCTION)]
+    zeros = "sha256:" + "0" * 64
+    assert found == [
+        *[("identities/externalsecrets.yaml", "site-vault")] * 5,
+        ("kustomization.yaml", "registry.example.org"),
+        ("kustomization.yaml", zeros),
+        ("kustomization.yaml", "registry.example.org"),
+        ("kustomization.yaml", zeros),
+        ("run/chexradinet-prometheusrule.yaml", "git.example.org"),
+        ("run/deidentification-externalsecret.yaml", "site-vault"),
+        ("run/kfp-launcher-configmap.yaml", "minio.example.org:443"),
+        ("run/pacs-networkpolicy.yaml", "192.0.2.3/32"),
+        ("run/run-configmap.yaml", "minio.example.org"),
+        ("run/run-networkpolicy.yaml", "192.0.2.1/32"),
+        ("run/run-networkpolicy.yaml", "192.0.2.2/32"),
+        ("storage/buckets-networkpolicy.yaml", "192.0.2.1/32"),
+        ("storage/object-store-root-externalsecret.yaml", "site-vault"),
+    ]
+    placeholder = unfilled(PRODUCTION)[-1]
+    lines = placeholder.file.read_text(encoding="utf-8").splitlines()
+    assert placeholder.value in lines[placeholder.line - 1]
+
+
+def test_the_local_overlay_and_what_overlays_are_made_of_need_nothing() -> None:
+    for folder in ("base", "options", "overlays/local"):
+        assert unfilled(MANIFESTS / folder) == []
+
+
+def test_an_overlay_that_is_filled_in_renders_without_reserved_values(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifests = Path(shutil.copytree(MANIFESTS, tmp_path / "manifests"))
+    overlay = manifests / "overlays" / "production"
+    assert main([str(overlay)]) == 1
+    assert "run-networkpolicy.yaml:13: 192.0.2.2/32: fill in the address" in caplog.text
+    for placeholder in unfilled(overlay):
+        text = placeholder.file.read_text(encoding="utf-8")
+        filled = {"1": "10.1.2.3/32", "s": "sha256:" + "a" * 64}.get(
+            placeholder.value[0], "host.lan"
+        )
+        placeholder.file.write_text(text.replace(placeholder.value, filled), encoding="utf-8")
+    assert main([str(overlay)]) == 0
+    assert not re.search(r"192\.0\.2\.|example\.org|0{64}", str(rendered(overlay)))
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert main([]) == 2
+    assert main([str(tmp_path / "none")]) == 2
