@@ -117,7 +117,7 @@ def retrain(
         outcome = run(
             model,
             dataset,
-            features,
+            [features],
             out,
             round_number=round_number,
             guidance=recipe,
