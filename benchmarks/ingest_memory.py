@@ -52,11 +52,11 @@ def run_one(source: str, target: str, num_workers: int) -> None:
     import resource
 
     config = IngestConfig(
-        format=SourceFormat.DICOM,
+        data_format=SourceFormat.DICOM,
         preprocessing=PreprocessingConfig(image_side=224),
         quality=QualityConfig(check_inversion=False),
-        num_workers=num_workers,
-        shard_size=512,
+        ingest_workers=num_workers,
+        ingest_shard_size=512,
         max_reject_fraction=1,
     )
     start = time.perf_counter()

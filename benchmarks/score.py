@@ -33,7 +33,7 @@ from pydicom import uid
 
 from benchmarks.peer_nightly import Peer, as_published, open_peer, run_peer
 from chexradinet.config import Backbone, DicomConfig, NetworkConfig, PreprocessingConfig
-from chexradinet.config.nightly import PlanConfig, ScoreConfig
+from chexradinet.config.nightly import Device, PlanConfig, ScoreConfig
 from chexradinet.dicom.reader import read_radiograph, to_model
 from chexradinet.evaluation.calibration import Calibration, FindingCalibration, apply_calibration
 from chexradinet.evaluation.reference import Population, build_reference
@@ -162,7 +162,8 @@ def night(folder: Path, inbox: Path, name: str, expected: int) -> None:
         inbox_uri=str(inbox), models_uri=str(folder / "models"), results_uri=str(folder / name)
     )
     config = PlanConfig(settle_s=0.0)
-    _, found = nightly(addresses, config, ScoreConfig(device="cpu", num_threads=1, num_decoders=1))
+    scoring = ScoreConfig(device=Device.CPU, num_threads=1, num_decoders=1)
+    _, found = nightly(addresses, config, scoring)
     assert found is not None
     assert found.num_scored == expected
     print(f"night of {expected}: {sum(found.flagged.values())} flags", file=sys.stderr)

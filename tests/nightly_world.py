@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pydicom import uid
 
 from chexradinet.config import NetworkConfig, PreprocessingConfig, QualityConfig
-from chexradinet.config.nightly import PlanConfig, ResultSettings, Run, ScoreConfig
+from chexradinet.config.nightly import Device, PlanConfig, ResultSettings, Run, ScoreConfig
 from chexradinet.evaluation.calibration import Calibration, FindingCalibration
 from chexradinet.evaluation.reference import Reference
 from chexradinet.model.bundle import BundleInfo, model_card, replace_info, save_bundle
@@ -31,7 +31,7 @@ from chexradinet.phantom.dicom import encode_radiograph
 from chexradinet.store import open_store
 
 FINDINGS = ("Cardiomegaly", "Effusion", "Mass")
-SCORING = ScoreConfig(device="cpu", num_threads=1, num_decoders=1)
+SCORING = ScoreConfig(device=Device.CPU, num_threads=1, num_decoders=1)
 """In this process: starting others takes seconds."""
 SIDE_PX = 64
 _TIMINGS = re.compile(rb"<section>\n<h2>Timings</h2>.*?</section>", re.DOTALL)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,7 +79,7 @@ def test_bucket_gives_the_same_bytes_and_digest_as_a_folder(
     places = [str(source), source.as_uri(), f"{s3_uri}/in box é"]
     places.append(places[-1].replace("s3://", "minio://"))
     infos = [
-        ingest(place, tmp_path / str(number), replace(config, num_workers=1 + number % 2))
+        ingest(place, tmp_path / str(number), config.changed(ingest_workers=1 + number % 2))
         for number, place in enumerate(places)
     ]
     assert {info.digest for info in infos} == {infos[0].digest}
@@ -229,12 +228,12 @@ def test_store_that_stops_midway_fails_the_run_and_loses_nothing(
             server.kill()
 
     with pytest.raises(StoreUnavailableError, match="store does not answer") as told:
-        ingest(uri, tmp_path / "dataset", replace(config, max_reject_fraction=1), stop)
+        ingest(uri, tmp_path / "dataset", config.changed(max_reject_fraction=1), stop)
     assert NAME not in str(told.value)
     server.start()
-    everything = replace(config, max_reject_fraction=1)
+    everything = config.changed(max_reject_fraction=1)
     assert list(tmp_path.glob(".dataset.resume-*/outcomes-*.json"))
-    alone = replace(everything, num_workers=1)
+    alone = everything.changed(ingest_workers=1)
     info = ingest(uri, tmp_path / "dataset", alone)
     assert info.digest == ingest(str(source), tmp_path / "other", alone).digest
 

@@ -45,7 +45,7 @@ from chexradinet.training.retrain import retrain
 retrain(
     Path(sys.argv[3]),
     Path(sys.argv[1]),
-    [],
+    Path("not read where the recipe does not contrast"),
     Path(sys.argv[2]),
     round_number=1,
     guidance=GuidanceConfig(recipe=GuidanceRecipe.SHARPEN),
@@ -60,7 +60,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a small data set."""
     folder = tmp_path_factory.mktemp("data")
     write_phantom(folder / "source", 70, 64, seed=0)
-    config = IngestConfig(format=SourceFormat.CSV, preprocessing=PreprocessingConfig(image_side=64))
+    config = IngestConfig(
+        data_format=SourceFormat.CSV, preprocessing=PreprocessingConfig(image_side=64)
+    )
     ingest(str(folder / "source"), folder / "dataset", config)
     return folder / "dataset"
 

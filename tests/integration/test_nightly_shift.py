@@ -89,7 +89,7 @@ def watched() -> Watched:
     train = _drawn(384, seed=1)
     data = TrainingData(images=_pixels(train), labels=_labels(train), rows=np.arange(384))
     config = TrainConfig(epochs=2, num_threads=1)
-    fit(network, None, data, config, GuidanceConfig(recipe="none"), device="cpu")  # type: ignore[arg-type]
+    fit(network, None, data, config, GuidanceConfig(guidance="none"), device="cpu")  # type: ignore[arg-type]
     validation = _drawn(400, seed=2)
     pixels = _pixels(validation)
     found = predict(network, lambda wanted: pixels[wanted], np.arange(len(pixels)), maps=False)

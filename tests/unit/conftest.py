@@ -39,7 +39,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny")
     write_phantom(folder / "source", 72, 96, seed=3)
-    config = IngestConfig(preprocessing=PreprocessingConfig(image_side=64), num_workers=1)
+    config = IngestConfig(preprocessing=PreprocessingConfig(image_side=64), ingest_workers=1)
     ingest(str(folder / "source"), folder / "dataset", config)
     return folder / "dataset"
 

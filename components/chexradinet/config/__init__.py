@@ -4,10 +4,11 @@ The defaults are those of the trials that the model card names; `docs/adr` says 
 matters.
 """
 
-from chexradinet.config.checks import canonical_json as canonical_json
-from chexradinet.config.checks import choice as choice
-from chexradinet.config.checks import digest_of as digest_of
-from chexradinet.config.checks import require as require
+from chexradinet.config.base import Settings as Settings
+from chexradinet.config.base import canonical_json as canonical_json
+from chexradinet.config.base import choice as choice
+from chexradinet.config.base import digest_of as digest_of
+from chexradinet.config.base import require as require
 from chexradinet.config.evaluation import EvaluationConfig as EvaluationConfig
 from chexradinet.config.evaluation import RadiomicsConfig as RadiomicsConfig
 from chexradinet.config.evaluation import RegionConfig as RegionConfig
@@ -26,4 +27,5 @@ from chexradinet.config.training import Backbone as Backbone
 from chexradinet.config.training import GuidanceConfig as GuidanceConfig
 from chexradinet.config.training import GuidanceRecipe as GuidanceRecipe
 from chexradinet.config.training import NetworkConfig as NetworkConfig
+from chexradinet.config.training import RetrainConfig as RetrainConfig
 from chexradinet.config.training import TrainConfig as TrainConfig

@@ -1,10 +1,13 @@
 """From a source to model pixels: preprocessing, quality, conventions of public data sets."""
 
-from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Annotated, Any, Self
 
-from chexradinet.config.checks import choice, digest_of, require
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
+
+from chexradinet.config.base import Settings, digest_of, internal, require
 from chexradinet.config.store import StoreConfig
+from chexradinet.errors import ConfigError, UnknownFindingError
 from chexradinet.findings import canonical_finding, canonical_findings
 
 PREPROCESSING_VERSION = 2
@@ -20,45 +23,32 @@ class GeometryMode(StrEnum):
     """One scale for both axes, black bars on the short side."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DicomConfig:
+class DicomConfig(Settings):
     """How stored values of a DICOM file become grey levels. Recorded with the data set."""
 
-    voi_index: int = 0
+    voi_index: int = Field(default=0, ge=0)
     """Which of several windows or VOI LUTs to apply, from 0; the last where there are fewer."""
     prefer_voi_lut: bool = True
     """Whether a VOI LUT goes before a window where a file has both."""
 
-    def __post_init__(self) -> None:
-        """Check the index."""
-        require(self.voi_index >= 0, "voi_index", self.voi_index, "at least 0")
 
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessingConfig:
+class PreprocessingConfig(Settings):
     """How an original image becomes model pixels. Training and scoring must agree on all of it."""
 
-    image_side: int = 224
-    """Height and width of the model's input, in pixels."""
+    image_side: int = Field(default=224, ge=32, le=2048)
+    """Side of the model's square input, in pixels."""
     geometry: GeometryMode = GeometryMode.SQUASH
-    """How the shape is made square."""
-    dicom: DicomConfig = field(default_factory=DicomConfig)
+    """squash scales each axis on its own, as NIH did; pad keeps the proportions."""
+    dicom: DicomConfig = DicomConfig()
     """How DICOM files are shown; of no effect on others."""
 
-    def __post_init__(self) -> None:
-        """Check the side, accept the mode by name and the DICOM settings as read from JSON."""
-        require(32 <= self.image_side <= 2048, "image_side", self.image_side, "in [32, 2048] px")
-        object.__setattr__(self, "geometry", choice(GeometryMode, "geometry", self.geometry))
-        if isinstance(self.dicom, dict):
-            object.__setattr__(self, "dicom", DicomConfig(**self.dicom))
-
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; `PreprocessingConfig(**values)` reads them back.
 
         `dicom` is left out where it is the default, so that data sets and bundles made before it
         was part of the preprocessing, and all of PNG and JPEG files, keep their digest.
         """
-        values = asdict(self)
+        values = self.record()
         if self.dicom == DicomConfig():
             del values["dicom"]
         return values
@@ -112,7 +102,7 @@ def parse_uncertain(text: str) -> tuple[UncertainLabel, dict[str, UncertainLabel
     for part in text.split(","):
         finding, equals, policy = part.rpartition("=")
         needed = f"one of {known}, or Finding=policy, joined by commas"
-        require(policy.strip() in known, "uncertain", text, needed)
+        require(policy.strip() in known, "uncertain_labels", text, needed)
         if equals:
             exceptions[canonical_finding(finding)] = UncertainLabel(policy.strip())
         else:
@@ -120,67 +110,82 @@ def parse_uncertain(text: str) -> tuple[UncertainLabel, dict[str, UncertainLabel
     return overall, exceptions
 
 
-@dataclass(frozen=True, kw_only=True)
-class QualityConfig:
+def _split_names(value: object) -> object:
+    return [name for name in value.split(",") if name] if isinstance(value, str) else value
+
+
+class QualityConfig(Settings):
     """What an X-ray must be to enter a data set or to be scored."""
 
-    min_age_years: float = 18.0
-    """Youngest patient; 0 takes every age. A patient of unknown age is taken and flagged."""
-    min_side_px: int = 32
-    """Shortest side of an image."""
+    min_age_years: float = Field(default=18.0, ge=0, lt=120)
+    """Youngest patient of a DICOM file; 0 takes every age. An unknown age is taken and flagged."""
+    min_side_px: int = Field(default=32, ge=1)
+    """Shortest side of a DICOM image, in pixels."""
     check_inversion: bool = True
-    """Whether to compare Photometric Interpretation with the image."""
-
-    def __post_init__(self) -> None:
-        """Check every number."""
-        require(0 <= self.min_age_years < 120, "min_age_years", self.min_age_years, "in [0, 120)")
-        require(self.min_side_px >= 1, "min_side_px", self.min_side_px, "at least 1")
+    """Reject DICOM images that contradict their header's polarity."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class IngestConfig:
+class IngestConfig(Settings):
     """How a source becomes a data set."""
 
-    format: SourceFormat = SourceFormat.CSV
-    """Convention of the source."""
-    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
+    data_format: SourceFormat = Field(
+        default=SourceFormat.CSV,
+        validation_alias=AliasChoices("data_format", "format"),
+        serialization_alias="format",
+    )
+    """Convention of the source's label table and files."""
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
     """How an original becomes model pixels."""
-    quality: QualityConfig = field(default_factory=QualityConfig)
+    quality: QualityConfig = QualityConfig()
     """What a DICOM file must be; others have no header to judge."""
-    findings: tuple[str, ...] = ()
-    """Findings to keep, in this order; empty keeps all that the table knows."""
-    uncertain: str = "ignore"
-    """What -1 becomes, as `parse_uncertain` reads it."""
-    validation_fraction: float = 0.1
-    """Part of the training patients that becomes the validation split where the table has none."""
-    test_fraction: float = 0.1
-    """Part of all patients that becomes the test split where the table has no split at all."""
-    split_seed: int = 0
-    """Of the splits that no table gives; recorded in the data set."""
-    max_reject_fraction: float = 0.5
-    """Largest part of the files that may be rejected before the run fails, in [0, 1]."""
-    shard_size: int = 4096
-    """Images in a file of pixels."""
-    num_workers: int = 0
+    findings: Annotated[tuple[str, ...], BeforeValidator(_split_names)] = Field(
+        default=(),
+        json_schema_extra={"needed": "findings that docs/datasets.md lists, comma separated"},
+    )
+    """Findings to learn, comma separated and in order; empty takes all of the table."""
+    uncertain_labels: str = Field(
+        default="ignore",
+        validation_alias=AliasChoices("uncertain_labels", "uncertain"),
+        serialization_alias="uncertain",
+    )
+    """What a label of -1 becomes: ignore, ones or zeros; `zeros,Edema=ones` for exceptions."""
+    validation_fraction: float = Field(default=0.1, ge=0, lt=0.9)
+    """Part of the training patients that validates, if the table has no validation split."""
+    test_fraction: float = Field(default=0.1, ge=0, lt=0.9)
+    """Part of all patients that tests, if the table names no split at all."""
+    split_seed: int = Field(default=0, ge=0)
+    """Seed of the splits that no table gives; recorded in the data set."""
+    max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Rejected part of the source above which the run fails."""
+    ingest_shard_size: int = Field(
+        default=4096,
+        ge=1,
+        validation_alias=AliasChoices("ingest_shard_size", "shard_size"),
+        serialization_alias="shard_size",
+    )
+    """Images per file of pixels; a killed ingest continues after the last full file."""
+    ingest_workers: int = Field(
+        default=0,
+        ge=0,
+        validation_alias=AliasChoices("ingest_workers", "num_workers"),
+        serialization_alias="num_workers",
+    )
     """Processes that decode; 0 takes what processors and memory allow, 1 only this process."""
-    store: StoreConfig = field(default_factory=StoreConfig)
+    store: StoreConfig = internal(StoreConfig())
     """How object storage or an archive is talked to."""
 
-    def __post_init__(self) -> None:
-        """Check every number, and accept format and findings by any known name."""
-        for name in ("validation_fraction", "test_fraction"):
-            require(0 <= getattr(self, name) < 0.9, name, getattr(self, name), "in [0, 0.9)")
-        rejects = self.max_reject_fraction
-        require(0 <= rejects <= 1, "max_reject_fraction", rejects, "in [0, 1]")
-        require(self.shard_size >= 1, "shard_size", self.shard_size, "at least 1")
-        require(self.num_workers >= 0, "num_workers", self.num_workers, "at least 0")
-        parse_uncertain(self.uncertain)
-        object.__setattr__(self, "format", choice(SourceFormat, "format", self.format))
-        object.__setattr__(self, "findings", canonical_findings(self.findings))
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        try:
+            parse_uncertain(self.uncertain_labels)
+            object.__setattr__(self, "findings", canonical_findings(self.findings))
+        except UnknownFindingError as error:
+            raise ConfigError(str(error)) from error
+        return self
 
     def digest(self) -> str:
         """Return the digest of all that decides the bytes of a data set made from one source."""
-        values = asdict(self)
+        values = self.record()
         for name in ("max_reject_fraction", "num_workers", "store"):
             del values[name]
         return digest_of({"version": PREPROCESSING_VERSION, **values})

@@ -1,9 +1,11 @@
 """Shape of the network, how a round is trained, and what guides it."""
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, Self
 
-from chexradinet.config.checks import choice, require
+from pydantic import AliasChoices, Field, model_validator
+
+from chexradinet.config.base import Settings, internal, require
 
 MAX_ROUNDS_LIMIT = 8
 """Most rounds a pipeline can be compiled for: each adds a sub-pipeline and an input."""
@@ -19,19 +21,18 @@ class Backbone(StrEnum):
     """ResNet-18's depth with stages of 16, 32, 48 and 64 channels: for laptops and tests."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class NetworkConfig(Settings):
     """Shape of the classifier."""
 
     backbone: Backbone = Backbone.RESNET50
-    """Depth and width."""
-    map_stride: int = 16
-    """Input pixels a cell of the heatmap covers, along each axis: 8, 16 or 32."""
+    """Depth and width of the network."""
+    map_stride: int = Field(default=16, json_schema_extra={"needed": "8, 16 or 32"})
+    """Input pixels that a cell of the heatmap covers; finer locates better."""
 
-    def __post_init__(self) -> None:
-        """Check the stride and accept the backbone by name."""
+    @model_validator(mode="after")
+    def _stride_is_possible(self) -> Self:
         require(self.map_stride in (8, 16, 32), "map_stride", self.map_stride, "8, 16 or 32")
-        object.__setattr__(self, "backbone", choice(Backbone, "backbone", self.backbone))
+        return self
 
 
 class GuidanceRecipe(StrEnum):
@@ -47,75 +48,88 @@ class GuidanceRecipe(StrEnum):
     """Both."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GuidanceConfig:
+class GuidanceConfig(Settings):
     """Loss of a guided round: `(1 - s - c) * classification + s * entropy + c * contrastive`."""
 
-    recipe: GuidanceRecipe = GuidanceRecipe.SHARPEN_CONTRASTIVE
-    """Which terms take part; the weight of a term that does not is 0."""
-    permute_radiomics: bool = False
+    guidance: GuidanceRecipe = Field(
+        default=GuidanceRecipe.SHARPEN_CONTRASTIVE,
+        validation_alias=AliasChoices("guidance", "recipe"),
+        serialization_alias="recipe",
+    )
+    """Terms that take part in the loss; the weight of a term that does not is 0."""
+    permute_radiomics: bool = internal(False)
     """Shuffle the features over the images: what it keeps of a gain is not radiomics."""
-    sharpen_weight: float = 0.10
-    """`s` above, in [0, 0.5]. At 0.3 the maps collapse in the second round."""
-    contrastive_weight: float = 0.05
-    """`c` above, in [0, 0.5]. At 0.3 it costs accuracy: NT-Xent is ten times the other term."""
-    temperature: float = 0.2
-    """Of NT-Xent, above 0."""
-
-    def __post_init__(self) -> None:
-        """Check the weights and accept the recipe by name."""
-        for name in ("sharpen_weight", "contrastive_weight"):
-            require(0 <= getattr(self, name) <= 0.5, name, getattr(self, name), "in [0, 0.5]")
-        require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        object.__setattr__(self, "recipe", choice(GuidanceRecipe, "recipe", self.recipe))
+    sharpen_weight: float = Field(default=0.10, ge=0, le=0.5)
+    """Weight `s` of the maps' entropy. At 0.3 the maps collapse in the second round."""
+    contrastive_weight: float = Field(default=0.05, ge=0, le=0.5)
+    """Weight `c` of the contrast. At 0.3 it costs accuracy: NT-Xent is ten times the other term."""
+    temperature: float = internal(0.2, gt=0)
+    """Temperature of NT-Xent."""
 
     @property
     def sharpens(self) -> bool:
         """Whether the entropy term takes part."""
-        return "sharpen" in self.recipe.value
+        return "sharpen" in self.guidance.value
 
     @property
     def contrasts(self) -> bool:
         """Whether the contrastive term takes part."""
-        return "contrastive" in self.recipe.value
+        return "contrastive" in self.guidance.value
 
     @property
     def arm(self) -> str:
         """Name of the recipe as reports print it; `@permuted` where features are shuffled."""
-        return self.recipe.value + ("@permuted" if self.permute_radiomics else "")
+        return self.guidance.value + ("@permuted" if self.permute_radiomics else "")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How a round is trained."""
+class OptimizationConfig(Settings):
+    """What round 0 and the guided rounds share."""
 
-    epochs: int = 10
-    """Passes over the training split."""
-    batch_size: int = 16
-    """Images a step."""
-    learning_rate: float = 2e-3
-    """Peak of the one-cycle schedule."""
-    weight_decay: float = 1e-4
-    """Of AdamW."""
-    max_shift_fraction: float = 1 / 16
+    batch_size: int = Field(default=16, ge=2)
+    """Images per training step."""
+    weight_decay: float = internal(1e-4, ge=0)
+    """Weight decay of AdamW."""
+    max_shift_fraction: float = internal(1 / 16, ge=0, lt=0.5)
     """Augmentation: largest shift along each axis, as a fraction of the image's side."""
-    max_contrast_change: float = 0.15
+    max_contrast_change: float = internal(0.15)
     """Augmentation: contrast is scaled by a factor in 1 +- this."""
-    max_brightness_change: float = 0.25
+    max_brightness_change: float = internal(0.25)
     """Augmentation: largest brightness offset, in standard deviations of the input."""
-    seed: int = 0
-    """Of initial weights, order and augmentation; equal seeds see equal images in equal order."""
-    num_threads: int = 0
+    seed: int = Field(default=0, ge=0)
+    """Seed of weights, order, augmentation and bootstrap."""
+    num_threads: int = internal(0, ge=0)
     """Torch threads on a CPU; 0 leaves torch's own choice."""
-    mixed_precision: bool = True
+    mixed_precision: bool = internal(True)
     """bfloat16 where an accelerator supports it; a CPU always computes in float32."""
 
-    def __post_init__(self) -> None:
-        """Check every number."""
-        require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
-        require(0 < self.learning_rate < 1, "learning_rate", self.learning_rate, "in (0, 1)")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
-        shift = self.max_shift_fraction
-        require(0 <= shift < 0.5, "max_shift_fraction", shift, "in [0, 0.5)")
-        require(self.num_threads >= 0, "num_threads", self.num_threads, "at least 0")
+
+class TrainConfig(OptimizationConfig):
+    """How round 0 is trained."""
+
+    epochs: int = Field(default=10, ge=1)
+    """Passes over the training images in round 0."""
+    learning_rate: float = Field(default=2e-3, gt=0, lt=1)
+    """Peak learning rate of round 0 (one-cycle schedule)."""
+
+
+class RetrainConfig(OptimizationConfig):
+    """How a guided round is trained."""
+
+    round_epochs: int = Field(default=3, ge=1)
+    """Passes over the training images in each guided round."""
+    round_learning_rate: float = Field(default=1e-3, gt=0, lt=1)
+    """Peak learning rate of the guided rounds."""
+    min_improvement: float = Field(default=0.0, ge=-1, le=1)
+    """Rise of the validation mean AUROC without which no round follows."""
+    guidance: GuidanceConfig = GuidanceConfig()
+    """What guides the round."""
+
+    def training(self) -> TrainConfig:
+        """Return how one round is trained."""
+        shared: dict[str, Any] = {name: getattr(self, name) for name in _SHARED}
+        return TrainConfig(
+            epochs=self.round_epochs, learning_rate=self.round_learning_rate, **shared
+        )
+
+
+_SHARED = tuple(OptimizationConfig.model_fields)

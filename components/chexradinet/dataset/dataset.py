@@ -15,7 +15,7 @@ from mapped pages. `writing` makes the directory.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ class DatasetInfo:
             "files": dict(self.files),
         }
         if self.quality is not None:
-            document["quality"] = asdict(self.quality)
+            document["quality"] = self.quality.record()
         if self.deidentified:
             document["deidentified"] = True
         if self.ingest:

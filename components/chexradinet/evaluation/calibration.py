@@ -114,7 +114,7 @@ def fit_calibration(
     return Calibration(
         findings=fitted,
         split=split,
-        target_sensitivity=config.sensitivity,
+        target_sensitivity=config.target_sensitivity,
         num_images=len(labels),
     )
 
@@ -128,7 +128,7 @@ def _fit_finding(labels: Array, logits: Array, config: EvaluationConfig) -> Find
         return FindingCalibration(
             status=NOT_CALIBRATED, positives=positives, negatives=negatives, reason=reason
         )
-    point = operating_threshold(labels, scaling.apply(logits), config.sensitivity)
+    point = operating_threshold(labels, scaling.apply(logits), config.target_sensitivity)
     return FindingCalibration(
         status=PLATT,
         slope=scaling.slope,

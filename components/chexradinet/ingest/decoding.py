@@ -142,7 +142,7 @@ def is_dicom(file: str, content: bytes, config: IngestConfig) -> bool:
     """Tell whether a file is to be read as DICOM: by its suffix, and anyhow in a DICOM source."""
     if file.casefold().endswith(DICOM_SUFFIXES):
         return True
-    return config.format is SourceFormat.DICOM and not content.startswith(_PICTURES)
+    return config.data_format is SourceFormat.DICOM and not content.startswith(_PICTURES)
 
 
 def _decode(

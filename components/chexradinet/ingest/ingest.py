@@ -92,9 +92,9 @@ def ingest(
         TooManyRejectsError: more was rejected than allowed, or everything.
     """
     if is_archive(source):
-        config = replace(config, format=SourceFormat.DICOM)
+        config = config.changed(data_format=SourceFormat.DICOM)
     require_target(target, source, labels)
-    key = optional_key(config.format is SourceFormat.DICOM)
+    key = optional_key(config.data_format is SourceFormat.DICOM)
     with redact(key), open_source(source, config, labels) as opened:
         task = _prepared(opened, source, config, key)
         info = DatasetInfo(
@@ -111,7 +111,9 @@ def ingest(
             check_rejected(made.counts["rejected"], made.counts["images"], config)
             return made
         with working_on(target, task.digest, config.store) as checkpoint:
-            writer = DatasetWriter(checkpoint.data, info, config.shard_size, checkpoint.num_shards)
+            writer = DatasetWriter(
+                checkpoint.data, info, config.ingest_shard_size, checkpoint.num_shards
+            )
             try:
                 _fill(writer, task, checkpoint, progress)
                 made = writer.finish()
@@ -140,8 +142,8 @@ class _Task:
         """What `dataset.json` says of how it was made."""
         config = self.config
         return {
-            "format": config.format.value,
-            "uncertain": config.uncertain,
+            "format": config.data_format.value,
+            "uncertain": config.uncertain_labels,
             "validation_fraction": config.validation_fraction,
             "test_fraction": config.test_fraction,
             "ignored_files": self.plan.num_ignored,
@@ -165,7 +167,7 @@ def _coded_place(source: str, key: DeidentificationKey) -> str:
 def _prepared(
     opened: Source, source: str, config: IngestConfig, key: DeidentificationKey | None
 ) -> _Task:
-    any_dicom = config.format is SourceFormat.DICOM
+    any_dicom = config.data_format is SourceFormat.DICOM
     found: list[Listed] = []
     others: list[Listed] = []
     for file in opened.files():
@@ -203,7 +205,7 @@ def _fill(
     config, plan = task.config, task.plan
     decode = decoder(task.source, config, task.key)
     fresh = decode_in_order(
-        plan.files[len(checkpoint.restored) :], decode, config.num_workers, task.has_headers
+        plan.files[len(checkpoint.restored) :], decode, config.ingest_workers, task.has_headers
     )
     rejections, images = list(plan.rejections), []
     headers: dict[HeaderRow, HeaderRow] = {}
@@ -226,7 +228,7 @@ def _fill(
     reasons = Counter(rejection.reason.value for rejection in rejections)
     check_rejected(reasons, len(images), config)
     check_counts(plan, rejections, len(images))
-    if config.format is SourceFormat.DICOM:
+    if config.data_format is SourceFormat.DICOM:
         splits = assign_splits([image.row for image in images], config)
         writer.assign_splits([row.split or Split.TRAIN for row in splits])
     if task.has_headers:

@@ -82,9 +82,9 @@ def read_table(folder: Path, config: IngestConfig) -> LabelTable | None:
         SourceError: there is none, or more than one.
         LabelTableError: it is damaged or contradicts itself.
     """
-    if config.format is SourceFormat.DICOM and not list_tables(folder):
+    if config.data_format is SourceFormat.DICOM and not list_tables(folder):
         return None
-    return TABLES[config.format](folder, config)
+    return TABLES[config.data_format](folder, config)
 
 
 def plan_ingest(
@@ -111,7 +111,7 @@ def plan_ingest(
         return Plan(
             files=tuple(files), rows=rows, rejections=(), num_inputs=len(files), needs_row=False
         )
-    if config.format is SourceFormat.DICOM and key is not None:
+    if config.data_format is SourceFormat.DICOM and key is not None:
         assign_splits(table.rows, config)  # contradictions are told before hours of decoding
         return _by_file(table, files, key)
     return _by_row(table, files, config, others)

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from chexradinet.artifacts import read_document, sha256_of, write_document, writing_directory
-from chexradinet.config import NetworkConfig, PreprocessingConfig, canonical_json, digest_of
+from chexradinet.config import (
+    NetworkConfig,
+    PreprocessingConfig,
+    Settings,
+    canonical_json,
+    digest_of,
+)
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
 from chexradinet.replacing import Head
 
@@ -67,7 +73,7 @@ class BundleInfo:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as JSON gives it back: lists for tuples, strings for names."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=Settings.record))
         return plain
 
 

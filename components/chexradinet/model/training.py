@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,7 @@ def _check(
         )
     if guidance.contrasts and (heads is None or regions is None):
         raise ConfigError(
-            f"recipe is {guidance.recipe.value!r}, which needs heads and regions; pass both or "
+            f"recipe is {guidance.guidance.value!r}, which needs heads and regions; pass both or "
             "choose 'none' or 'sharpen'"
         )
 
@@ -211,7 +211,7 @@ def _fingerprint(
         digest.update(array.tobytes())
     for name, value in modules.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest_of([asdict(config), asdict(guidance), digest.hexdigest()])
+    return digest_of([config.record(), guidance.record(), digest.hexdigest()])
 
 
 def _interruption(step: int, steps: int, checkpoint: Path | None) -> str:

@@ -208,7 +208,7 @@ def _new_plan(
         preprocessing_digest=info.preprocessing_digest,
         findings=info.findings,
         calibrated=_calibrated(info),
-        settings=config.results.as_dict(),
+        settings=config.results.record(),
         shard_size=config.shard_size,
         images=inbox.images,
     )

@@ -74,7 +74,7 @@ def _brightest_component(
     side = enlarged.shape[0]
     kernel = (config.blur_px, config.blur_px)
     blurred = np.asarray(cv2.GaussianBlur(enlarged, kernel, 0), dtype=np.float64)
-    bright = (blurred >= config.threshold * blurred.max()).astype(np.uint8)
+    bright = (blurred >= config.region_threshold * blurred.max()).astype(np.uint8)
     # Only as much of the image as is bright is searched, and extents are taken of one component:
     # statistics of all over the whole image took as long as everything else together.
     first_column, first_row, columns, rows = cv2.boundingRect(bright)

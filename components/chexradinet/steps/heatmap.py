@@ -33,6 +33,6 @@ def heatmap(
         Path(model.path),
         Path(dataset.path),
         Path(regions.path),
-        RegionConfig(threshold=region_threshold),
+        RegionConfig(region_threshold=region_threshold),
         Shard(int(shard), num_shards),
     )

@@ -25,8 +25,8 @@ def ingest(
     shard_size: int,
     dataset: dsl.Output[dsl.Dataset],
     ingest_report: dsl.Output[dsl.HTML],
-) -> int:
-    """Write the data set that all later stages read; return its number of training images."""
+) -> None:
+    """Decode the source's X-rays once and write the data set that all later stages read."""
     from pathlib import Path
 
     from chexradinet.config import (
@@ -45,7 +45,7 @@ def ingest(
         source,
         Path(dataset.path),
         IngestConfig(
-            format=choice(SourceFormat, "data_format", data_format),
+            data_format=choice(SourceFormat, "data_format", data_format),
             findings=tuple(name for name in findings.split(",") if name),
             preprocessing=PreprocessingConfig(
                 image_side=image_side,
@@ -53,17 +53,16 @@ def ingest(
                 dicom=DicomConfig(voi_index=voi_index),
             ),
             quality=QualityConfig(min_age_years=min_age_years, check_inversion=check_inversion),
-            uncertain=uncertain_labels,
+            uncertain_labels=uncertain_labels,
             validation_fraction=validation_fraction,
             split_seed=split_seed,
             max_reject_fraction=max_reject_fraction,
             test_fraction=test_fraction,
-            num_workers=num_workers,
-            shard_size=shard_size,
+            ingest_workers=num_workers,
+            ingest_shard_size=shard_size,
         ),
         labels=labels,
     )
     report_ingest(Path(dataset.path), Path(ingest_report.path))
     dataset.metadata["digest"] = info.digest
     dataset.metadata["images"] = info.counts["images"]
-    return int(info.counts["splits"]["train"])

@@ -45,7 +45,7 @@ def plan(
 
     results = ResultSettings(
         quality=QualityConfig(min_age_years=min_age_years),
-        regions=RegionConfig(threshold=region_threshold),
+        regions=RegionConfig(region_threshold=region_threshold),
         radiomics=RadiomicsConfig(bin_width=bin_width),
         worklist=WorklistConfig(max_wait_h=max_wait_h),
         batch_size=int(batch_size),

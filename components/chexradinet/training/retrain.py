@@ -1,8 +1,8 @@
 """A guided round: the classifier trained on, with the features of where it looked."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from chexradinet.model.bundle import (
 from chexradinet.model.training import Regions, fit, run_digest
 from chexradinet.records import FeatureStatus, Split
 from chexradinet.regions.normalisation import fit_normalisation
-from chexradinet.regions.tables import FeaturesArtifact, read_feature_shards
+from chexradinet.regions.tables import FeaturesArtifact, read_features
 from chexradinet.replacing import require_replaceable
 from chexradinet.training.preemption import safeguard
 from chexradinet.training.train import round_summary, training_data
@@ -49,7 +49,7 @@ class RoundOutcome:
 def retrain(
     bundle: Path,
     dataset: Path,
-    features: Sequence[Path],
+    features: Path,
     target: Path,
     *,
     round_number: int,
@@ -63,8 +63,7 @@ def retrain(
     Args:
         bundle: Model of the round before, of the same arm.
         dataset: Directory that `ingest` wrote.
-        features: Directories that `radiomics` wrote, one per shard; not read unless the recipe
-            contrasts.
+        features: Directory that `radiomics` wrote; not read where the recipe does not contrast.
         target: Bundle directory to make.
         round_number: From 1.
         guidance: What is added to the classification loss.
@@ -89,10 +88,10 @@ def retrain(
     )
     regions = None
     if guidance.contrasts:
-        regions = _guiding_regions(data, read_feature_shards(features))
+        regions = _guiding_regions(data, read_features(features))
     if regions is None:
         guidance = _without_contrast(guidance)
-    seeded = TrainConfig(**{**asdict(config), "seed": config.seed + _SEED_STRIDE * round_number})
+    seeded = config.changed(seed=config.seed + _SEED_STRIDE * round_number)
     parts = (loaded.network, loaded.heads, training_data(data), seeded, guidance)
     run = digest_of(["retrain", round_number, data.digest, run_digest(*parts, regions)])
     with safeguard(run) as guard:
@@ -135,7 +134,7 @@ def _guiding_regions(data: Dataset, features: FeaturesArtifact) -> Regions | Non
 
 def _without_contrast(guidance: GuidanceConfig) -> GuidanceConfig:
     recipe = GuidanceRecipe.SHARPEN if guidance.sharpens else GuidanceRecipe.NONE
-    return replace(guidance, recipe=recipe)
+    return guidance.changed(guidance=recipe)
 
 
 def _describe(
@@ -159,7 +158,7 @@ def _describe(
             "validation": metrics,
             "history": [*previous.metrics["history"], summary],
         },
-        settings={"train": asdict(config), "guidance": asdict(guidance)},
+        settings={"train": config.record(), "guidance": guidance.record()},
     )
 
 

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +60,9 @@ def train(
     if initial_weights:
         _load_weights(classifier, initial_weights)
     heads = build_heads(classifier.num_channels, seed=config.seed)
-    guidance = GuidanceConfig(recipe=GuidanceRecipe.NONE)
+    guidance = GuidanceConfig(guidance=GuidanceRecipe.NONE)
     parts = (classifier, heads, training_data(data), config, guidance)
-    run = digest_of(["train", data.digest, asdict(network), run_digest(*parts)])
+    run = digest_of(["train", data.digest, network.record(), run_digest(*parts)])
     with safeguard(run) as guard:
         history = fit(
             *parts,
@@ -87,7 +86,7 @@ def train(
                 "history": [round_summary(0, guidance.arm, validation)],
                 "epochs": history,
             },
-            settings={"train": asdict(config)},
+            settings={"train": config.record()},
         )
         save_bundle(target, info, classifier, heads, model_card(info))
     return info

@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> Callable[..., Result]:
     """Return a function that runs the command with `--out` below the test's folder."""
 
     def ingest(source: Path | str, *options: str, out: str = "{folder}/dataset") -> Result:
-        words = ["ingest", str(source), "--out", out.format(folder=tmp_path), "--side", "32"]
+        words = ["ingest", str(source), "--out", out.format(folder=tmp_path), "--image-side", "32"]
         return CliRunner().invoke(
             app, [*words, *(text.format(folder=tmp_path) for text in options)]
         )
@@ -62,7 +62,7 @@ def test_tables_elsewhere_fractions_shards_and_report_are_options(
     dataset = opened(
         phantom,
         *("--labels", "{folder}/tables", "--report", "{folder}/reports/r.html"),
-        *("--test-fraction", "0.5", "--validation-fraction", "0", "--shard-size", "5"),
+        *("--test-fraction", "0.5", "--validation-fraction", "0", "--ingest-shard-size", "5"),
     )
     assert dataset.info.shard_sizes == (5, 5, 2)
     patients = dataset.info.counts["patients_by_split"]
@@ -84,7 +84,7 @@ def test_settings_of_dicom_files_are_options(
     (source / "child").write_bytes(dicom(2, PatientAge="009Y"))
     (source / "inverted").write_bytes(dicom(3, 255 - chest(3)))
     (source / "small").write_bytes(dicom(4, chest(4, side=40)))
-    dicoms = ("--format", "dicom", "--findings", "Mass", "--num-workers", "1")
+    dicoms = ("--data-format", "dicom", "--findings", "Mass", "--ingest-workers", "1")
     strict = run(source, *dicoms, "--min-side-px", "50", "--max-reject-fraction", "1")
     assert strict.exit_code == 0
     assert "rejected: inverted 1, too_small 1, under_age 1" in " ".join(strict.output.split())

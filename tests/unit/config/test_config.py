@@ -25,16 +25,16 @@ from chexradinet.errors import ConfigError
         (lambda: PreprocessingConfig(image_side=8), "image_side is 8"),
         (lambda: NetworkConfig(map_stride=4), "map_stride is 4"),
         (lambda: NetworkConfig(backbone="resnet19"), "backbone is 'resnet19'"),  # type: ignore[arg-type]
-        (lambda: GuidanceConfig(recipe="sharp"), "recipe is 'sharp'"),  # type: ignore[arg-type]
+        (lambda: GuidanceConfig(guidance="sharp"), "guidance is 'sharp'"),  # type: ignore[arg-type]
         (lambda: GuidanceConfig(sharpen_weight=0.6), "sharpen_weight is 0.6"),
         (lambda: GuidanceConfig(temperature=0), "temperature is 0"),
         (lambda: TrainConfig(batch_size=1), "batch_size is 1"),
         (lambda: TrainConfig(epochs=0), "epochs is 0"),
-        (lambda: RegionConfig(threshold=1.0), "threshold is 1.0"),
+        (lambda: RegionConfig(region_threshold=1.0), "region_threshold is 1.0"),
         (lambda: RegionConfig(blur_px=4), "blur_px is 4"),
         (lambda: RegionConfig(border_px=0), "border_px is 0"),
         (lambda: RadiomicsConfig(bin_width=0), "bin_width is 0"),
-        (lambda: EvaluationConfig(sensitivity=1.0), "sensitivity is 1.0"),
+        (lambda: EvaluationConfig(target_sensitivity=1.0), "target_sensitivity is 1.0"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(
@@ -64,7 +64,7 @@ def test_a_recipe_tells_its_terms_and_its_arm() -> None:
     assert both.sharpens
     assert both.contrasts
     assert both.arm == "sharpen+contrastive@permuted"
-    control = GuidanceConfig(recipe=GuidanceRecipe.NONE)
+    control = GuidanceConfig(guidance=GuidanceRecipe.NONE)
     assert not control.sharpens
     assert not control.contrasts
 

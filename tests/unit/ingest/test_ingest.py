@@ -299,7 +299,7 @@ def test_two_workers_write_the_same_bytes_as_one(tmp_path: Path) -> None:
         ingest(
             str(tmp_path / "phantom"),
             tmp_path / f"dataset-{workers}",
-            IngestConfig(preprocessing=preprocessing, num_workers=workers, shard_size=7),
+            IngestConfig(preprocessing=preprocessing, ingest_workers=workers, ingest_shard_size=7),
         ).digest
         for workers in (0, 1, 2)
     }
@@ -319,7 +319,7 @@ def test_boxes_of_another_frame_are_scaled_and_those_outside_left_out(tmp_path: 
         "00000001_000.png,Nodule,1000,1000,100,100\n00000001_000.png,Nodule,2000,10,10,10\n"
     )
     preprocessing = PreprocessingConfig(image_side=128)
-    config = IngestConfig(format="nih", preprocessing=preprocessing)  # type: ignore[arg-type]
+    config = IngestConfig(data_format="nih", preprocessing=preprocessing)  # type: ignore[arg-type]
     ingest(str(source), tmp_path / "dataset", config)
     assert open_dataset(tmp_path / "dataset").boxes(0) == (
         LabelledBox("Mass", Box(32, 64, 48, 96)),

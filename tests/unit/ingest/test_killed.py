@@ -91,7 +91,9 @@ def phantom(tmp_path: Path) -> Path:
     return tmp_path / "phantom"
 
 
-SMALL = IngestConfig(preprocessing=PreprocessingConfig(image_side=32), shard_size=8, num_workers=1)
+SMALL = IngestConfig(
+    preprocessing=PreprocessingConfig(image_side=32), ingest_shard_size=8, ingest_workers=1
+)
 
 
 def interrupted(source: Path, target: Path, done: int, config: IngestConfig = SMALL) -> list[Path]:
@@ -272,7 +274,7 @@ def test_killed_ingest_leaves_no_data_set_and_no_process_and_goes_on_after_its_l
         "outcomes-00000.json",
         "outcomes-00001.json",
     ]
-    config = IngestConfig(preprocessing=PreprocessingConfig(image_side=32), shard_size=8)
+    config = IngestConfig(preprocessing=PreprocessingConfig(image_side=32), ingest_shard_size=8)
     counted = CountingDecodes(monkeypatch)
     resumed = ingest(str(source), target, config)
     assert counted.files == [f"images/{number:06d}.png" for number in range(16, 60)]

@@ -50,7 +50,7 @@ def boxes_of(row: dict[str, str]) -> list[tuple[str, Box]]:
 def test_real_nih_download_is_ingested(
     nih_source: Callable[[str], Path], shared_data: Path, tmp_path: Path, layout: str
 ) -> None:
-    config = IngestConfig(format="nih", max_reject_fraction=1)  # type: ignore[arg-type]
+    config = IngestConfig(data_format="nih", max_reject_fraction=1)  # type: ignore[arg-type]
     info = ingest(str(nih_source(layout)), tmp_path / "dataset", config)
     dataset = open_dataset(tmp_path / "dataset")
     labels = real_labels(shared_data)
@@ -132,7 +132,7 @@ def test_dicom_files_named_by_a_table_are_judged_by_their_headers(
     rows = [f"{name},{name},Nodule" for name in [*names, "zz-again.dcm"]]
     (source / "labels.csv").write_text("\n".join(["file,patient,findings", *rows]))
     config = IngestConfig(
-        format="dicom",  # type: ignore[arg-type]
+        data_format="dicom",  # type: ignore[arg-type]
         preprocessing=PreprocessingConfig(image_side=64),
         max_reject_fraction=1,
     )

@@ -26,7 +26,7 @@ from chexradinet.training.radiomics import radiomics
 from chexradinet.training.retrain import retrain
 from chexradinet.training.train import train
 
-SMALL = IngestConfig(preprocessing=PreprocessingConfig(image_side=32), num_workers=1)
+SMALL = IngestConfig(preprocessing=PreprocessingConfig(image_side=32), ingest_workers=1)
 NETWORK = NetworkConfig(backbone="resnet18-narrow", map_stride=8)  # type: ignore[arg-type]
 
 
@@ -109,7 +109,7 @@ def run_retrain(dataset: Path, target: Path) -> object:
     return retrain(
         dataset,
         dataset,
-        [dataset],
+        dataset,
         target,
         round_number=1,
         guidance=GuidanceConfig(),

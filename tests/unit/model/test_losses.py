@@ -106,7 +106,7 @@ def test_owners_that_all_differ_change_nothing() -> None:
 def test_mixture_weighs_the_terms_of_its_recipe(
     recipe: GuidanceRecipe, network: ChexRadiNet
 ) -> None:
-    config = GuidanceConfig(recipe=recipe, sharpen_weight=0.2, contrastive_weight=0.1)
+    config = GuidanceConfig(guidance=recipe, sharpen_weight=0.2, contrastive_weight=0.1)
     prediction = network(torch.randn(2, 1, 64, 64))
     labels = torch.tensor([[1.0, 0.0, NAN], [0.0, 1.0, 1.0]])
     pairs = Pairs(torch.randn(2, 8), torch.randn(2, 8), torch.arange(2))

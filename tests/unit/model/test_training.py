@@ -17,7 +17,7 @@ from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
 from chexradinet.model.training import Regions, TrainingData, fit
 
 NAN = float("nan")
-NONE = GuidanceConfig(recipe=GuidanceRecipe.NONE)
+NONE = GuidanceConfig(guidance=GuidanceRecipe.NONE)
 GUIDED = GuidanceConfig()
 
 
@@ -73,7 +73,7 @@ def test_loss_that_is_not_finite_stops_and_names_the_step() -> None:
 def test_one_class_labels_and_one_image_train_without_failing() -> None:
     network, heads = _parts()
     data = replace(_squares(), rows=np.array([1]))
-    history = fit(network, heads, data, replace(SETTINGS, epochs=1), NONE)
+    history = fit(network, heads, data, SETTINGS.changed(epochs=1), NONE)
     assert np.isfinite(history[0]["loss"])
 
 
@@ -94,7 +94,7 @@ def test_no_region_at_all_leaves_the_other_terms() -> None:
 def test_a_bright_square_is_learned_and_found() -> None:
     network, heads = _parts()
     data = _squares(64, side=64)
-    settings = replace(SETTINGS, epochs=8)
+    settings = SETTINGS.changed(epochs=8)
     history = fit(network, heads, data, settings, GUIDED, regions=_regions(64))
     for part in ("classification", "entropy", "contrastive"):
         assert history[-1][part] < 0.8 * history[0][part]
@@ -133,7 +133,7 @@ def test_classification_alone_leaves_the_heads_untouched() -> None:
     "guidance",
     [
         NONE,
-        GuidanceConfig(recipe=GuidanceRecipe.SHARPEN),
+        GuidanceConfig(guidance=GuidanceRecipe.SHARPEN),
         GUIDED,
         GuidanceConfig(permute_radiomics=True),
     ],
@@ -178,7 +178,7 @@ def test_permuting_changes_which_features_meet_which_image_and_nothing_else(
             lambda x, calls=calls, old=heads.radiomics.forward: (calls.append(x), old(x))[1],
         )
         guidance = GuidanceConfig(permute_radiomics=permute)
-        fit(network, heads, _squares(), replace(SETTINGS, epochs=1), guidance, regions=regions)
+        fit(network, heads, _squares(), SETTINGS.changed(epochs=1), guidance, regions=regions)
         met[permute] = torch.cat(calls).numpy()
     assert met[True].shape == met[False].shape
     assert not np.array_equal(met[True], met[False])
@@ -192,7 +192,7 @@ def test_all_regions_of_the_images_of_a_batch_are_contrasted() -> None:
     twice = Regions(image_row=np.repeat(np.arange(48), 2), features=_regions(96).features)
     seen: list[int] = []
     heads.radiomics.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    fit(network, heads, _squares(), replace(SETTINGS, epochs=1), GUIDED, regions=twice)
+    fit(network, heads, _squares(), SETTINGS.changed(epochs=1), GUIDED, regions=twice)
     assert seen == [32, 32, 32]
 
 
@@ -262,11 +262,11 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(
 def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     network, heads = _parts()
     state = tmp_path / "state"
-    settings = replace(SETTINGS, epochs=1)
+    settings = SETTINGS.changed(epochs=1)
     fit(network, heads, _squares(), settings, NONE, checkpoint=state)
     network, heads = _parts()
     with pytest.raises(MismatchError, match="another run"):
-        fit(network, heads, _squares(), replace(settings, seed=1), NONE, checkpoint=state)
+        fit(network, heads, _squares(), settings.changed(seed=1), NONE, checkpoint=state)
 
 
 def test_thread_count_is_restored() -> None:
@@ -277,7 +277,7 @@ def test_thread_count_is_restored() -> None:
         network,
         heads,
         _squares(16),
-        replace(SETTINGS, epochs=1),
+        SETTINGS.changed(epochs=1),
         NONE,
         progress=lambda done, total, loss: used.append(torch.get_num_threads()),
     )

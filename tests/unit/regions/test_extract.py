@@ -143,7 +143,7 @@ def test_component_with_the_highest_mean_wins_over_a_larger_one() -> None:
 def test_cells_that_touch_at_a_corner_are_one_component() -> None:
     heatmap = drawn(2, 2, 4, 4) + drawn(4, 4, 6, 6)
     # At half the maximum and unblurred, the two meet in a corner of a pixel and nowhere else.
-    box = box_of(heatmap, RegionConfig(threshold=0.5, blur_px=1))
+    box = box_of(heatmap, RegionConfig(region_threshold=0.5, blur_px=1))
     assert box.contains(2.5 * CELL_PX, 2.5 * CELL_PX)
     assert box.contains(5.5 * CELL_PX, 5.5 * CELL_PX)
 
@@ -157,7 +157,9 @@ def test_box_leaves_the_border_free(border_px: int) -> None:
 def test_higher_threshold_never_enlarges_the_box() -> None:
     rows = np.arange(CELLS)
     bump = np.exp(-((rows[:, None] - 5) ** 2 + (rows[None, :] - 6) ** 2) / 8)
-    areas = [box_of(bump, RegionConfig(threshold=value)).area_px for value in (0.3, 0.5, 0.7, 0.9)]
+    areas = [
+        box_of(bump, RegionConfig(region_threshold=value)).area_px for value in (0.3, 0.5, 0.7, 0.9)
+    ]
     assert areas == sorted(areas, reverse=True)
     assert areas[0] > areas[-1]
 

@@ -61,10 +61,10 @@ def second_model(
     retrain(
         tiny_model,
         tiny_dataset,
-        [],
+        target.parent / "no-features",
         target,
         round_number=1,
-        guidance=GuidanceConfig(recipe=GuidanceRecipe.NONE),
+        guidance=GuidanceConfig(guidance=GuidanceRecipe.NONE),
         config=TrainConfig(epochs=2, learning_rate=2e-3, seed=5, num_threads=1),
     )
     return target

@@ -1,6 +1,5 @@
 """Train, look, measure, retrain: each stage on its own, and what it refuses."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,9 @@ from chexradinet.ingest.ingest import ingest
 from chexradinet.model.bundle import load_bundle, read_bundle_info
 from chexradinet.phantom import write_phantom
 from chexradinet.records import Split
-from chexradinet.regions.tables import (
-    read_feature_shards,
-    read_features,
-    read_regions,
-    write_features,
-)
+from chexradinet.regions.tables import read_features, read_regions, write_features
 from chexradinet.training.heatmap import heatmap
-from chexradinet.training.radiomics import Shard, radiomics, skip
+from chexradinet.training.radiomics import Shard, gather, radiomics, skip
 from chexradinet.training.retrain import RoundOutcome, retrain
 from chexradinet.training.train import headline, train
 
@@ -67,7 +61,7 @@ def _retrain(
         "guidance": GuidanceConfig(),
         "config": TRAINING,
     }
-    return retrain(model, dataset, [features], target, **{**settings, **changes})
+    return retrain(model, dataset, features, target, **{**settings, **changes})
 
 
 def test_training_twice_gives_the_same_model(
@@ -122,27 +116,24 @@ def test_shards_joined_in_any_order_equal_the_whole(
     for index in range(3):
         shard = Shard(index, 3)
         heatmap(tiny_model, tiny_dataset, tmp_path / f"r{index}", RegionConfig(), shard)
-        radiomics(
-            tiny_dataset, tmp_path / f"r{index}", tmp_path / f"f{index}", RadiomicsConfig(), 1
-        )
-    whole = read_regions(regions)
-    parts = [read_regions(tmp_path / f"r{index}") for index in range(3)]
-    joined = pd.concat([part.table for part in parts], ignore_index=True)
-    pd.testing.assert_frame_equal(joined, whole.table, rtol=1e-4)
-    np.testing.assert_allclose(np.concatenate([part.maps for part in parts]), whole.maps, atol=1e-2)
-    measured = read_feature_shards([tmp_path / f"f{index}" for index in (2, 0, 1)])
-    pd.testing.assert_frame_equal(measured.table, read_features(features).table)
-    np.testing.assert_array_equal(measured.values, read_features(features).values)
-    assert measured.provenance == read_features(features).provenance
+    gather([tmp_path / f"r{index}" for index in (2, 0, 1)], tmp_path / "regions")
+    whole, joined = read_regions(regions), read_regions(tmp_path / "regions")
+    pd.testing.assert_frame_equal(joined.table, whole.table, rtol=1e-4)
+    np.testing.assert_allclose(joined.maps, whole.maps, atol=1e-2)
+    for index in range(2):
+        shard = Shard(index, 2)
+        radiomics(tiny_dataset, regions, tmp_path / f"f{index}", RadiomicsConfig(), shard, 1)
+    gather([tmp_path / "f1", tmp_path / "f0"], tmp_path / "features")
+    joined_features = read_features(tmp_path / "features")
+    pd.testing.assert_frame_equal(joined_features.table, read_features(features).table)
 
 
 def test_a_missing_shard_is_refused(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     heatmap(tiny_model, tiny_dataset, tmp_path / "r0", RegionConfig(), Shard(0, 2))
-    radiomics(tiny_dataset, tmp_path / "r0", tmp_path / "f0", RadiomicsConfig(), num_workers=1)
-    with pytest.raises(ArtifactError, match="needed is each shard"):
-        _retrain(tiny_model, tiny_dataset, tmp_path / "f0", tmp_path / "r1")
+    with pytest.raises(ArtifactError):
+        gather([tmp_path / "r0"], tmp_path / "regions")
     with pytest.raises(ArtifactError, match="no shard was given"):
-        read_feature_shards([])
+        gather([], tmp_path / "regions")
 
 
 def test_more_shards_than_images_leave_some_empty() -> None:
@@ -155,7 +146,7 @@ def test_more_shards_than_images_leave_some_empty() -> None:
 
 def test_a_model_of_another_preprocessing_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     write_phantom(tmp_path / "source", 12, 64, seed=1)
-    config = IngestConfig(preprocessing=PreprocessingConfig(image_side=48), num_workers=1)
+    config = IngestConfig(preprocessing=PreprocessingConfig(image_side=48), ingest_workers=1)
     ingest(str(tmp_path / "source"), tmp_path / "other", config)
     with pytest.raises(MismatchError, match="preprocessing"):
         heatmap(tiny_model, tmp_path / "other", tmp_path / "regions", RegionConfig())
@@ -177,7 +168,7 @@ def test_arms_differ_only_in_what_guides_them(
     tiny_model: Path, tiny_dataset: Path, features: Path, tmp_path: Path
 ) -> None:
     permuted = GuidanceConfig(permute_radiomics=True)
-    sharpened = GuidanceConfig(recipe=GuidanceRecipe.SHARPEN)
+    sharpened = GuidanceConfig(guidance=GuidanceRecipe.SHARPEN)
     _retrain(tiny_model, tiny_dataset, features, tmp_path / "guided")
     _retrain(tiny_model, tiny_dataset, features, tmp_path / "permuted", guidance=permuted)
     _retrain(tiny_model, tiny_dataset, features, tmp_path / "sharpened", guidance=sharpened)
@@ -239,14 +230,14 @@ def test_what_a_closed_round_leaves_is_not_taken_for_regions(
 def test_seeds_of_rounds_differ_and_do_not_depend_on_the_arm(
     tiny_model: Path, tiny_dataset: Path, features: Path, tmp_path: Path
 ) -> None:
-    control = GuidanceConfig(recipe=GuidanceRecipe.NONE)
+    control = GuidanceConfig(guidance=GuidanceRecipe.NONE)
     _retrain(tiny_model, tiny_dataset, features, tmp_path / "guided")
     _retrain(tiny_model, tiny_dataset, features, tmp_path / "control", guidance=control)
     seeds = [
         read_bundle_info(tmp_path / arm)[0].settings["train"]["seed"]
         for arm in ("guided", "control")
     ]
-    assert seeds[0] == seeds[1] != replace(TRAINING).seed
+    assert seeds[0] == seeds[1] != TRAINING.seed
 
 
 @pytest.mark.parametrize(
@@ -266,8 +257,8 @@ def test_each_term_of_a_recipe_decreases_on_the_phantom(
     recipe: GuidanceRecipe,
     terms: set[str],
 ) -> None:
-    guidance = GuidanceConfig(recipe=recipe, sharpen_weight=0.3, contrastive_weight=0.3)
-    config = replace(TRAINING, epochs=6, learning_rate=3e-3)
+    guidance = GuidanceConfig(guidance=recipe, sharpen_weight=0.3, contrastive_weight=0.3)
+    config = TRAINING.changed(epochs=6, learning_rate=3e-3)
     outcome = _retrain(
         tiny_model, tiny_dataset, features, tmp_path / "r1", guidance=guidance, config=config
     )

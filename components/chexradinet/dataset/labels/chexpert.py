@@ -65,7 +65,7 @@ def read_chexpert_table(folder: Path, config: IngestConfig) -> LabelTable:
     parts = {"train.csv": Split.TRAIN, "valid.csv": Split.TEST}
     if (folder / "test.csv").is_file():
         parts = {**parts, "valid.csv": Split.VALIDATION, "test.csv": Split.TEST}
-    policy = parse_uncertain(config.uncertain)
+    policy = parse_uncertain(config.uncertain_labels)
     mappings = LabelMappings(CHEXPERT_FINDINGS)
     notes: Counter[str] = Counter()
     rows = tuple(
@@ -153,7 +153,7 @@ def _mimic_table(folder: Path, *kinds: str) -> Path:
 
 
 def _studies(path: Path, config: IngestConfig) -> dict[str, Mapping[str, float]]:
-    policy = parse_uncertain(config.uncertain)
+    policy = parse_uncertain(config.uncertain_labels)
     mappings = LabelMappings(CHEXPERT_FINDINGS)
     return {
         line["studyid"]: mappings.of_values(_labels_of(line, policy))

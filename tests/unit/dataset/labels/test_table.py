@@ -62,7 +62,7 @@ def test_uncertainty_policy_has_exceptions() -> None:
 
 @pytest.mark.parametrize("text", ["", "maybe", "Edema=maybe", "ones;zeros"])
 def test_unknown_uncertainty_policy_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="uncertain is"):
+    with pytest.raises(ConfigError, match="uncertain_labels is"):
         parse_uncertain(text)
 
 

@@ -1,0 +1,242 @@
+"""Parameters of the pipelines: every setting of a stage, under one name, with where things run.
+
+A parameter is a leaf of `TrainingSettings` or `NightlySettings`; leaves of one name in several
+stages, such as `seed`, are one parameter. `flat` lists them, `nested` gives each stage its own.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self, TypeVar
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticUndefined
+
+from chexradinet import __version__
+from chexradinet.config.base import Settings, is_internal, leaves, needed, require
+from chexradinet.config.evaluation import EvaluationConfig, RadiomicsConfig, RegionConfig
+from chexradinet.config.ingest import IngestConfig
+from chexradinet.config.nightly import PlanConfig
+from chexradinet.config.training import (
+    MAX_ROUNDS_LIMIT,
+    NetworkConfig,
+    RetrainConfig,
+    TrainConfig,
+)
+
+WORKER_IMAGE = os.environ.get("CHEXRADINET_IMAGE", f"chexradinet-worker-python:{__version__}")
+"""Image that steps are compiled for; the `worker_image` parameter of a run replaces it."""
+
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|Ei|k|M|G|T|P|E)?")
+
+Model = TypeVar("Model", bound=Settings)
+
+
+class Placement(Settings):
+    """Where steps run."""
+
+    worker_image: str = Field(default=WORKER_IMAGE, min_length=1)
+    """Image of every step, with a tag or a digest."""
+    accelerator_type: str = ""
+    """Kubernetes name of the accelerator, such as nvidia.com/gpu; empty asks for none."""
+    accelerator_count: int = Field(default=0, ge=0)
+    """Accelerators of each step that uses them; 0 computes on the processor."""
+    node_selector: dict[str, str] = Field(default={})
+    """Labels of the nodes for accelerator steps, as a JSON object."""
+    tolerations: list[dict[str, Any]] = Field(default=[])
+    """Tolerations of accelerator steps, as a JSON list."""
+
+    @model_validator(mode="after")
+    def _memories_are_quantities(self) -> Self:
+        for name in type(self).model_fields:
+            if name.endswith("_memory"):
+                given = getattr(self, name)
+                wanted = "a Kubernetes quantity such as 16Gi"
+                require(_QUANTITY.fullmatch(given) is not None, name, given, wanted)
+        return self
+
+
+class TrainingPlacement(Placement):
+    """Where the steps of the training pipeline run."""
+
+    accelerator_type: str = "nvidia.com/gpu"
+    """Kubernetes name of the accelerator; empty asks for none."""
+    accelerator_count: int = Field(default=1, ge=0)
+    """Accelerators of each training, heatmap and evaluation step; 0 computes on the processor."""
+    ingest_memory: str = "8Gi"
+    """Memory of the ingest step."""
+    training_memory: str = "16Gi"
+    """Memory of each training and evaluation step."""
+    heatmap_memory: str = "8Gi"
+    """Memory of each heatmap shard."""
+    radiomics_memory: str = "4Gi"
+    """Memory of each radiomics shard."""
+
+
+class NightlyPlacement(Placement):
+    """Where the steps of the nightly pipeline run."""
+
+    scoring_memory: str = "8Gi"
+    """Memory of each scoring shard."""
+
+
+class RoundZero(Settings):
+    """What the train stage takes."""
+
+    network: NetworkConfig = NetworkConfig()
+    training: TrainConfig = TrainConfig()
+    initial_weights: str = ""
+    """torchvision state dict to start from, a path or URI; empty starts at random."""
+
+
+class Look(Settings):
+    """What heatmap and radiomics take."""
+
+    regions: RegionConfig = RegionConfig()
+    radiomics: RadiomicsConfig = RadiomicsConfig()
+
+
+class Assessment(Look):
+    """What the evaluate stage takes."""
+
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+class Rounds(Settings):
+    """How many guided rounds there are, and how they are spread."""
+
+    rounds: int = Field(default=2, ge=0, le=MAX_ROUNDS_LIMIT)
+    """Most guided rounds; at most as many as the pipeline was compiled for."""
+    compare_arms: bool = True
+    """Train the control arm and the permuted-radiomics arm beside every round."""
+    num_shards: int = Field(default=4, ge=1, le=64)
+    """Pods that heatmaps and radiomics are spread over."""
+
+
+class Publication(Settings):
+    """When a model is published."""
+
+    replace_incomparable: bool = False
+    """Publish also if the champion knows other findings."""
+
+
+class TrainingSettings(Settings):
+    """All parameters of the training pipeline, by stage."""
+
+    source: str = Field(min_length=1)
+    """Folder or s3:// prefix of the X-rays and their label table."""
+    models_uri: str = Field(min_length=1)
+    """Folder or s3:// prefix that models are published under."""
+    labels: str = ""
+    """Folder or s3:// prefix of the label tables; empty if they lie in the source."""
+    ingest: IngestConfig = IngestConfig()
+    train: RoundZero = RoundZero()
+    rounds: Rounds = Rounds()
+    look: Look = Look()
+    retrain: RetrainConfig = RetrainConfig()
+    evaluate: Assessment = Assessment()
+    publish: Publication = Publication()
+    placement: TrainingPlacement = TrainingPlacement()
+
+
+class NightlySettings(Settings):
+    """All parameters of the nightly pipeline, by stage."""
+
+    inbox_uri: str = Field(min_length=1)
+    """Folder or s3:// prefix that X-rays arrive in: DICOM, PNG or JPEG."""
+    models_uri: str = Field(min_length=1)
+    """Folder or s3:// prefix that models are published under."""
+    results_uri: str = Field(min_length=1)
+    """Folder or s3:// prefix of the results and their ledger."""
+    plan: PlanConfig = PlanConfig()
+    num_decoders: int = Field(default=2, ge=1)
+    """Processes that read and decode ahead of the network."""
+    lease_ttl_s: float = Field(default=600.0, gt=0)
+    """Seconds without a sign of life after which another run takes over."""
+    placement: NightlyPlacement = NightlyPlacement()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One parameter of a pipeline, as forms, options and the check of a run need it."""
+
+    name: str
+    kind: type
+    """str, int, float, bool, dict or list."""
+    default: Any
+    """JSON-ready; None if a value must be given."""
+    description: str
+    needed: str
+    """What a value must be, such as `in (0, 1)`."""
+    internal: bool
+    """Whether neither pipelines nor commands show it."""
+
+
+def flat(model: type[Settings]) -> dict[str, Parameter]:
+    """Return every setting of a model by name, in order; names that repeat are one."""
+    found: dict[str, Parameter] = {}
+    for path, field in leaves(model):
+        default = _default(model, path)
+        kind = _kind(field.annotation)
+        if issubclass(kind, str) and isinstance(default, list):
+            default = ",".join(default)
+        found.setdefault(
+            path[-1],
+            Parameter(
+                name=path[-1],
+                kind=kind,
+                default=default,
+                description=" ".join((field.description or "").split()),
+                needed=needed(field),
+                internal=is_internal(field) or _under_internal(model, path),
+            ),
+        )
+    return found
+
+
+def nested(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """Return the settings of which these are the leaves, by name; the others keep their defaults.
+
+    Raises:
+        ConfigError: values are out of bounds, of a wrong type, missing or unknown; all are named.
+    """
+    tree: dict[str, Any] = {}
+    known = set()
+    for path, _ in leaves(model):
+        known.add(path[-1])
+        if path[-1] in values:
+            place = tree
+            for part in path[:-1]:
+                place = place.setdefault(part, {})
+            place[path[-1]] = values[path[-1]]
+    return model(**tree, **{name: values[name] for name in values if name not in known})
+
+
+def _default(model: type[Settings], path: tuple[str, ...]) -> Any:  # noqa: ANN401 - JSON
+    field = model.model_fields[path[0]]
+    value = field.get_default(call_default_factory=True)
+    for part in path[1:]:
+        value = getattr(value, part)
+    if value is PydanticUndefined:
+        return None
+    if isinstance(value, StrEnum):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _kind(annotation: Any) -> type:  # noqa: ANN401 - any annotation
+    if annotation in (int, float, bool):
+        return annotation  # type: ignore[no-any-return]
+    origin = getattr(annotation, "__origin__", None)
+    return origin if origin in (dict, list) else str
+
+
+def _under_internal(model: type[Settings], path: tuple[str, ...]) -> bool:
+    for part in path[:-1]:
+        field = model.model_fields[part]
+        if is_internal(field):
+            return True
+        model = field.annotation  # type: ignore[assignment]
+    return False
