@@ -23,6 +23,7 @@ def compile_training(
     folder: Path = BUILD_FOLDER,
     max_rounds: int = DEFAULT_MAX_ROUNDS,
     image: str = WORKER_IMAGE,
+    has_arms: bool = True,
 ) -> Path:
     """Write `training.yaml` and, beside it, `training-native.yaml`; return the first's path.
 
@@ -30,12 +31,13 @@ def compile_training(
         folder: Made if it is not there.
         max_rounds: Guided rounds that the pipeline can run at most.
         image: Reference with a tag or digest; the default of the `worker_image` parameter.
+        has_arms: Whether the control arm and the permuted arm can be trained beside each round.
 
     Raises:
         ConfigError: `max_rounds` is out of range, `image` has neither tag nor digest, or the
             compiled pipeline breaks a lint rule.
     """
-    return _compiled(training_pipeline(max_rounds), folder / "training.yaml", image)
+    return _compiled(training_pipeline(max_rounds, has_arms), folder / "training.yaml", image)
 
 
 def compile_nightly(folder: Path = BUILD_FOLDER, image: str = WORKER_IMAGE) -> Path:

@@ -8,7 +8,9 @@ a platform the second (its `PlatformSpec`).
 from collections.abc import Callable, Iterator
 
 from pipelines.documents import Document, dags, tasks
+from pipelines.lint_artifacts import artifacts_used_twice
 from pipelines.lint_settings import (
+    attempts_that_a_deadline_ends,
     numbers_as_settings,
     settings_of_nobody,
     settings_out_of_reach,
@@ -181,12 +183,14 @@ RULES: tuple[Callable[[Document], Iterator[str]], ...] = (
     cached_steps_that_must_run,
     inputs_that_nobody_passes,
     numbers_as_settings,
+    artifacts_used_twice,
 )
 """Every rule on the specification; each yields one line a violation."""
 
 PLATFORM_RULES: tuple[Callable[[Document, Document], Iterator[str]], ...] = (
     settings_out_of_reach,
     settings_of_nobody,
+    attempts_that_a_deadline_ends,
 )
 """Every rule on the specification and its platform document together."""
 

@@ -86,3 +86,26 @@ def settings_of_nobody(document: Document, platform: Document) -> Iterator[str]:
     for label in platform_executors(platform):
         if label not in executors(document):
             yield f"{label}: has settings for its pod, but is no container"
+
+
+def _seconds(duration: object) -> float:
+    return float(str(duration or "0s").removesuffix("s"))
+
+
+def attempts_that_a_deadline_ends(document: Document, platform: Document) -> Iterator[str]:
+    """`backoffMaxDuration` is a deadline of all attempts together: it must leave time for each."""
+    settings = platform_executors(platform)
+    for dag, name, task in tasks(document):
+        policy = task.get("retryPolicy")
+        if not policy:
+            continue
+        retries = int(policy.get("maxRetryCount", 0))
+        timeout = settings.get(executor_label(document, task), {}).get("activeDeadlineSeconds", 0)
+        first, factor = _seconds(policy.get("backoffDuration")), policy.get("backoffFactor", 1)
+        waits = sum(first * factor**number for number in range(retries))
+        needed = int(timeout) * (retries + 1) + waits
+        if (given := _seconds(policy.get("backoffMaxDuration"))) < needed:
+            yield (
+                f"{dag}/{name}: all attempts share {given:.0f} s (backoffMaxDuration), but "
+                f"{retries + 1} of {timeout} s and the waits between them need {needed:.0f} s"
+            )

@@ -52,6 +52,9 @@ NIGHTLY = "chexradinet-nightly"
 IDENTITIES = {TRAINING: "training", NIGHTLY: "night", "ingest": "ingest", "publish": "publish"}
 """Identity of the object store that a stage acts as, by its name or else its pipeline."""
 _HOUR_S = 3600
+_NODE_WAIT_S = 24 * _HOUR_S
+"""Time that an attempt may wait for a node; a pod's own limit does not count it, Argo's does."""
+_BACKOFF_S, _BACKOFF_FACTOR = 30, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +68,23 @@ class Stage:
     retries: int
     """Attempts after the first. A stage that reads or writes storage or may be evicted has some."""
 
+    @property
+    def backoff_max_s(self) -> int:
+        """Seconds for all attempts together, from the start of the first, waiting included.
+
+        kfp's `backoff_max_duration` (one hour unless set) becomes a deadline of every attempt: a
+        pod that runs at that time is ended, and a failure after it is not retried.
+        """
+        waits = sum(_BACKOFF_S * _BACKOFF_FACTOR**number for number in range(self.retries))
+        return int(waits) + (self.timeout_s + _NODE_WAIT_S) * (self.retries + 1)
+
 
 STAGES = {
     "ingest": Stage(pipeline=TRAINING, timeout_s=24 * _HOUR_S, retries=2),
     "train": Stage(pipeline=TRAINING, timeout_s=72 * _HOUR_S, retries=2),
-    "gate": Stage(pipeline=TRAINING, timeout_s=_HOUR_S, retries=1),
+    "configure": Stage(pipeline=TRAINING, timeout_s=_HOUR_S, retries=1),
     "heatmap": Stage(pipeline=TRAINING, timeout_s=12 * _HOUR_S, retries=2),
     "radiomics": Stage(pipeline=TRAINING, timeout_s=24 * _HOUR_S, retries=2),
-    "gather": Stage(pipeline=TRAINING, timeout_s=2 * _HOUR_S, retries=2),
     "retrain": Stage(pipeline=TRAINING, timeout_s=72 * _HOUR_S, retries=2),
     "evaluate": Stage(pipeline=TRAINING, timeout_s=12 * _HOUR_S, retries=2),
     "publish": Stage(pipeline=TRAINING, timeout_s=2 * _HOUR_S, retries=2),
@@ -112,7 +124,12 @@ def on_processor(task: dsl.PipelineTask, placement: Placement, memory: object) -
     task.set_cpu_request("1").set_memory_request(memory).set_memory_limit(memory)
     _hand_on(task, memory)
     # Eviction and a failed download look the same to Kubernetes: both end the pod.
-    task.set_retry(num_retries=stage.retries, backoff_duration="30s", backoff_factor=2.0)
+    task.set_retry(
+        num_retries=stage.retries,
+        backoff_duration=f"{_BACKOFF_S}s",
+        backoff_factor=_BACKOFF_FACTOR,
+        backoff_max_duration=f"{stage.backoff_max_s}s",
+    )
     kubernetes.set_timeout(task, stage.timeout_s)
     kubernetes.set_security_context(
         task, run_as_user=RUN_AS_USER, run_as_group=RUN_AS_USER, run_as_non_root=True

@@ -1,188 +1,149 @@
-"""The sub-pipelines of a guided round: look, measure, train again with what was seen.
+"""A guided round: look, measure, train again with what was seen.
 
-Each ParallelFor is alone in its own sub-pipeline, so that all it needs reaches it as an input; kfp
+The ParallelFor is the only loop of its sub-pipeline, and all that it needs is an input of it: kfp
 2.17's local runner replaces anything else with the loop's item.
 """
 
+import inspect
+from collections.abc import Callable
 from typing import Any, List, NamedTuple  # noqa: UP035 - kfp reads these annotations
 
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Model
 
-from chexradinet.steps.gate import gate
-from chexradinet.steps.gather import gather
 from chexradinet.steps.heatmap import heatmap
 from chexradinet.steps.radiomics import radiomics
 from chexradinet.steps.retrain import retrain
 from pipelines.resources import Placement, on_accelerator, on_processor, with_checkpoints
 
+ARMS = {"model": "guided", "control": "control", "permuted": "permuted"}
+"""Name of each arm, by the name of its model among the inputs and outputs of a round."""
 
-@dsl.pipeline(name="heatmaps", description="Regions of the training images, shard by shard.")
-def heatmaps(
-    shards: List[int],  # noqa: UP006
-    num_shards: int,
-    active: bool,
-    region_threshold: float,
-    worker_image: str,
-    accelerator_type: str,
-    accelerators: str,
-    node_selector: dict,  # type: ignore[type-arg]
-    tolerations: list,  # type: ignore[type-arg]
-    heatmap_memory: str,
-    model: Input[Model],
-    dataset: Input[Dataset],
-) -> Dataset:
-    """Fan the heatmap stage out over shards and join what it finds."""
-    placement = Placement(worker_image, accelerator_type, node_selector, tolerations)
-    with dsl.ParallelFor(shards, parallelism=4) as shard:
-        found = heatmap(
-            shard=shard,
-            num_shards=num_shards,
-            active=active,
-            region_threshold=region_threshold,
-            accelerator_type=accelerator_type,
-            accelerators=accelerators,
-            model=model,
-            dataset=dataset,
+PARALLEL_SHARDS = 8
+
+
+def guided_round(number: int, has_arms: bool) -> Callable[..., Any]:
+    """Return the sub-pipeline of one round.
+
+    Round 1 takes one model and starts every arm from it: Kubeflow's metadata store refuses one
+    artifact as two inputs of a task. A later round takes the model of each arm.
+
+    Args:
+        number: Number of the round, from 1.
+        has_arms: Whether the control arm and the permuted arm are trained beside the guided one.
+    """
+
+    def run_round(
+        rounds: int,
+        active: bool,
+        shards: List[int],  # noqa: UP006
+        num_shards: int,
+        guidance: str,
+        sharpen_weight: float,
+        contrastive_weight: float,
+        region_threshold: float,
+        bin_width: float,
+        epochs: int,
+        batch_size: int,
+        learning_rate: float,
+        seed: int,
+        min_improvement: float,
+        worker_image: str,
+        accelerator_type: str,
+        accelerators: str,
+        node_selector: dict,  # type: ignore[type-arg]
+        tolerations: list,  # type: ignore[type-arg]
+        training_memory: str,
+        heatmap_memory: str,
+        radiomics_memory: str,
+        dataset: Input[Dataset],
+        model: Input[Model],
+        control: Input[Model] = None,
+        permuted: Input[Model] = None,
+    ) -> Any:  # noqa: ANN401 - the outputs depend on the arms; see `_shaped`
+        placement = Placement(worker_image, accelerator_type, node_selector, tolerations)
+        with dsl.ParallelFor(shards, parallelism=PARALLEL_SHARDS) as shard:
+            found = heatmap(
+                shard=shard,
+                num_shards=num_shards,
+                active=active,
+                region_threshold=region_threshold,
+                accelerator_type=accelerator_type,
+                accelerators=accelerators,
+                model=model,
+                dataset=dataset,
+            )
+            on_accelerator(found, placement, heatmap_memory, accelerators)
+            measured = radiomics(
+                active=active,
+                bin_width=bin_width,
+                dataset=dataset,
+                regions=found.outputs["regions"],
+            )
+            on_processor(measured, placement, radiomics_memory)
+        trained = {}
+        for name, previous in zip(ARMS, (model, control, permuted), strict=True):
+            if name != "model" and not has_arms:
+                continue
+            task = retrain(
+                round_number=number,
+                rounds=rounds,
+                active=active,
+                arm=ARMS[name],
+                guidance=guidance,
+                sharpen_weight=sharpen_weight,
+                contrastive_weight=contrastive_weight,
+                epochs=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                seed=seed,
+                min_improvement=min_improvement,
+                num_shards=num_shards,
+                accelerator_type=accelerator_type,
+                accelerators=accelerators,
+                previous=previous or model,
+                dataset=dataset,
+                features=dsl.Collected(measured.outputs["features"]),
+            )
+            task.set_display_name(f"round {number}: {ARMS[name]} arm")
+            with_checkpoints(on_accelerator(task, placement, training_memory, accelerators))
+            trained[name] = task
+        opened = trained["model"].outputs
+        models = {name: task.outputs["model"] for name, task in trained.items()}
+        return _outputs(has_arms)(
+            active=opened["active"],
+            shards=opened["shards"],
+            accelerators=opened["accelerators"],
+            **models,
         )
-        on_accelerator(found, placement, heatmap_memory, accelerators)
-    joined = gather(active=active, shards=dsl.Collected(found.outputs["regions"]))
-    return on_processor(joined, placement, "4Gi").outputs["gathered"]
 
-
-@dsl.pipeline(name="region-radiomics", description="Features of the regions, shard by shard.")
-def region_radiomics(
-    shards: List[int],  # noqa: UP006
-    num_shards: int,
-    active: bool,
-    bin_width: float,
-    worker_image: str,
-    radiomics_memory: str,
-    dataset: Input[Dataset],
-    regions: Input[Dataset],
-) -> Dataset:
-    """Fan the radiomics stage out over shards and join what it measures."""
-    placement = Placement(worker_image, "", {}, [])
-    with dsl.ParallelFor(shards, parallelism=8) as shard:
-        measured = radiomics(
-            shard=shard,
-            num_shards=num_shards,
-            active=active,
-            bin_width=bin_width,
-            dataset=dataset,
-            regions=regions,
-        )
-        on_processor(measured, placement, radiomics_memory)
-    joined = gather(active=active, shards=dsl.Collected(measured.outputs["features"]))
-    return on_processor(joined, placement, "4Gi").outputs["gathered"]
-
-
-class RoundOutputs(NamedTuple):
-    """What a round hands to the next."""
-
-    go_on: bool
-    model: Model
-    control: Model
-    permuted: Model
-
-
-@dsl.pipeline(name="guided-round", description="Look, measure, and train again with what was seen.")
-def guided_round(
-    round_number: int,
-    rounds: int,
-    go_on: bool,
-    num_shards: int,
-    compare_arms: bool,
-    guidance: str,
-    sharpen_weight: float,
-    contrastive_weight: float,
-    region_threshold: float,
-    bin_width: float,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    min_improvement: float,
-    worker_image: str,
-    accelerator_type: str,
-    accelerator_count: int,
-    node_selector: dict,  # type: ignore[type-arg]
-    tolerations: list,  # type: ignore[type-arg]
-    training_memory: str,
-    heatmap_memory: str,
-    radiomics_memory: str,
-    model: Input[Model],
-    control: Input[Model],
-    permuted: Input[Model],
-    dataset: Input[Dataset],
-) -> NamedTuple(  # type: ignore[valid-type]
-    "RoundOutputs",
-    [("go_on", bool), ("model", Model), ("control", Model), ("permuted", Model)],
-):
-    """Run heatmap, radiomics and retrain once, beside the two arms of the comparison."""
-    placement = Placement(worker_image, accelerator_type, node_selector, tolerations)
-    opened = gate(
-        round_number=round_number,
-        rounds=rounds,
-        go_on=go_on,
-        num_shards=num_shards,
-        compare_arms=compare_arms,
-        accelerator_count=accelerator_count,
+    dropped = () if has_arms and number > 1 else ("control", "permuted")
+    described = dsl.pipeline(
+        name="guided-round", description="Look, measure, and train again with what was seen."
     )
-    on_processor(opened, placement, "256Mi")
-    regions = heatmaps(
-        shards=opened.outputs["shards"],
-        num_shards=num_shards,
-        active=opened.outputs["active"],
-        region_threshold=region_threshold,
-        worker_image=worker_image,
-        accelerator_type=accelerator_type,
-        accelerators=opened.outputs["accelerators"],
-        node_selector=node_selector,
-        tolerations=tolerations,
-        heatmap_memory=heatmap_memory,
-        model=model,
-        dataset=dataset,
-    )
-    features = region_radiomics(
-        shards=opened.outputs["shards"],
-        num_shards=num_shards,
-        active=opened.outputs["active"],
-        bin_width=bin_width,
-        worker_image=worker_image,
-        radiomics_memory=radiomics_memory,
-        dataset=dataset,
-        regions=regions.output,
-    )
+    return described(_shaped(run_round, dropped, _outputs(has_arms)))  # type: ignore[no-any-return]
 
-    def arm(previous: Any, recipe: Any, permute: bool, active: str, count: str) -> Any:  # noqa: ANN401
-        task = retrain(
-            round_number=round_number,
-            active=opened.outputs[active],
-            guidance=recipe,
-            permute_radiomics=permute,
-            sharpen_weight=sharpen_weight,
-            contrastive_weight=contrastive_weight,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-            min_improvement=min_improvement,
-            accelerator_type=accelerator_type,
-            accelerators=opened.outputs[count],
-            previous=previous,
-            dataset=dataset,
-            features=features.output,
-        )
-        on_accelerator(task, placement, training_memory, opened.outputs[count])
-        return with_checkpoints(task)
 
-    guided = arm(model, guidance, False, "active", "accelerators")
-    plain = arm(control, "none", False, "arms_active", "arm_accelerators")
-    shuffled = arm(permuted, guidance, True, "arms_active", "arm_accelerators")
-    return RoundOutputs(
-        go_on=guided.outputs["Output"],
-        model=guided.outputs["model"],
-        control=plain.outputs["model"],
-        permuted=shuffled.outputs["model"],
+def _outputs(has_arms: bool) -> Any:  # noqa: ANN401 - a type made from its fields
+    """Return the type of a round's outputs: how the next round opens, and the models."""
+    arms = list(ARMS) if has_arms else ["model"]
+    fields = {"active": bool, "shards": List[int], "accelerators": str}  # noqa: UP006
+    return NamedTuple("RoundOutputs", [*fields.items(), *((name, Model) for name in arms)])
+
+
+def _shaped(
+    function: Callable[..., Any],
+    dropped: tuple[str, ...],
+    outputs: Any,  # noqa: ANN401
+) -> Callable[..., Any]:
+    """Give a function the signature that kfp reads: without some inputs, no input optional."""
+    signature = inspect.signature(function)
+    kept = [
+        one.replace(default=inspect.Parameter.empty)
+        for name, one in signature.parameters.items()
+        if name not in dropped
+    ]
+    function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=kept, return_annotation=outputs
     )
+    return function

@@ -10,8 +10,8 @@ from typing import Any
 from kfp import dsl
 
 from chexradinet.config import MAX_ROUNDS_LIMIT, require
+from chexradinet.steps.configure import configure
 from chexradinet.steps.evaluate import evaluate
-from chexradinet.steps.gate import gate
 from chexradinet.steps.ingest import ingest
 from chexradinet.steps.publish import publish
 from chexradinet.steps.train import train
@@ -27,26 +27,42 @@ from pipelines.resources import (
     with_deidentification,
     with_store,
 )
-from pipelines.rounds import guided_round
+from pipelines.rounds import ARMS, guided_round
 
 PIPELINE_NAME = TRAINING
 DEFAULT_MAX_ROUNDS = 4
+DEFAULT_ROUNDS = 2
+SHARDS_OF_ALL_ROUNDS = 16
+"""Limit for what is listed of a run: Argo keeps all of it in one object of at most 1 MiB."""
 EVERY_NODE: dict[str, str] = {}
 NO_TOLERATION: list[dict[str, str]] = []
 
 
-def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any]:
+def max_shards(max_rounds: int) -> int:
+    """Return the largest number of shards of a round in a pipeline of so many rounds."""
+    return SHARDS_OF_ALL_ROUNDS // max(1, max_rounds)
+
+
+def training_pipeline(
+    max_rounds: int = DEFAULT_MAX_ROUNDS, has_arms: bool = True
+) -> Callable[..., Any]:
     """Return the training pipeline for at most this many guided rounds.
 
+    Args:
+        max_rounds: Number of rounds that there are tasks for.
+        has_arms: Whether there are tasks for the control arm and the permuted arm.
+
     Raises:
-        ConfigError: `max_rounds` is not in [1, MAX_ROUNDS_LIMIT].
+        ConfigError: `max_rounds` is not in [0, MAX_ROUNDS_LIMIT].
     """
     require(
-        1 <= max_rounds <= MAX_ROUNDS_LIMIT,
+        0 <= max_rounds <= MAX_ROUNDS_LIMIT,
         "max_rounds",
         max_rounds,
-        f"in [1, {MAX_ROUNDS_LIMIT}]; each round adds a sub-pipeline",
+        f"in [0, {MAX_ROUNDS_LIMIT}]; each round adds a sub-pipeline",
     )
+    has_arms = has_arms and max_rounds > 0
+    guided_rounds = [guided_round(number, has_arms) for number in range(1, max_rounds + 1)]
 
     def training(
         source: str,
@@ -73,15 +89,15 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
         batch_size: int = 16,
         learning_rate: float = 2e-3,
         seed: int = 0,
-        rounds: int = 2,
+        rounds: int = min(DEFAULT_ROUNDS, max_rounds),
         round_epochs: int = 3,
         round_learning_rate: float = 1e-3,
         min_improvement: float = 0.0,
         guidance: str = "sharpen+contrastive",
         sharpen_weight: float = 0.10,
         contrastive_weight: float = 0.05,
-        compare_arms: bool = True,
-        num_shards: int = 4,
+        compare_arms: bool = has_arms,
+        num_shards: int = 0,
         region_threshold: float = 0.6,
         bin_width: float = 8.0,
         bootstrap_samples: int = 1000,
@@ -124,7 +140,7 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             batch_size: Images a training step.
             learning_rate: Peak learning rate of round 0.
             seed: Seed of weights, order, augmentation and bootstrap.
-            rounds: Guided rounds to run at most; the pipeline was compiled for a largest number.
+            rounds: Guided rounds to run at most; the pipeline is compiled for a largest number.
             round_epochs: Passes over the training images in each guided round.
             round_learning_rate: Peak learning rate of the guided rounds.
             min_improvement: Rise of the validation mean AUROC without which no round follows.
@@ -132,7 +148,8 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             sharpen_weight: Weight of the entropy of the labelled findings' maps.
             contrastive_weight: Weight of the image-radiomics contrast.
             compare_arms: Train the control arm and the permuted-radiomics arm beside every round.
-            num_shards: Pods that heatmaps and radiomics are spread over.
+            num_shards: Parts that heatmaps and radiomics are spread over; 0 takes one per 2,500
+                training images.
             region_threshold: Fraction of a map's maximum that its region reaches, in (0, 1).
             bin_width: Width of a radiomics grey-level bin on the 8-bit range.
             bootstrap_samples: Resamples of the patients for the 95% intervals.
@@ -149,6 +166,17 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             radiomics_memory: Memory of each radiomics shard.
         """
         placement = Placement(worker_image, accelerator_type, node_selector, tolerations)
+        configured = configure(
+            rounds=rounds,
+            compare_arms=compare_arms,
+            num_shards=num_shards,
+            max_rounds=max_rounds,
+            has_arms=has_arms,
+            max_shards=max_shards(max_rounds),
+            accelerator_count=accelerator_count,
+        )
+        on_processor(configured, placement, "256Mi")
+        accelerators = configured.outputs["accelerators"]
         ingested = ingest(
             source=source,
             data_format=data_format,
@@ -167,22 +195,11 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             num_workers=ingest_workers,
             shard_size=ingest_shard_size,
         )
-        with_checkpoints(on_processor(ingested, placement, ingest_memory))
+        with_checkpoints(on_processor(ingested.after(configured), placement, ingest_memory))
         with_deidentification(with_archive(ingested))
         # The cache key holds the source's address, not its files: a cached ingest would be stale.
         ingested.set_caching_options(enable_caching=False)
         dataset = ingested.outputs["dataset"]
-        # Round 0 is always open; its gate only turns the count into the text that resources need.
-        opened = gate(
-            round_number=0,
-            rounds=0,
-            go_on=True,
-            num_shards=1,
-            compare_arms=False,
-            accelerator_count=accelerator_count,
-        )
-        on_processor(opened, placement, "256Mi")
-        accelerators = opened.outputs["accelerators"]
         first = train(
             backbone=backbone,
             map_stride=map_stride,
@@ -191,24 +208,23 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             batch_size=batch_size,
             learning_rate=learning_rate,
             seed=seed,
+            rounds=rounds,
+            train_images=ingested.outputs["Output"],
+            num_shards=num_shards,
+            max_shards=max_shards(max_rounds),
             accelerator_type=accelerator_type,
             accelerators=accelerators,
             dataset=dataset,
         )
         with_checkpoints(on_accelerator(first, placement, training_memory, accelerators))
-        models = {"round_0": first.outputs["model"]}
-        state: dict[str, Any] = {
-            "go_on": True,
-            "model": first.outputs["model"],
-            "control": first.outputs["model"],
-            "permuted": first.outputs["model"],
-        }
-        for number in range(1, max_rounds + 1):
-            done = guided_round(
-                round_number=number,
+        opened, latest = first.outputs, {"model": first.outputs["model"]}
+        models = {"round_0": latest["model"]}
+        for number, guided in enumerate(guided_rounds, start=1):
+            done = guided(
                 rounds=rounds,
-                num_shards=num_shards,
-                compare_arms=compare_arms,
+                active=opened["active"],
+                shards=opened["shards"],
+                num_shards=first.outputs["num_shards"],
                 guidance=guidance,
                 sharpen_weight=sharpen_weight,
                 contrastive_weight=contrastive_weight,
@@ -221,17 +237,19 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
                 min_improvement=min_improvement,
                 worker_image=worker_image,
                 accelerator_type=accelerator_type,
-                accelerator_count=accelerator_count,
+                accelerators=opened["accelerators"],
                 node_selector=node_selector,
                 tolerations=tolerations,
                 training_memory=training_memory,
                 heatmap_memory=heatmap_memory,
                 radiomics_memory=radiomics_memory,
                 dataset=dataset,
-                **state,
+                **latest,
             )
-            state = {name: done.outputs[name] for name in state}
-            models[f"round_{number}"] = done.outputs["model"]
+            done.set_display_name(f"round {number}: heatmaps, radiomics, training")
+            opened = done.outputs
+            latest = {name: done.outputs[name] for name in (ARMS if has_arms else ["model"])}
+            models[f"round_{number}"] = latest["model"]
         judged = evaluate(
             region_threshold=region_threshold,
             bin_width=bin_width,
@@ -241,9 +259,8 @@ def training_pipeline(max_rounds: int = DEFAULT_MAX_ROUNDS) -> Callable[..., Any
             accelerator_type=accelerator_type,
             accelerators=accelerators,
             dataset=dataset,
-            control=state["control"],
-            permuted=state["permuted"],
             **models,
+            **{name: latest[name] for name in latest if name != "model"},
         )
         on_accelerator(judged, placement, training_memory, accelerators)
         published = publish(

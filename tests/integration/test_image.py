@@ -35,7 +35,7 @@ GRACE_PERIOD_S = 30
 """What Kubernetes gives a pod between SIGTERM and SIGKILL unless told otherwise."""
 
 STAGES = {
-    "ingest", "train", "gate", "heatmap", "gather", "radiomics", "retrain", "evaluate", "publish",
+    "configure", "ingest", "train", "heatmap", "radiomics", "retrain", "evaluate", "publish",
     "plan", "score", "collect", "report-outcome",
 }  # fmt: skip
 

@@ -14,9 +14,8 @@ from pipelines.parameters import load_compiled, parse_settings
 OPENED = {
     "active": True,
     "shards": [0.0, 1.0],
+    "num_shards": 2,
     "accelerators": "0",
-    "arms_active": True,
-    "arm_accelerators": "0",
     "work": "/results/work",
     "status": "planned",
     "Output": True,
@@ -42,25 +41,26 @@ def _walked(compiled: Path, settings: tuple[str, ...]) -> dict[str, Values]:
 
 def test_training_runs_each_stage_in_order(tmp_path: Path) -> None:
     seen = _walked(compile_training(tmp_path, max_rounds=1), TRAINING_SETTINGS)
-    stages = [path.removeprefix("guided-round.") for path in seen if path != "gate"]
+    stages = [path.removeprefix("guided-round.") for path in seen]
     assert stages == [
-        "ingest", "train", "gate",
-        "heatmaps.for-loop-1.0.heatmap", "heatmaps.for-loop-1.1.heatmap", "heatmaps.gather",
-        "region-radiomics.for-loop-1.0.radiomics", "region-radiomics.for-loop-1.1.radiomics",
-        "region-radiomics.gather", "retrain", "retrain-2", "retrain-3", "evaluate", "publish",
+        "configure", "ingest", "train",
+        "for-loop-1.0.heatmap", "for-loop-1.0.radiomics",
+        "for-loop-1.1.heatmap", "for-loop-1.1.radiomics",
+        "retrain", "retrain-2", "retrain-3", "evaluate", "publish",
     ]  # fmt: skip
 
 
 def test_inputs_come_from_arguments_from_tasks_and_from_the_loop(tmp_path: Path) -> None:
     seen = _walked(compile_training(tmp_path, max_rounds=1), TRAINING_SETTINGS)
-    second = seen["guided-round.heatmaps.for-loop-1.1.heatmap"]
+    second = seen["guided-round.for-loop-1.1.heatmap"]
     assert second.parameters["shard"] == 1
     assert second.parameters["active"] is True
     assert second.artifacts["model"] == [{"uri": "train/model"}]
-    joined = seen["guided-round.heatmaps.gather"].artifacts["shards"]
-    assert [artifact["uri"] for artifact in joined] == [
-        f"guided-round.heatmaps.for-loop-1.{index}.heatmap/regions" for index in (0, 1)
-    ]
+    for task in ("retrain", "retrain-2", "retrain-3"):
+        collected = seen[f"guided-round.{task}"].artifacts["features"]
+        assert [artifact["uri"] for artifact in collected] == [
+            f"guided-round.for-loop-1.{index}.radiomics/features" for index in (0, 1)
+        ]
     judged = seen["evaluate"]
     assert judged.artifacts["round_1"] == [{"uri": "guided-round.retrain/model"}]
     assert judged.artifacts["permuted"] == [{"uri": "guided-round.retrain-3/model"}]

@@ -45,7 +45,7 @@ from chexradinet.training.retrain import retrain
 retrain(
     Path(sys.argv[3]),
     Path(sys.argv[1]),
-    Path("not read where the recipe does not contrast"),
+    [],
     Path(sys.argv[2]),
     round_number=1,
     guidance=GuidanceConfig(recipe=GuidanceRecipe.SHARPEN),

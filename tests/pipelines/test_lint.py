@@ -8,6 +8,7 @@ import pytest
 from pipelines import lint as rules
 from pipelines import lint_settings
 from pipelines.lint import PLATFORM_RULES, RULES, lint
+from pipelines.lint_artifacts import artifacts_used_twice
 
 Document = dict[str, Any]
 
@@ -21,40 +22,36 @@ def _round(document: Document) -> Document:
     return tasks
 
 
-def _heatmaps(document: Document) -> Document:
-    tasks: Document = document["components"]["comp-heatmaps"]["dag"]["tasks"]
-    return tasks
-
-
 def _condition_on_named_output(document: Document) -> None:
-    _round(document)["retrain"]["triggerPolicy"] = {"condition": "inputs.active == true"}
+    later = document["root"]["dag"]["tasks"]["guided-round-2"]
+    later["triggerPolicy"] = {"condition": "inputs.active == true"}
 
 
 def _loop_fed_by_a_task(document: Document) -> None:
-    _heatmaps(document)["for-loop-1"]["inputs"]["parameters"]["extra"] = {
-        "taskOutputParameter": {"producerTask": "gather", "outputParameterKey": "count"}
+    _round(document)["for-loop-1"]["inputs"]["parameters"]["extra"] = {
+        "taskOutputParameter": {"producerTask": "retrain", "outputParameterKey": "active"}
     }
 
 
 def _second_loop_beside(document: Document) -> None:
-    tasks = _heatmaps(document)
+    tasks = _round(document)
     tasks["for-loop-9"] = tasks["for-loop-1"]
 
 
 def _loop_at_the_root(document: Document) -> None:
-    document["root"]["dag"]["tasks"]["for-loop-9"] = _heatmaps(document)["for-loop-1"]
+    document["root"]["dag"]["tasks"]["for-loop-9"] = _round(document)["for-loop-1"]
 
 
 def _loop_over_artifacts(document: Document) -> None:
-    _heatmaps(document)["for-loop-1"]["artifactIterator"] = {"itemInput": "model"}
+    _round(document)["for-loop-1"]["artifactIterator"] = {"itemInput": "model"}
 
 
 def _loop_over_records(document: Document) -> None:
-    _heatmaps(document)["for-loop-1"]["parameterIterator"]["items"] = {"raw": '[{"a": 1}]'}
+    _round(document)["for-loop-1"]["parameterIterator"]["items"] = {"raw": '[{"a": 1}]'}
 
 
 def _loop_over_nothing(document: Document) -> None:
-    _heatmaps(document)["for-loop-1"]["parameterIterator"]["items"] = {"raw": "[]"}
+    _round(document)["for-loop-1"]["parameterIterator"]["items"] = {"raw": "[]"}
 
 
 def _one_of_artifacts(document: Document) -> None:
@@ -69,23 +66,23 @@ def _optional_without_default(document: Document) -> None:
 
 
 def _sub_pipeline_without_an_artifact(document: Document) -> None:
-    del document["root"]["dag"]["tasks"]["guided-round"]["inputs"]["artifacts"]["control"]
+    del document["root"]["dag"]["tasks"]["guided-round"]["inputs"]["artifacts"]["model"]
 
 
 def _loop_in_an_exit_handler(document: Document) -> None:
-    document["components"]["comp-exit-handler-1"] = document["components"]["comp-heatmaps"]
+    document["components"]["comp-exit-handler-1"] = document["components"]["comp-guided-round"]
 
 
 def _renamed_loop_source(document: Document) -> None:
     tasks = _round(document)
-    tasks["gate"]["taskInfo"]["name"] = "Open the round"
+    tasks["retrain"]["taskInfo"]["name"] = "Open the round"
     tasks["for-loop-9"] = {
         "componentRef": {"name": "comp-for-loop-1"},
         "inputs": {
             "parameters": {
                 "items": {
                     "taskOutputParameter": {
-                        "producerTask": "gate",
+                        "producerTask": "retrain",
                         "outputParameterKey": "Output",
                     }
                 }
@@ -112,14 +109,20 @@ def _input_that_a_loop_does_not_hand_on(document: Document) -> None:
 
 
 def _number_as_accelerator_count(document: Document) -> None:
-    _round(document)["retrain"]["inputs"]["parameters"]["pipelinechannel--gate-accelerators"] = {
-        "componentInputParameter": "accelerator_count"
+    _round(document)["retrain"]["inputs"]["parameters"]["pipelinechannel--accelerators"] = {
+        "componentInputParameter": "num_shards"
     }
 
 
 def _memory_that_a_loop_task_is_not_given(document: Document) -> None:
     inputs = document["components"]["comp-for-loop-1"]["dag"]["tasks"]["heatmap"]["inputs"]
     del inputs["parameters"]["pipelinechannel--heatmap_memory"]
+
+
+def _one_model_for_all_arms(document: Document) -> None:
+    first, second = (document["root"]["dag"]["tasks"][f"guided-round{n}"] for n in ("", "-2"))
+    given = second["inputs"]["artifacts"]
+    given["control"] = given["permuted"] = first["inputs"]["artifacts"]["model"]
 
 
 PLANTED: dict[Callable[..., Any], Callable[[Document], None]] = {
@@ -138,6 +141,7 @@ PLANTED: dict[Callable[..., Any], Callable[[Document], None]] = {
     rules.cached_steps_that_must_run: _cached_ingest,
     rules.inputs_that_nobody_passes: _input_that_a_loop_does_not_hand_on,
     lint_settings.numbers_as_settings: _number_as_accelerator_count,
+    artifacts_used_twice: _one_model_for_all_arms,
 }
 
 
@@ -150,6 +154,26 @@ def test_a_planted_fault_is_found_by_its_rule(rule: Callable[..., Any], document
     assert not list(rule(document))
     PLANTED[rule](document)
     assert list(rule(document))
+
+
+def test_the_same_output_under_two_names_is_found_within_sub_pipelines(document: Document) -> None:
+    # The input of the sub-pipeline and the output that it passes on are both train's model.
+    inputs = _round(document)["retrain"]["inputs"]["artifacts"]
+    inputs["again"] = dict(inputs["previous"])
+    (found,) = artifacts_used_twice(document)
+    assert found == (
+        "root/guided-round/retrain: the inputs 'previous' and 'again' are both root/train.model"
+    )
+
+
+def test_the_same_output_through_two_sub_pipelines_is_found(document: Document) -> None:
+    outputs = document["components"]["comp-guided-round-2"]["dag"]["outputs"]["artifacts"]
+    outputs["permuted"] = outputs["control"]
+    (found,) = artifacts_used_twice(document)
+    assert found == (
+        "root/evaluate: the inputs 'control' and 'permuted' are both "
+        "root/guided-round-2/retrain-2.model"
+    )
 
 
 def test_a_loop_at_the_root_is_found(document: Document) -> None:
@@ -175,9 +199,15 @@ def _settings_under_a_wrong_label(document: Document, platform: Document) -> Non
     executors["exec-trian"] = executors.pop("exec-train")
 
 
+def _one_hour_for_all_attempts(document: Document, platform: Document) -> None:
+    # What kfp writes unless it is told otherwise.
+    _round(document)["retrain"]["retryPolicy"]["backoffMaxDuration"] = "3600s"
+
+
 PLANTED_IN_PLATFORM: dict[Callable[..., Any], Callable[[Document, Document], None]] = {
     lint_settings.settings_out_of_reach: _node_selector_that_a_loop_is_not_handed,
     lint_settings.settings_of_nobody: _settings_under_a_wrong_label,
+    lint_settings.attempts_that_a_deadline_ends: _one_hour_for_all_attempts,
 }
 
 
@@ -201,7 +231,7 @@ def test_a_toleration_that_reads_a_task_of_another_dag_is_found(
     executors["exec-heatmap"]["tolerations"] = [
         {
             "tolerationJson": {
-                "taskOutputParameter": {"producerTask": "gate", "outputParameterKey": "shards"}
+                "taskOutputParameter": {"producerTask": "retrain", "outputParameterKey": "shards"}
             }
         }
     ]

@@ -65,7 +65,7 @@ def test_every_task_ends_in_time_and_is_tried_again_as_its_stage_says(
     for stage, task, _, settings in containers:
         assert settings["activeDeadlineSeconds"] == str(STAGES[stage].timeout_s)
         assert task["retryPolicy"]["maxRetryCount"] == STAGES[stage].retries
-        assert STAGES[stage].retries == (1 if stage == "gate" else 2)
+        assert STAGES[stage].retries == (1 if stage == "configure" else 2)
 
 
 def test_every_task_has_labels_for_its_cost(containers: list[Container]) -> None:

@@ -113,7 +113,7 @@ def retrain(
         outcome = run(
             model,
             dataset,
-            features,
+            [features],
             out,
             round_number=round_number,
             guidance=settings.guidance.changed(permute_radiomics=permute_radiomics),

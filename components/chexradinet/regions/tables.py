@@ -246,39 +246,8 @@ def _check_maps(dimensions: int, num_maps: int, num_rows: int, where: Path) -> N
         )
 
 
-def merge_regions(paths: Sequence[Path], target: Path) -> None:
-    """Join the shards of one heatmap stage, given in any order, into one regions artifact.
-
-    Raises:
-        ArtifactError: a shard is damaged, missing or given twice, or the maps differ in size.
-        MismatchError: the shards were made from different inputs or settings.
-    """
-    shards = [read_regions(path) for path in paths]
-    order, provenance = arranged([shard.provenance for shard in shards])
-    shards = [shards[position] for position in order]
-    sizes = {shard.maps.shape[1:] for shard in shards if len(shard.maps)}
-    if len(sizes) > 1:
-        raise ArtifactError(
-            f"the shards' maps are {sorted(sizes)} cells; they must be alike: make them again"
-        )
-    size = sizes.pop() if sizes else shards[0].maps.shape[1:]
-    table = pd.concat([shard.table for shard in shards], ignore_index=True)
-    with writing_directory(target, REGIONS_HEAD) as directory:
-        # Filled shard by shard through the file, so memory does not grow with the data set.
-        merged = np.lib.format.open_memmap(
-            directory / MAPS_FILE, mode="w+", dtype=np.float16, shape=(len(table), *size)
-        )
-        start = 0
-        for shard in shards:
-            merged[start : start + len(shard.maps)] = shard.maps
-            start += len(shard.maps)
-        merged.flush()
-        del merged
-        _write_regions_table(directory, table, provenance)
-
-
-def merge_features(paths: Sequence[Path], target: Path) -> None:
-    """Join the shards of one radiomics stage, given in any order, into one features artifact.
+def read_feature_shards(paths: Sequence[Path]) -> FeaturesArtifact:
+    """Read the shards of one radiomics stage, given in any order, as one features artifact.
 
     Raises:
         ArtifactError: a shard is damaged, missing or given twice.
@@ -286,8 +255,11 @@ def merge_features(paths: Sequence[Path], target: Path) -> None:
     """
     shards = [read_features(path) for path in paths]
     order, provenance = arranged([shard.provenance for shard in shards])
-    table = pd.concat([shards[position].table for position in order], ignore_index=True)
-    write_features(target, table, provenance)
+    return FeaturesArtifact(
+        table=pd.concat([shards[position].table for position in order], ignore_index=True),
+        values=np.concatenate([shards[position].values for position in order]),
+        provenance=provenance,
+    )
 
 
 def arranged(provenances: Sequence[Mapping[str, Any]]) -> tuple[list[int], dict[str, Any]]:

@@ -15,8 +15,6 @@ def evaluate(
     accelerator_type: str,
     accelerators: str,
     dataset: dsl.Input[dsl.Dataset],
-    control: dsl.Input[dsl.Model],
-    permuted: dsl.Input[dsl.Model],
     best: dsl.Output[dsl.Model],
     evaluation: dsl.Output[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
@@ -31,6 +29,8 @@ def evaluate(
     round_6: dsl.Input[dsl.Model] = None,
     round_7: dsl.Input[dsl.Model] = None,
     round_8: dsl.Input[dsl.Model] = None,
+    control: dsl.Input[dsl.Model] = None,
+    permuted: dsl.Input[dsl.Model] = None,
 ) -> None:
     """Choose the best round on validation, calibrate it, and judge all rounds on the test split."""
     import shutil
@@ -46,8 +46,8 @@ def evaluate(
         Path(dataset.path),
         Arms(
             rounds=[Path(model.path) for model in (round_0, *later) if model is not None],
-            control=Path(control.path),
-            permuted=Path(permuted.path),
+            control=None if control is None else Path(control.path),
+            permuted=None if permuted is None else Path(permuted.path),
         ),
         best=Path(best.path),
         target=Path(evaluation.path),

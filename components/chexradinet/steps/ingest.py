@@ -25,8 +25,8 @@ def ingest(
     shard_size: int,
     dataset: dsl.Output[dsl.Dataset],
     ingest_report: dsl.Output[dsl.HTML],
-) -> None:
-    """Decode the source's X-rays once and write the data set that all later stages read."""
+) -> int:
+    """Write the data set that all later stages read; return its number of training images."""
     from pathlib import Path
 
     from chexradinet.config import (
@@ -66,3 +66,4 @@ def ingest(
     report_ingest(Path(dataset.path), Path(ingest_report.path))
     dataset.metadata["digest"] = info.digest
     dataset.metadata["images"] = info.counts["images"]
+    return int(info.counts["splits"]["train"])

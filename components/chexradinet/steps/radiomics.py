@@ -7,19 +7,17 @@ from chexradinet.steps.worker import worker
 
 @worker
 def radiomics(
-    shard: int,
-    num_shards: int,
     active: bool,
     bin_width: float,
     dataset: dsl.Input[dsl.Dataset],
     regions: dsl.Input[dsl.Dataset],
     features: dsl.Output[dsl.Dataset],
 ) -> None:
-    """Write the 102 radiomics features of a shard of the regions."""
+    """Write the 102 radiomics features of one shard's regions."""
     from pathlib import Path
 
     from chexradinet.config import RadiomicsConfig
-    from chexradinet.training.radiomics import Shard, radiomics, skip
+    from chexradinet.training.radiomics import radiomics, skip
 
     if not active:
         skip(Path(features.path))
@@ -29,5 +27,4 @@ def radiomics(
         Path(regions.path),
         Path(features.path),
         RadiomicsConfig(bin_width=bin_width),
-        Shard(int(shard), num_shards),
     )

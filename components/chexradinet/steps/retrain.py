@@ -1,5 +1,7 @@
 """Kubeflow component of `training.retrain`."""
 
+from typing import List, NamedTuple  # noqa: UP035 - kfp reads these annotations by name
+
 from kfp import dsl
 
 from chexradinet.steps.worker import worker
@@ -8,9 +10,10 @@ from chexradinet.steps.worker import worker
 @worker
 def retrain(
     round_number: int,
+    rounds: int,
     active: bool,
+    arm: str,
     guidance: str,
-    permute_radiomics: bool,
     sharpen_weight: float,
     contrastive_weight: float,
     epochs: int,
@@ -18,26 +21,35 @@ def retrain(
     learning_rate: float,
     seed: int,
     min_improvement: float,
+    num_shards: int,
     accelerator_type: str,
     accelerators: str,
     previous: dsl.Input[dsl.Model],
     dataset: dsl.Input[dsl.Dataset],
-    features: dsl.Input[dsl.Dataset],
+    features: dsl.Input[List[dsl.Dataset]],  # noqa: UP006
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
-) -> bool:
-    """Train one guided round; return whether validation still improves.
+) -> NamedTuple(  # type: ignore[valid-type]
+    "Retrained",
+    [
+        ("active", bool),
+        ("shards", List[int]),  # noqa: UP006
+        ("accelerators", str),
+    ],
+):
+    """Train one arm of a round, and open the next round if validation still improves.
 
-    A closed round passes the previous model on, byte for byte.
+    A closed round copies the previous model, byte for byte.
     """
     from pathlib import Path
 
     from chexradinet.model.bundle_info import copy_bundle
+    from chexradinet.training.rounds import open_round
 
     if not active:
         # Before torch is imported, which would be most of what a closed round costs.
         copy_bundle(Path(previous.path), Path(model.path))
-        return False
+        return open_round(round_number + 1, rounds, False, num_shards, accelerators)
 
     from chexradinet.config import (
         GuidanceConfig,
@@ -53,12 +65,12 @@ def retrain(
     outcome = retrain(
         Path(previous.path),
         Path(dataset.path),
-        Path(features.path),
+        [Path(shard.path) for shard in features],
         Path(model.path),
         round_number=round_number,
         guidance=GuidanceConfig(
-            guidance=choice(GuidanceRecipe, "guidance", guidance),
-            permute_radiomics=permute_radiomics,
+            guidance=choice(GuidanceRecipe, "guidance", "none" if arm == "control" else guidance),
+            permute_radiomics=arm == "permuted",
             sharpen_weight=sharpen_weight,
             contrastive_weight=contrastive_weight,
         ),
@@ -70,4 +82,4 @@ def retrain(
     for name, value in headline(outcome.info).items():
         metrics.log_metric(name, value)
     model.metadata["round"] = round_number
-    return outcome.improved
+    return open_round(round_number + 1, rounds, outcome.improved, num_shards, accelerators)

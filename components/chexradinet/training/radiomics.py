@@ -1,6 +1,6 @@
 """The radiomics stage: 102 features of each region; and the shards that stages are split into."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,10 @@ import numpy.typing as npt
 from chexradinet.artifacts import write_document, writing_directory
 from chexradinet.config import RadiomicsConfig, RegionConfig, require
 from chexradinet.dataset.dataset import open_dataset
-from chexradinet.errors import ArtifactError, MismatchError
+from chexradinet.errors import MismatchError
 from chexradinet.processors import available_processors
 from chexradinet.regions.radiomics import extract_features
-from chexradinet.regions.tables import (
-    FEATURES_HEAD,
-    merge_features,
-    merge_regions,
-    read_regions,
-    write_features,
-)
+from chexradinet.regions.tables import FEATURES_HEAD, read_regions, write_features
 from chexradinet.replacing import Head, require_replaceable
 from chexradinet.watching import watched
 
@@ -66,18 +60,16 @@ def radiomics(
     regions: Path,
     target: Path,
     config: RadiomicsConfig,
-    shard: Shard | None = None,
     num_workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Write the features of a shard of the regions; return how many rows they have.
+    """Write the features of regions, or of one shard of them; return how many rows they have.
 
     Args:
         dataset: Directory that `ingest` wrote.
         regions: Directory that `heatmap` wrote from it.
         target: Features directory to make.
         config: Settings of the features.
-        shard: Which part of the regions; None for all.
         num_workers: Processes; 0 uses every core the process may use.
         progress: Called with the number of regions done and of all.
 
@@ -94,29 +86,10 @@ def radiomics(
             f"the regions come from data set {found.provenance['dataset_digest'][:12]}, but "
             f"{data.digest[:12]} was given; pass the data set that the heatmaps were made of"
         )
-    shard = shard or Shard(0, 1)
-    part = found.table.iloc[shard.part_of(np.arange(len(found.table)))].reset_index(drop=True)
-    rows = data.row_of(part["image_id"].to_numpy())
+    rows = data.row_of(found.table["image_id"].to_numpy())
     workers = num_workers or available_processors()
-    table = extract_features(data.images, part, rows, config, workers, progress)
+    table = extract_features(data.images, found.table, rows, config, workers, progress)
+    shard = Shard(found.provenance.get("shard_index", 0), found.provenance.get("shard_count", 1))
     provenance = shard.provenance(data.digest, found.provenance["bundle_digest"], config)
     write_features(target, table, provenance)
     return len(table)
-
-
-def gather(shards: Sequence[Path], target: Path) -> None:
-    """Join shards in the order of their index, whatever order they are given in.
-
-    Args:
-        shards: Directories that `heatmap` wrote, or directories that `radiomics` wrote.
-        target: Directory to make, of the same kind.
-
-    Raises:
-        ArtifactError: there is no shard, one is missing or double, or they are of different origin.
-    """
-    if not shards:
-        raise ArtifactError("no shard was given; pass every directory that the stage wrote")
-    if (shards[0] / "regions.parquet").exists():
-        merge_regions(shards, target)
-    else:
-        merge_features(shards, target)

@@ -1,7 +1,7 @@
 """A guided round: the classifier trained on, with the features of where it looked."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from chexradinet.model.bundle import (
 from chexradinet.model.training import Regions, fit, run_digest
 from chexradinet.records import FeatureStatus, Split
 from chexradinet.regions.normalisation import fit_normalisation
-from chexradinet.regions.tables import FeaturesArtifact, read_features
+from chexradinet.regions.tables import FeaturesArtifact, read_feature_shards
 from chexradinet.replacing import require_replaceable
 from chexradinet.training.preemption import safeguard
 from chexradinet.training.train import round_summary, training_data
@@ -49,7 +49,7 @@ class RoundOutcome:
 def retrain(
     bundle: Path,
     dataset: Path,
-    features: Path,
+    features: Sequence[Path],
     target: Path,
     *,
     round_number: int,
@@ -63,7 +63,8 @@ def retrain(
     Args:
         bundle: Model of the round before, of the same arm.
         dataset: Directory that `ingest` wrote.
-        features: Directory that `radiomics` wrote; not read where the recipe does not contrast.
+        features: Directories that `radiomics` wrote, one per shard; not read unless the recipe
+            contrasts.
         target: Bundle directory to make.
         round_number: From 1.
         guidance: What is added to the classification loss.
@@ -88,7 +89,7 @@ def retrain(
     )
     regions = None
     if guidance.contrasts:
-        regions = _guiding_regions(data, read_features(features))
+        regions = _guiding_regions(data, read_feature_shards(features))
     if regions is None:
         guidance = _without_contrast(guidance)
     seeded = config.changed(seed=config.seed + _SEED_STRIDE * round_number)

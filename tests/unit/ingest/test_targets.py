@@ -109,7 +109,7 @@ def run_retrain(dataset: Path, target: Path) -> object:
     return retrain(
         dataset,
         dataset,
-        dataset,
+        [dataset],
         target,
         round_number=1,
         guidance=GuidanceConfig(),

@@ -17,8 +17,7 @@ from chexradinet.regions.feature_names import FEATURE_NAMES
 from chexradinet.regions.tables import (
     REGION_COLUMNS,
     features_table,
-    merge_features,
-    merge_regions,
+    read_feature_shards,
     read_features,
     read_regions,
     regions_table,
@@ -176,34 +175,17 @@ def test_features_with_an_unknown_column_are_refused(tmp_path: Path) -> None:
         write_features(tmp_path / "f", some_features().assign(glcm_Wrong=0.0), PROVENANCE)
 
 
-def test_merged_shards_follow_their_index_whatever_order_they_are_given_in(tmp_path: Path) -> None:
-    paths = [tmp_path / f"{index}" for index in range(3)]
-    for index, path in enumerate(paths):
-        write_regions(path, some_regions(index * 10), some_maps(index), shard(index, 3))
-    merge_regions([paths[2], paths[0], paths[1]], tmp_path / "all")
-    merged = read_regions(tmp_path / "all")
-    expected = pd.concat([some_regions(index * 10) for index in range(3)], ignore_index=True)
-    pd.testing.assert_frame_equal(merged.table, expected)
-    maps = np.concatenate([some_maps(index) for index in range(3)]).astype(np.float16)
-    np.testing.assert_array_equal(merged.maps, maps)
-    assert merged.provenance["shard_count"] == 1
-    assert PROVENANCE.items() <= merged.provenance.items()
-
-
-def test_shard_without_regions_merges_with_the_others(tmp_path: Path) -> None:
-    none = regions_table([], [], [], [])
-    write_regions(tmp_path / "0", none, np.zeros((0, 4, 5), np.float32), shard(0, 2))
-    write_regions(tmp_path / "1", some_regions(), some_maps(), shard(1, 2))
-    merge_regions([tmp_path / "0", tmp_path / "1"], tmp_path / "all")
-    pd.testing.assert_frame_equal(read_regions(tmp_path / "all").table, some_regions())
-
-
-def test_merged_features_follow_the_shards(tmp_path: Path) -> None:
-    for index in range(2):
-        write_features(tmp_path / f"{index}", some_features(index), shard(index, 2))
-    merge_features([tmp_path / "1", tmp_path / "0"], tmp_path / "all")
-    expected = pd.concat([some_features(0), some_features(1)], ignore_index=True)
-    pd.testing.assert_frame_equal(read_features(tmp_path / "all").table, expected)
+def test_shards_of_features_follow_their_index_whatever_order_they_are_given_in(
+    tmp_path: Path,
+) -> None:
+    tables = [some_features(0), some_features(1).iloc[:0], some_features(2)]
+    for index, table in enumerate(tables):
+        write_features(tmp_path / f"{index}", table, shard(index, 3))
+    joined = read_feature_shards([tmp_path / f"{index}" for index in (2, 0, 1)])
+    expected = pd.concat([some_features(0), some_features(2)], ignore_index=True)
+    pd.testing.assert_frame_equal(joined.table, expected)
+    np.testing.assert_array_equal(joined.values, expected[list(FEATURE_NAMES)].to_numpy())
+    assert joined.provenance == shard(0, 1)
 
 
 @pytest.mark.parametrize("indices", [[0], [0, 0], [0, 1, 1], []])
@@ -213,22 +195,14 @@ def test_missing_and_double_shards_are_refused(tmp_path: Path, indices: list[int
         paths.append(tmp_path / f"{number}")
         write_features(paths[-1], some_features(), shard(index, 2))
     with pytest.raises(ArtifactError, match="shard"):
-        merge_features(paths, tmp_path / "all")
-    assert not (tmp_path / "all").exists()
+        read_feature_shards(paths)
 
 
 def test_shards_of_another_model_are_refused_naming_what_differs(tmp_path: Path) -> None:
-    write_regions(tmp_path / "0", some_regions(), some_maps(), shard(0, 2))
-    write_regions(tmp_path / "1", some_regions(), some_maps(), shard(1, 2, bundle="c" * 64))
+    write_features(tmp_path / "0", some_features(), shard(0, 2))
+    write_features(tmp_path / "1", some_features(), shard(1, 2, bundle="c" * 64))
     with pytest.raises(MismatchError, match="bundle"):
-        merge_regions([tmp_path / "0", tmp_path / "1"], tmp_path / "all")
-
-
-def test_shards_with_maps_of_another_size_are_refused(tmp_path: Path) -> None:
-    write_regions(tmp_path / "0", some_regions(), some_maps(), shard(0, 2))
-    write_regions(tmp_path / "1", some_regions(), np.zeros((3, 2, 2), np.float32), shard(1, 2))
-    with pytest.raises(ArtifactError, match="cells"):
-        merge_regions([tmp_path / "0", tmp_path / "1"], tmp_path / "all")
+        read_feature_shards([tmp_path / "0", tmp_path / "1"])
 
 
 def test_provenance_is_in_the_table_itself(written: Path) -> None:

@@ -61,7 +61,7 @@ def second_model(
     retrain(
         tiny_model,
         tiny_dataset,
-        target.parent / "no-features",
+        [],
         target,
         round_number=1,
         guidance=GuidanceConfig(guidance=GuidanceRecipe.NONE),

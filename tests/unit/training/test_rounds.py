@@ -25,9 +25,14 @@ from chexradinet.ingest.ingest import ingest
 from chexradinet.model.bundle import load_bundle, read_bundle_info
 from chexradinet.phantom import write_phantom
 from chexradinet.records import Split
-from chexradinet.regions.tables import read_features, read_regions, write_features
+from chexradinet.regions.tables import (
+    read_feature_shards,
+    read_features,
+    read_regions,
+    write_features,
+)
 from chexradinet.training.heatmap import heatmap
-from chexradinet.training.radiomics import Shard, gather, radiomics, skip
+from chexradinet.training.radiomics import Shard, radiomics, skip
 from chexradinet.training.retrain import RoundOutcome, retrain
 from chexradinet.training.train import headline, train
 
@@ -61,7 +66,7 @@ def _retrain(
         "guidance": GuidanceConfig(),
         "config": TRAINING,
     }
-    return retrain(model, dataset, features, target, **{**settings, **changes})
+    return retrain(model, dataset, [features], target, **{**settings, **changes})
 
 
 def test_training_twice_gives_the_same_model(
@@ -116,24 +121,27 @@ def test_shards_joined_in_any_order_equal_the_whole(
     for index in range(3):
         shard = Shard(index, 3)
         heatmap(tiny_model, tiny_dataset, tmp_path / f"r{index}", RegionConfig(), shard)
-    gather([tmp_path / f"r{index}" for index in (2, 0, 1)], tmp_path / "regions")
-    whole, joined = read_regions(regions), read_regions(tmp_path / "regions")
-    pd.testing.assert_frame_equal(joined.table, whole.table, rtol=1e-4)
-    np.testing.assert_allclose(joined.maps, whole.maps, atol=1e-2)
-    for index in range(2):
-        shard = Shard(index, 2)
-        radiomics(tiny_dataset, regions, tmp_path / f"f{index}", RadiomicsConfig(), shard, 1)
-    gather([tmp_path / "f1", tmp_path / "f0"], tmp_path / "features")
-    joined_features = read_features(tmp_path / "features")
-    pd.testing.assert_frame_equal(joined_features.table, read_features(features).table)
+        radiomics(
+            tiny_dataset, tmp_path / f"r{index}", tmp_path / f"f{index}", RadiomicsConfig(), 1
+        )
+    whole = read_regions(regions)
+    parts = [read_regions(tmp_path / f"r{index}") for index in range(3)]
+    joined = pd.concat([part.table for part in parts], ignore_index=True)
+    pd.testing.assert_frame_equal(joined, whole.table, rtol=1e-4)
+    np.testing.assert_allclose(np.concatenate([part.maps for part in parts]), whole.maps, atol=1e-2)
+    measured = read_feature_shards([tmp_path / f"f{index}" for index in (2, 0, 1)])
+    pd.testing.assert_frame_equal(measured.table, read_features(features).table)
+    np.testing.assert_array_equal(measured.values, read_features(features).values)
+    assert measured.provenance == read_features(features).provenance
 
 
 def test_a_missing_shard_is_refused(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     heatmap(tiny_model, tiny_dataset, tmp_path / "r0", RegionConfig(), Shard(0, 2))
-    with pytest.raises(ArtifactError):
-        gather([tmp_path / "r0"], tmp_path / "regions")
+    radiomics(tiny_dataset, tmp_path / "r0", tmp_path / "f0", RadiomicsConfig(), num_workers=1)
+    with pytest.raises(ArtifactError, match="needed is each shard"):
+        _retrain(tiny_model, tiny_dataset, tmp_path / "f0", tmp_path / "r1")
     with pytest.raises(ArtifactError, match="no shard was given"):
-        gather([], tmp_path / "regions")
+        read_feature_shards([])
 
 
 def test_more_shards_than_images_leave_some_empty() -> None:

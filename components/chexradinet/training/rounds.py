@@ -1,0 +1,80 @@
+"""Which guided round runs, and over how many shards.
+
+Each training stage opens or closes the round after it: no step of its own is started for that.
+"""
+
+from typing import NamedTuple
+
+from chexradinet.config import require
+
+IMAGES_PER_SHARD = 2500
+"""Training images of a shard: minutes of work for one core, so that a pod's start is worth it."""
+
+
+class Opening(NamedTuple):
+    """What the steps of a round are told."""
+
+    active: bool
+    """Whether the round runs; the steps of a closed round pass their input on."""
+    shards: list[int]
+    """Parts of the training images; a closed round has one, as no runner accepts an empty loop."""
+    accelerators: str
+    """Accelerators of a step, as the text that Kubeflow reads; "0" for a closed round."""
+
+
+def open_round(
+    number: int, rounds: int, improved: bool, num_shards: int, accelerators: str
+) -> Opening:
+    """Tell a round's steps whether it runs, over which shards, and with how many accelerators.
+
+    Args:
+        number: Number of the round to open, from 1.
+        rounds: Guided rounds that were asked for.
+        improved: Whether the round before ran and improved validation.
+        num_shards: Number of shards of a round.
+        accelerators: Accelerators of a step in a round that runs.
+    """
+    if not improved or number > rounds:
+        return Opening(active=False, shards=[0], accelerators="0")
+    return Opening(active=True, shards=list(range(num_shards)), accelerators=accelerators)
+
+
+def shards_for(num_images: int, wanted: int, at_most: int) -> int:
+    """Return the number of shards: the wanted one, or one per `IMAGES_PER_SHARD` images.
+
+    Args:
+        num_images: Number of training images.
+        wanted: Number of shards; 0 chooses by the number of images.
+        at_most: Largest number to choose.
+    """
+    return int(wanted) or min(at_most, max(1, -(-num_images // IMAGES_PER_SHARD)))
+
+
+def check_shape(
+    rounds: int,
+    compare_arms: bool,
+    num_shards: int,
+    *,
+    max_rounds: int,
+    has_arms: bool,
+    max_shards: int,
+) -> None:
+    """Refuse what the compiled pipeline has no tasks for.
+
+    Raises:
+        ConfigError: it was compiled for fewer rounds or shards, or with other arms.
+    """
+    again = "compile it again with this value, as `submit` and `run` do"
+    require(0 <= rounds <= max_rounds, "rounds", rounds, f"in [0, {max_rounds}] here, or {again}")
+    require(
+        bool(compare_arms) == has_arms or rounds == 0,
+        "compare_arms",
+        compare_arms,
+        f"{has_arms} for this compiled pipeline, or {again}",
+    )
+    require(
+        0 <= num_shards <= max_shards,
+        "num_shards",
+        num_shards,
+        f"in [0, {max_shards}]; 0 chooses by the number of training images",
+    )
