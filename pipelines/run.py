@@ -28,7 +28,7 @@ _SILENT_SKIP = "Could not resolve"
 """kfp logs this where it skips a condition that it cannot evaluate, and then reports success."""
 
 _CHATTER = ("--component_module_path", "Looking for component", "Got executor_input", "Wrote ")
-_QUIET_STEPS = ("gate", "gather")
+_QUIET_STEPS = ("configure",)
 
 
 class LocalRunError(ChexRadiNetError):
