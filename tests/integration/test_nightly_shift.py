@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 from chexradinet.config import Backbone, GuidanceConfig, NetworkConfig, TrainConfig
 from chexradinet.evaluation.calibration import Calibration, apply_calibration, fit_calibration
 from chexradinet.evaluation.drift import FALSE_ALARMS_PER_NIGHT, drift
-from chexradinet.evaluation.reference import Population, Reference, build_reference
+from chexradinet.evaluation.reference import (
+    Population,
+    Reference,
+    build_reference,
+    image_statistics,
+)
 from chexradinet.model.batches import TrainingData
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet, build_network
 from chexradinet.model.training import fit
 from chexradinet.phantom import PhantomImage, draw_phantom
 from chexradinet.phantom.findings import PHANTOM_FINDINGS
-from chexradinet.reports.evidence import image_statistics
 
 SIDE_PX = 64
 PER_NIGHT = 80

@@ -128,14 +128,16 @@ def _fit_finding(labels: Array, logits: Array, config: EvaluationConfig) -> Find
         return FindingCalibration(
             status=NOT_CALIBRATED, positives=positives, negatives=negatives, reason=reason
         )
-    point = operating_threshold(labels, scaling.apply(logits), config.target_sensitivity)
+    point = operating_threshold(labels, scaling.apply(logits), config.target_sensitivity) or {}
     return FindingCalibration(
         status=PLATT,
         slope=scaling.slope,
         intercept=scaling.intercept,
         positives=positives,
         negatives=negatives,
-        **(point or {}),
+        threshold=point.get("threshold"),
+        sensitivity=point.get("sensitivity"),
+        specificity=point.get("specificity"),
     )
 
 

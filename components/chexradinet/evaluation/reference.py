@@ -17,7 +17,7 @@ Source: Lee et al. 2018, arXiv:1807.03888 (Mahalanobis distance of features); Le
 2020, Journal of Risk Model Validation 14(4) (null of the index).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -45,6 +45,7 @@ _MAX_COMPONENTS = 64
 _CASES_PER_COMPONENT = 5
 _MIN_PATIENTS = 20
 _MAX_KEPT = 512
+_STATISTICS_BATCH = 1024
 
 Values = Sequence[Any] | FloatArray
 """One value per image, None, NaN or empty if missing."""
@@ -70,8 +71,8 @@ class Population:
     def __post_init__(self) -> None:
         """Refuse columns that do not belong together."""
         num = len(self.patient_ids)
-        columns = {"probabilities": self.probabilities, "embeddings": self.embeddings}
-        columns |= {**self.metadata, **self.image_statistics}
+        columns: dict[str, Values] = {**self.metadata, **self.image_statistics}
+        columns |= {"probabilities": self.probabilities, "embeddings": self.embeddings}
         wrong = {name: len(values) for name, values in columns.items() if len(values) != num}
         if wrong or self.probabilities.shape != (num, len(self.findings)):
             raise EvaluationError(
@@ -100,6 +101,18 @@ class Population:
         for name, numbers in self.image_statistics.items():
             found[f"image:{name}"] = ("numeric", numbers)
         return found
+
+
+def image_statistics(
+    fetch: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]], rows: npt.NDArray[np.int64]
+) -> Mapping[str, FloatArray]:
+    """Return mean and standard deviation of the model pixels of each row, on the 8-bit range."""
+    means, deviations = [], []
+    for start in range(0, len(rows), _STATISTICS_BATCH):
+        images = fetch(rows[start : start + _STATISTICS_BATCH])
+        means.append(images.mean(axis=(1, 2), dtype=np.float64))
+        deviations.append(images.std(axis=(1, 2), dtype=np.float64))
+    return {"mean": np.concatenate(means), "std": np.concatenate(deviations)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,8 +41,8 @@ from chexradinet.nightly.outcome import Night, night_of
 from chexradinet.nightly.records import EXCLUDED, SCHEMA, SCORES, TIMINGS, Addresses
 from chexradinet.nightly.summary import most_urgent, night_drift, night_report, with_timings
 from chexradinet.nightly.worklist import WorklistScope, end_of, studies_of
-from chexradinet.reports.nightly import Lacking, write_night_report, write_worklist_page
-from chexradinet.reports.worklist import worklist, worklist_csv
+from chexradinet.reports.nightly import write_night_report
+from chexradinet.reports.worklist import Omissions, worklist, worklist_csv, write_worklist_page
 
 MAX_DRIFT_IMAGES = 2048
 """Most X-rays of a night that are compared with the reference."""
@@ -131,7 +131,7 @@ def _put_worklist(
     entries = worklist(listed.images, end_of(plan.date), config)
     _put_of_night(ledger, plan, "worklist.csv", worklist_csv(entries).encode())
     page = folder / "worklist.html"
-    write_worklist_page(page, plan.date, entries, config, Lacking(unscored, listed.foreign))
+    write_worklist_page(page, plan.date, entries, config, Omissions(unscored, listed.foreign))
     _put_of_night(ledger, plan, "worklist.html", page.read_bytes())
 
 

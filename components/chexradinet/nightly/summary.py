@@ -21,7 +21,7 @@ from chexradinet.nightly.outcome import Night, num_flagged, num_outside
 from chexradinet.nightly.plan import inbox_images, taken_images
 from chexradinet.nightly.records import DUPLICATE, REJECTED, TIMINGS, Addresses
 from chexradinet.records import RejectReason
-from chexradinet.reports.nightly_contents import FlaggedCase, NightReport, OutsideXRay
+from chexradinet.reports.nightly import FlaggedCase, NightReport, OutsideXRay
 from chexradinet.reports.worklist import WaitingImage
 from chexradinet.run_figures import NightlyTelemetry, drift_ratios
 

@@ -1,44 +1,53 @@
 """The evaluation report: one HTML file that draws every figure from metrics.json.
 
-Beyond the schema of `metrics` it shows, where they are there, from the test entry: `auprc`,
+Beyond the schema of `metrics` it shows, if they are there, from the test entry: `auprc`,
 `positives`, `negatives`, `not_defined`, `roc` (finding to `roc_points`), `reliability` and
 `ece_by_finding` (of `calibration_metrics`), `operating_points` (finding to `threshold`,
 `sensitivity`, `specificity`); from the document: `arms`, `notes` (lines of text) and `title`.
+
+Beside the numbers stand radiographs with maps, and the radiomics features that tell images with a
+finding from images without: by the difference of medians over a robust standard deviation, because
+radiomics features have heavy tails, and one extreme region must not decide.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from chexradinet.evaluation.classification import Array
-from chexradinet.evaluation.metrics import gain_sentences, interval
+from chexradinet.config import RadiomicsConfig, RegionConfig
+from chexradinet.dataset.dataset import Dataset
+from chexradinet.evaluation.calibration import Calibration, apply_calibration
+from chexradinet.evaluation.classification import Array, FloatArray
+from chexradinet.evaluation.evaluator import EvaluatedModel, maps_of
+from chexradinet.evaluation.metrics import MEASURES, gain_sentences, interval, verdict
 from chexradinet.records import Box
-from chexradinet.reports import page
-from chexradinet.reports.contrast import FeatureContrast
+from chexradinet.regions.extract import extract_regions
+from chexradinet.regions.feature_names import FEATURE_NAMES
+from chexradinet.regions.tables import regions_table
 from chexradinet.reports.overlay import overlay
+from chexradinet.reports.page import number, png_bytes, readable, write_page
 from chexradinet.reports.plots import localization_plot, reliability_plot, roc_plot
-from chexradinet.reports.report_tables import (
-    arms_table,
-    contrast_table,
-    findings_table,
-    localization_table,
-    names,
-    readable,
-    rounds_table,
-    views_table,
-)
+
+MAX_PANEL_CASES = 12
+"""Radiographs in the report's panel."""
+MAX_CONTRAST_IMAGES = 400
+"""Test images whose features are contrasted; the first in data-set order."""
 
 _PANEL_SIDE_PX = 320
-_FOOTER = (
-    "Research software; not for diagnostic use. n/d: not defined, because a class, a box or an arm "
-    "is missing. Random (rand.): a smooth random map. Swapped (swap.): the map of another patient "
-    "with the same finding: the usual place and nothing else. ECE: expected calibration "
-    "error."
-)
+_ID_CHARACTERS = 16
+_LABELS = {1.0: "labelled present", 0.0: "labelled absent"}
+_MAD_TO_STANDARD_DEVIATION = 1.4826
+_MIN_CASES = 5
+_LOCATED_HEADS = {
+    "iou_0.1": "IoU > 0.1",
+    "iou_0.3": "IoU > 0.3",
+    "iou_0.5": "IoU > 0.5",
+    "pointing": "Pointing",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +57,11 @@ class PanelCase:
     image: npt.NDArray[np.uint8]
     """Grey values, shape (H, W)."""
     heatmap: Array | None
-    """Of the finding, any resolution, shape (h, w)."""
+    """Heatmap of the finding, any resolution, shape (h, w)."""
     region: Box | None
-    """Of the model, in pixels of the image."""
+    """The model's region, in pixels of the image."""
     true_boxes: Sequence[Box] = ()
-    """Of the reader, in pixels of the image."""
+    """The reader's boxes, in pixels of the image."""
     image_id: str
     """Opaque identifier; never a name."""
     finding: str
@@ -62,174 +71,295 @@ class PanelCase:
     label: float | None = None
     """1 present, 0 absent, None or NaN unknown."""
 
+    @property
+    def png(self) -> bytes:
+        """The radiograph with heatmap and boxes."""
+        drawn = overlay(self.image, self.heatmap, self.region, self.true_boxes, _PANEL_SIDE_PX)
+        return png_bytes(drawn)
+
+    @property
+    def known(self) -> str:
+        """The label in words, empty if unknown."""
+        return "" if self.label is None else _LABELS.get(self.label, "")
+
+    @property
+    def short_id(self) -> str:
+        """The identifier's last part, shortened."""
+        return PurePosixPath(self.image_id).name[:_ID_CHARACTERS]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureDifference:
+    """One radiomics feature between images with and without one finding."""
+
+    finding: str
+    """The finding."""
+    feature: str
+    """Name of the feature, as pyradiomics spells it."""
+    median_with: float
+    """Median over images with the finding."""
+    median_without: float
+    """Median over images without it."""
+    standardised: float
+    """Difference of the medians in robust standard deviations of all images."""
+    num_with: int
+    """Images with the finding and with features."""
+    num_without: int
+    """Images without it and with features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFigures:
+    """What the report shows beside its numbers."""
+
+    panel: Sequence[PanelCase] = ()
+    """A few test images, for each finding the surest true and the least sure true one."""
+    features: Sequence[FeatureDifference] = ()
+    """Features that differ most in the regions of the highest-scoring finding, largest first."""
+
 
 def write_report(
-    path: Path,
-    metrics: Mapping[str, Any],
-    panel: Sequence[PanelCase] = (),
-    features: FeatureContrast | None = None,
+    path: Path, metrics: Mapping[str, Any], figures: ReportFigures | None = None
 ) -> None:
     """Write the report, atomically: self-contained, without scripts or external requests.
 
     Args:
         path: The HTML file.
-        metrics: Of `metrics_document` or `read_metrics`.
-        panel: Radiographs to show, few: each is stored in the file.
-        features: Of `feature_contrast`, on the test split; None leaves the section out.
+        metrics: Result of `metrics_document` or `read_metrics`.
+        figures: Radiographs to show, few, because each is stored in the file, and features.
     """
-    test, lines = metrics["test"], metrics["protocol"]
-    sections = [
-        _headline(metrics),
-        page.section("Rounds", rounds_table(metrics)),
-        page.section(
-            "What guidance bought",
-            page.bullets(gain_sentences(metrics.get("arms") or {})),
-            arms_table(metrics),
+    figures, test = figures or ReportFigures(), metrics["test"]
+    arms = metrics.get("arms") or {}
+    located = test["localization"]
+    boxed = located.get("by_finding") or {}
+    values = _headline(test)
+    write_page(
+        path,
+        "evaluation",
+        metrics=metrics,
+        chosen=next(e for e in metrics["rounds"] if e["round"] == metrics["best_round"]),
+        cards=[(label, number(value), note) for label, value, note in values if value is not None],
+        undefined_cards=[label for label, value, _ in values if value is None],
+        arms=arms,
+        gain=gain_sentences(arms),
+        measures=MEASURES,
+        verdict=verdict,
+        notes=_notes(metrics),
+        defined=_defined(test["auroc"], test.get("ece_by_finding") or {}),
+        ranked=_defined(test["auroc"]),
+        roc=_small_plots(roc_plot, test.get("roc"), test["auroc"]),
+        reliability=_small_plots(
+            reliability_plot, test.get("reliability"), test.get("ece_by_finding")
         ),
-        page.section("Findings", _notes(metrics), findings_table(metrics)),
-        page.section("ROC curves", _roc(test, lines)),
-        page.section("Calibration", _reliability(test, lines)),
-        page.section("By view", views_table(metrics)),
-        page.section(
-            "Where the model looks", _localization(test, lines), localization_table(metrics)
-        ),
-        page.section("Radiographs", _panel(panel)),
-        page.section("Radiomics", contrast_table(features, lines.get("test", ""))),
-    ]
-    title = metrics.get("title") or "Evaluation report"
-    page.write_page(path, title, _subtitle(metrics), sections, _FOOTER)
-
-
-def _subtitle(metrics: Mapping[str, Any]) -> str:
-    chosen = _chosen(metrics)
-    return (
-        f"ChexRadiNet, round {chosen['round']} of {len(metrics['rounds'])} evaluated "
-        f"(guidance: {chosen['guidance']})"
+        has_boxes=bool(boxed),
+        located_heads=_LOCATED_HEADS,
+        located_columns=[(head, "rand. · swap.") for head in _LOCATED_HEADS.values()],
+        located_png=localization_plot(
+            boxed,
+            located.get("random_by_finding") or {},
+            located.get("swapped_by_finding") or {},
+            "iou_0.3",
+        )
+        if boxed
+        else b"",
+        panel=figures.panel,
+        features=figures.features,
     )
 
 
-def _chosen(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    chosen: Mapping[str, Any] = next(
-        entry for entry in metrics["rounds"] if entry["round"] == metrics["best_round"]
-    )
-    return chosen
-
-
-def _headline(metrics: Mapping[str, Any]) -> str:
-    test = metrics["test"]
+def _headline(test: Mapping[str, Any]) -> list[tuple[str, float | None, str]]:
+    """Return label, value and note of the headline figures."""
     located, bounds = test["localization"], test.get("ci95") or {}
     over = test.get("mean_auroc_num_findings", sum(v is not None for v in test["auroc"].values()))
-    values = [
-        (
-            "Mean AUROC, test",
-            page.number(test["mean_auroc"]),
-            " ".join(
-                part for part in (interval(bounds.get("mean_auroc")), f"{over} findings") if part
-            ),
-        )
-    ]
+    note = f"{interval(bounds.get('mean_auroc'))} {over} findings".strip()
+    values = [("Mean AUROC, test", test["mean_auroc"], note)]
     for key in ("iou_0.1", "iou_0.3", "pointing"):
         label = "Peak in true box" if key == "pointing" else f"Localised at IoU {key[4:]}"
         held = interval(((bounds.get("localization") or {}).get(key) or {}).get("ci95"))
-        note = f"{held} swapped {page.number(located[f'swapped_{key}'])}".strip()
-        values.append((label, page.number(located[key]), note))
-    values.append(("Calibration error", page.number(test["ece"]), "mean over findings"))
-    return page.cards(values) + page.paragraph(
-        f"Protocol: {metrics['protocol'].get('test', '')}", "protocol"
-    )
+        note = f"{held} swapped {number(located[f'swapped_{key}'])}".strip()
+        values.append((label, located[key], note))
+    return [*values, ("Calibration error", test["ece"], "mean over findings")]
 
 
-def _notes(metrics: Mapping[str, Any]) -> str:
-    test = metrics["test"]
-    missing = test.get("not_defined") or [
-        name for name, value in test["auroc"].items() if value is None
-    ]
+def _notes(metrics: Mapping[str, Any]) -> list[str]:
+    missing = [name for name, value in metrics["test"]["auroc"].items() if value is None]
     lines = list(metrics.get("notes") or ())
     if missing:
         lines.append(
-            "Not defined on this split, for want of a positive or a negative case: "
-            f"{names(missing)}. Means leave them out."
+            f"Not defined on this split, for lack of a positive or a negative case: "
+            f"{readable(missing)}. Means leave them out."
         )
-    return page.bullets(lines)
+    return lines
 
 
-def _roc(test: Mapping[str, Any], lines: Mapping[str, str]) -> str:
-    curves = {name: curve for name, curve in (test.get("roc") or {}).items() if curve}
-    if not curves:
-        return ""
-    told = "; ".join(f"{readable(name)} {page.number(test['auroc'].get(name))}" for name in curves)
-    return page.figure(
-        roc_plot(curves, test["auroc"]),
-        f"ROC curves, one plot a finding. AUROC: {told}.",
-        "Title: finding and AUROC. Dotted: a score that knows nothing.",
-        lines.get("test", ""),
+def _defined(*columns: Mapping[str, float | None]) -> list[str]:
+    """Return the findings of which any number is defined: rows that are all n/d are not drawn."""
+    return [name for name in columns[0] if any(values.get(name) is not None for values in columns)]
+
+
+def _small_plots(
+    draw: Any,  # noqa: ANN401 - `roc_plot` or `reliability_plot`
+    curves: Mapping[str, Any] | None,
+    values: Mapping[str, float | None] | None,
+) -> dict[str, Any]:
+    """Return the picture of small plots, None without a curve, and their values in words."""
+    shown = {name: curve for name, curve in (curves or {}).items() if curve and any(curve.values())}
+    told = "; ".join(f"{readable(name)} {number((values or {}).get(name))}" for name in shown)
+    return {"png": draw(shown, values or {}) if shown else None, "told": told}
+
+
+def report_figures(
+    model: EvaluatedModel,
+    data: Dataset,
+    rows: npt.NDArray[np.int64],
+    calibration: Calibration,
+    radiomics: RadiomicsConfig,
+    regions: RegionConfig,
+) -> ReportFigures:
+    """Return what the report shows of a model on some rows.
+
+    Args:
+        model: The model and its logits on the rows.
+        data: The data set.
+        rows: Its test rows.
+        calibration: From logits to probabilities.
+        radiomics: Settings of the features.
+        regions: How a map becomes a region.
+    """
+    probabilities = apply_calibration(calibration.as_dict(), data.info.findings, model.logits)
+    return ReportFigures(
+        panel=_panel(model, data, rows, probabilities, regions),
+        features=_features(model, data, rows[:MAX_CONTRAST_IMAGES], radiomics, regions),
     )
 
 
-def _reliability(test: Mapping[str, Any], lines: Mapping[str, str]) -> str:
-    curves = {
-        name: curve
-        for name, curve in (test.get("reliability") or {}).items()
-        if curve and curve["predicted"]
-    }
-    if not curves:
-        return ""
-    errors = test.get("ece_by_finding") or {}
-    told = "; ".join(f"{readable(name)} {page.number(errors.get(name))}" for name in curves)
-    return page.figure(
-        reliability_plot(curves, errors),
-        f"Reliability curves, one plot a finding. Expected calibration error: {told}.",
-        "Observed frequency against promised probability, bins of equal mass. Title: finding and "
-        "calibration error. Dotted: promises kept.",
-        _sentence_of(lines.get("test", ""), lines.get("calibration", "")),
-    )
+def panel_cases(
+    labels: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float64]
+) -> list[tuple[int, int]]:
+    """Return positions and findings to show: for each finding its surest and least sure positive.
+
+    Surest ones come first, so that a short panel shows every finding before its failures.
+    """
+    surest, missed = [], []
+    for column in range(labels.shape[1]):
+        positives = np.flatnonzero(labels[:, column] == 1)
+        if not len(positives):
+            continue
+        order = positives[np.argsort(-probabilities[positives, column], kind="stable")]
+        surest.append((int(order[0]), column))
+        if len(order) > 1:
+            missed.append((int(order[-1]), column))
+    return (surest + missed)[:MAX_PANEL_CASES]
 
 
-def _localization(test: Mapping[str, Any], lines: Mapping[str, str]) -> str:
-    entry = test["localization"]
-    own = entry.get("by_finding") or {}
-    if not own:
-        return page.paragraph("No case of this split has a true box, so nothing can be localised.")
-    controls = [entry.get(f"{prefix}_by_finding") or {} for prefix in ("random", "swapped")]
-    return page.figure(
-        localization_plot(own, controls[0], controls[1], "iou_0.3"),
-        "Fraction of cases localised at IoU 0.3 per finding, beside the random and swapped maps; "
-        "the numbers are in the table below.",
-        "A bar that ends right of its diamond looks at the finding; one that ends there knows only "
-        "the usual place.",
-        lines.get("localization", ""),
-    )
-
-
-def _panel(panel: Sequence[PanelCase]) -> str:
-    figures = [_panel_figure(case) for case in panel]
-    legend = (
-        "Glow: positive evidence for the finding. Amber, solid: the model's region. "
-        "Blue, dashed: the reader's box, where there is one."
-    )
-    return page.paragraph(legend, "note") + page.panel(figures) if figures else ""
-
-
-def _panel_figure(case: PanelCase) -> str:
-    drawn = overlay(case.image, case.heatmap, case.region, case.true_boxes, _PANEL_SIDE_PX)
-    labels = {1.0: "labelled present", 0.0: "labelled absent"}
-    known = labels.get(case.label, "") if case.label is not None else ""
-    facts = [
-        readable(case.finding),
-        f"probability {page.number(case.probability, 2)}",
-        known,
-        "" if case.region else "no region",
-        f"image {case.image_id[:16]}",
+def _panel(
+    model: EvaluatedModel,
+    data: Dataset,
+    rows: npt.NDArray[np.int64],
+    probabilities: npt.NDArray[np.float64],
+    regions: RegionConfig,
+) -> list[PanelCase]:
+    labels = data.labels[rows]
+    cases = panel_cases(labels, probabilities)
+    chosen = rows[[position for position, _ in cases]] if cases else rows[:0]
+    columns = np.array([column for _, column in cases], dtype=np.int64)
+    maps = maps_of(model.network, data, chosen, columns)
+    found = extract_regions(maps, data.info.preprocessing.image_side, regions)
+    image_ids = data.manifest["image_id"].to_numpy()
+    return [
+        PanelCase(
+            image=data.images(chosen[index : index + 1])[0],
+            heatmap=maps[index],
+            region=found[index].box,
+            true_boxes=[
+                labelled.box
+                for labelled in data.boxes(int(chosen[index]))
+                if labelled.finding == data.info.findings[column]
+            ],
+            image_id=str(image_ids[chosen[index]]),
+            finding=data.info.findings[column],
+            probability=float(probabilities[position, column]),
+            label=float(labels[position, column]),
+        )
+        for index, (position, column) in enumerate(cases)
     ]
-    caption = ", ".join(fact for fact in facts if fact)
-    shown = "region drawn" if case.region else "no region"
-    boxes = f"{len(case.true_boxes)} true boxes drawn" if case.true_boxes else "no true box"
-    return page.figure(
-        page.png_bytes(drawn),
-        f"Chest radiograph with heatmap of {readable(case.finding)}; {shown}; {boxes}",
-        caption,
+
+
+def _features(
+    model: EvaluatedModel,
+    data: Dataset,
+    rows: npt.NDArray[np.int64],
+    radiomics: RadiomicsConfig,
+    regions: RegionConfig,
+) -> list[FeatureDifference]:
+    """Contrast the regions of the highest-scoring finding: no label affects where they are."""
+    # Here, so that whoever reads only panels needs no pyradiomics.
+    from chexradinet.regions.radiomics import extract_features
+
+    columns = model.logits[: len(rows)].argmax(axis=1).astype(np.int64)
+    maps = maps_of(model.network, data, rows, columns)
+    table = regions_table(
+        data.manifest["image_id"].to_numpy()[rows].tolist(),
+        [data.info.findings[column] for column in columns],
+        model.logits[np.arange(len(rows)), columns].tolist(),
+        extract_regions(maps, data.info.preprocessing.image_side, regions),
     )
+    features = extract_features(data.images, table, rows, radiomics, num_workers=1)
+    values = features[list(FEATURE_NAMES)].to_numpy(dtype=np.float64)
+    return feature_contrast(values, FEATURE_NAMES, data.labels[rows], data.info.findings)
 
 
-def _sentence_of(*parts: str) -> str:
-    return "; ".join(part for part in parts if part)
+def feature_contrast(
+    features: Array,
+    names: Sequence[str],
+    labels: Array,
+    findings: Sequence[str],
+    top: int = 10,
+) -> list[FeatureDifference]:
+    """Compare every feature between images with and without every finding.
+
+    Args:
+        features: One row per image, NaN if it has none; shape (N, R).
+        names: Names of the R features.
+        labels: 1, 0 or NaN, shape (N, F).
+        findings: Names of the F columns.
+        top: Most rows to return.
+
+    Returns:
+        The features that differ most, largest difference first. Features without spread, and
+        findings with fewer than five cases on a side, take no part.
+    """
+    measured = np.isfinite(features).all(axis=1)
+    values = np.asarray(features, dtype=np.float64)[measured]
+    truth = np.asarray(labels, dtype=np.float64)[measured]
+    rows: list[FeatureDifference] = []
+    for column, finding in enumerate(findings):
+        rows += _differences(values, truth[:, column], names, finding)
+    rows.sort(key=lambda row: (-abs(row.standardised), row.finding, row.feature))
+    return rows[:top]
+
+
+def _differences(
+    values: FloatArray, truth: FloatArray, names: Sequence[str], finding: str
+) -> list[FeatureDifference]:
+    present, absent = truth == 1, truth == 0
+    num_with, num_without = int(present.sum()), int(absent.sum())
+    if min(num_with, num_without) < _MIN_CASES:
+        return []
+    known = values[present | absent]
+    spread = np.median(np.abs(known - np.median(known, axis=0)), axis=0)
+    spread *= _MAD_TO_STANDARD_DEVIATION
+    middle_with = np.median(values[present], axis=0)
+    middle_without = np.median(values[absent], axis=0)
+    return [
+        FeatureDifference(
+            finding=finding,
+            feature=names[column],
+            median_with=float(middle_with[column]),
+            median_without=float(middle_without[column]),
+            standardised=float((middle_with[column] - middle_without[column]) / spread[column]),
+            num_with=num_with,
+            num_without=num_without,
+        )
+        for column in np.flatnonzero(spread > 0).tolist()
+    ]

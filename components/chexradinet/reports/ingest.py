@@ -1,32 +1,34 @@
-"""The ingest report: what came in, was kept, was rejected and why, and what looks doubtful."""
+"""The ingest report: what came in, was kept, was rejected and why, and what needs review."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from chexradinet.reports import page
 from chexradinet.reports.overlay import overlay
-from chexradinet.reports.report_tables import readable
+from chexradinet.reports.page import count, png_bytes, write_page
 
 _THUMBNAIL_SIDE_PX = 200
 _MAX_THUMBNAILS = 24
-_FOOTER = "Every file of the source is counted once: kept plus rejected is what came in."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
-    """One doubtful X-ray to look at."""
+    """One X-ray to review."""
 
     image: npt.NDArray[np.uint8]
     """Grey values, shape (H, W)."""
     image_id: str
     """Opaque identifier; never a name."""
     reason: str
-    """Why it is doubtful, or the code it was rejected with."""
+    """Why it needs review, or the code it was rejected with."""
+
+    @property
+    def png(self) -> bytes:
+        """The X-ray, enlarged to be seen."""
+        return png_bytes(overlay(self.image, None, min_side_px=_THUMBNAIL_SIDE_PX))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,90 +52,51 @@ class IngestSummary:
     views: Mapping[str, int] = field(default_factory=dict)
     """View to images; the empty name is unknown."""
     notes: Sequence[str] = ()
-    """What a reader must know beside the counts, a sentence each."""
+    """What a reader must know beside the counts, one sentence each."""
+
+    @property
+    def num_rejected(self) -> int:
+        """Rejected files."""
+        return sum(self.rejected.values())
+
+    @property
+    def cards(self) -> list[tuple[str, str, str]]:
+        """Headline counts: label, value, note."""
+        unexplained = self.num_found - self.num_kept - self.num_rejected
+        values = [
+            ("Found", count(self.num_found), "files of the source"),
+            ("Kept", count(self.num_kept), "X-rays in the data set"),
+            ("Rejected", count(self.num_rejected), f"for {len(self.rejected)} reasons"),
+        ]
+        if unexplained:
+            values.append(("Unexplained", count(unexplained), "neither kept nor rejected"))
+        return values
+
+    @property
+    def without_positives(self) -> dict[str, list[str]]:
+        """Split to the findings that have no positive case in it; splits with none left out."""
+        found = {
+            split: [name for name, counts in self.positives.items() if not counts.get(split, 0)]
+            for split in self.splits
+        }
+        return {split: names for split, names in found.items() if names}
 
 
 def write_ingest_report(
-    path: Path, summary: IngestSummary, doubtful: Sequence[Thumbnail] = ()
+    path: Path, summary: IngestSummary, samples: Sequence[Thumbnail] = ()
 ) -> None:
     """Write the report, atomically: one self-contained file.
 
     Args:
         path: The HTML file.
         summary: What was counted.
-        doubtful: X-rays to look at; the first 24 are shown, the rest counted.
+        samples: X-rays to review; the first 24 are shown, the rest counted.
     """
-    num_rejected = sum(summary.rejected.values())
-    protocol = f"{summary.dataset} (data {summary.digest[:12]})"
-    shown = [
-        page.figure(
-            page.png_bytes(overlay(one.image, None, min_side_px=_THUMBNAIL_SIDE_PX)),
-            f"Chest radiograph, doubtful: {one.reason}",
-            f"{one.reason}, image {one.image_id[:16]}",
-        )
-        for one in doubtful[:_MAX_THUMBNAILS]
-    ]
-    more = len(doubtful) - len(shown)
-    sections = [
-        _cards(summary, num_rejected),
-        *(page.paragraph(note) for note in summary.notes),
-        page.section("Rejected", _rejected(summary, num_rejected, protocol)),
-        page.section("Splits", _splits(summary, protocol)),
-        page.section("Findings", _positives(summary, protocol)),
-        page.section("Views", _views(summary, protocol)),
-        page.section(
-            "To look at",
-            page.panel(shown),
-            page.paragraph(f"{more:,} more are not shown." if more else "", "note"),
-        ),
-    ]
-    page.write_page(path, "Ingest report", protocol, sections, _FOOTER)
-
-
-def _cards(summary: IngestSummary, num_rejected: int) -> str:
-    unexplained = summary.num_found - summary.num_kept - num_rejected
-    values = [
-        ("Found", page.count(summary.num_found), "files of the source"),
-        ("Kept", page.count(summary.num_kept), "X-rays in the data set"),
-        ("Rejected", page.count(num_rejected), f"for {len(summary.rejected)} reasons"),
-    ]
-    if unexplained:
-        values.append(("Unexplained", page.count(unexplained), "neither kept nor rejected"))
-    return page.cards(values)
-
-
-def _rejected(summary: IngestSummary, num_rejected: int, protocol: str) -> str:
-    if not num_rejected:
-        return page.paragraph("Nothing was rejected.")
-    ordered = sorted(summary.rejected.items(), key=lambda item: (-item[1], item[0]))
-    rows = [
-        [readable(reason), page.count(num), page.number(num / summary.num_found)]
-        for reason, num in ordered
-    ]
-    return page.table("Rejects by reason", protocol, ["Reason", "Files", "Fraction"], rows)
-
-
-def _splits(summary: IngestSummary, protocol: str) -> str:
-    rows = [
-        [split, page.count(counts.get("images")), page.count(counts.get("patients"))]
-        for split, counts in summary.splits.items()
-    ]
-    headers = ["Split", "Images", "Patients"]
-    return page.table("A patient is in one split only", protocol, headers, rows)
-
-
-def _positives(summary: IngestSummary, protocol: str) -> str:
-    splits = list(summary.splits)
-    rows = [
-        [readable(finding), *(page.count(counts.get(split, 0)) for split in splits)]
-        for finding, counts in summary.positives.items()
-    ]
-    return page.table("Positive cases", protocol, ["Finding", *splits], rows)
-
-
-def _views(summary: IngestSummary, protocol: str) -> str:
-    rows: list[list[Any]] = [
-        [view or "unknown", page.count(num), page.number(num / max(1, summary.num_kept))]
-        for view, num in summary.views.items()
-    ]
-    return page.table("Views", protocol, ["View", "Images", "Fraction"], rows)
+    write_page(
+        path,
+        "ingest",
+        summary=summary,
+        rejected=sorted(summary.rejected.items(), key=lambda item: (-item[1], item[0])),
+        samples=samples[:_MAX_THUMBNAILS],
+        num_more=max(0, len(samples) - _MAX_THUMBNAILS),
+    )

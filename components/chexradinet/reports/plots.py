@@ -1,4 +1,4 @@
-"""Plots of the report as PNG bytes, drawn from metrics.json; each on an Agg canvas of its own."""
+"""Plots of the reports as PNG bytes, each on an Agg canvas of its own; equal input, equal bytes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
@@ -9,14 +9,19 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8A8F98", "#1d2733"
-"""Of Okabe and Ito: told apart by every kind of colour vision, and by lightness in print."""
+from chexradinet.evaluation.classification import FloatArray
+from chexradinet.reports.page import readable
+
+# Colours of Okabe and Ito: distinct for every kind of colour vision, and by lightness in print.
+_BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#8A8F98", "#1d2733"
 _COLUMNS = 4
 _DPI = 130
+_BINS = 20
+_TICKS = ([0, 0.5, 1], ["0", ".5", "1"])
 
 
 def roc_plot(curves: Mapping[str, Mapping[str, Any]], areas: Mapping[str, float | None]) -> bytes:
-    """Return one small ROC plot a finding.
+    """Return one small ROC plot per finding.
 
     Args:
         curves: Finding to `fpr` and `tpr`.
@@ -24,11 +29,10 @@ def roc_plot(curves: Mapping[str, Mapping[str, Any]], areas: Mapping[str, float 
     """
 
     def draw(axes: Axes, finding: str) -> None:
-        curve, area = curves[finding], areas.get(finding)
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
-        axes.plot(curve["fpr"], curve["tpr"], color=BLUE, linewidth=1.8)
-        axes.fill_between(curve["fpr"], curve["tpr"], color=BLUE, alpha=0.08, linewidth=0)
-        _title(axes, finding, "" if area is None else f"{area:.3f}")
+        curve = curves[finding]
+        axes.plot(curve["fpr"], curve["tpr"], color=_BLUE, linewidth=1.8)
+        axes.fill_between(curve["fpr"], curve["tpr"], color=_BLUE, alpha=0.08, linewidth=0)
+        _unit_square(axes, finding, areas.get(finding))
 
     return _small_plots(list(curves), draw, ("1 - specificity", "sensitivity"))
 
@@ -36,7 +40,7 @@ def roc_plot(curves: Mapping[str, Mapping[str, Any]], areas: Mapping[str, float 
 def reliability_plot(
     curves: Mapping[str, Mapping[str, Any]], errors: Mapping[str, float | None]
 ) -> bytes:
-    """Return one small reliability plot a finding: promised against observed frequency.
+    """Return one small reliability plot per finding: predicted against observed frequency.
 
     Args:
         curves: Finding to `predicted`, `observed` and `count`.
@@ -44,20 +48,11 @@ def reliability_plot(
     """
 
     def draw(axes: Axes, finding: str) -> None:
-        curve, error = curves[finding], errors.get(finding)
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
-        axes.plot(
-            curve["predicted"],
-            curve["observed"],
-            color=ORANGE,
-            linewidth=1.4,
-            marker="o",
-            markersize=3.5,
-        )
-        _title(axes, finding, "" if error is None else f"{error:.3f}")
+        predicted, observed = curves[finding]["predicted"], curves[finding]["observed"]
+        axes.plot(predicted, observed, color=_ORANGE, linewidth=1.4, marker="o", markersize=3.5)
+        _unit_square(axes, finding, errors.get(finding))
 
-    drawn = [name for name, curve in curves.items() if curve["predicted"]]
-    return _small_plots(drawn, draw, ("promised", "observed"))
+    return _small_plots(list(curves), draw, ("predicted", "observed"))
 
 
 def localization_plot(
@@ -66,7 +61,7 @@ def localization_plot(
     swapped: Mapping[str, Mapping[str, Any]],
     key: str,
 ) -> bytes:
-    """Return own accuracy beside both controls, one row a finding, sorted by the own.
+    """Return own accuracy beside both controls, one row per finding, sorted by the own.
 
     Args:
         own: Finding to its localisation numbers.
@@ -79,62 +74,109 @@ def localization_plot(
     figure = Figure(figsize=(8.8, 0.9 + 0.32 * len(findings)), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     lengths = [own[name][key] for name in findings]
-    axes.barh(places, lengths, color=BLUE, alpha=0.55, height=0.55, label="own map")
-    marks = (("swapped map", swapped, "D", ORANGE), ("random map", random, "o", "white"))
+    axes.barh(places, lengths, color=_BLUE, alpha=0.55, height=0.55, label="own map")
+    style: dict[str, Any] = {"markeredgecolor": _INK, "markersize": 7, "clip_on": False}
+    marks = (("swapped map", swapped, "D", _ORANGE), ("random map", random, "o", "white"))
     for label, control, marker, color in marks:
         held = [place for place in places if findings[place] in control]
         values = [control[findings[place]][key] for place in held]
-        axes.plot(
-            values,
-            held,
-            marker,
-            label=label,
-            color=color,
-            markeredgecolor=INK,
-            markersize=7,
-            clip_on=False,
-        )
-    axes.set_yticks(places, [_readable(name) for name in findings])
+        axes.plot(values, held, marker, label=label, color=color, **style)
+    axes.set_yticks(places, [readable(name) for name in findings])
     axes.set_xlim(0, 1)
     measure = key.replace("_", " > ").replace("iou", "IoU")
-    axes.set_xlabel(f"fraction of cases, {measure}", fontsize=9, color=INK)
+    axes.set_xlabel(f"fraction of cases, {measure}", fontsize=9, color=_INK)
     figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=8)
     _plain(axes)
     return _png(figure)
 
 
-def _small_plots(
-    findings: Sequence[str], draw: Callable[[Axes, str], None], labels: tuple[str, str]
+def score_histograms(
+    probabilities: Mapping[str, Sequence[float]], reference: Mapping[str, Mapping[str, Any]]
 ) -> bytes:
-    columns = min(_COLUMNS, max(1, len(findings)))
-    rows = max(1, -(-len(findings) // columns))
-    figure = Figure(figsize=(2.3 * columns, 2.35 * rows), dpi=_DPI, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for index, axes in enumerate(grid.ravel()):
-        if index >= len(findings):
-            axes.set_axis_off()
-            continue
-        draw(axes, findings[index])
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-        axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
-        axes.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
+    """Return one small histogram per finding of a night's scores over those of the reference.
+
+    Args:
+        probabilities: Finding to the night's scores.
+        reference: Finding to its distribution in the reference (`edges`, `counts`); a finding
+            without one is drawn without.
+    """
+
+    def draw(axes: Axes, finding: str) -> None:
+        values = np.asarray(probabilities[finding], dtype=np.float64)
+        counts, edges = np.histogram(values, _BINS, (0.0, 1.0))
+        density = counts * _BINS / max(1, len(values))
+        axes.stairs(density, edges, fill=True, color=_BLUE, alpha=0.5)
+        if finding in reference:
+            drawn = reference_density(reference[finding], edges)
+            axes.stairs(drawn, edges, color=_ORANGE, linewidth=1.4)
+        axes.set(xlim=(0, 1), yticks=[])
+        axes.spines["left"].set_visible(False)
+        axes.set_xticks(*_TICKS)
+        axes.set_title(readable(finding), fontsize=9, color=_INK)
+
+    return _small_plots(list(probabilities), draw, ("score", "density"), (2.6, 1.7))
+
+
+def reference_density(reference: Mapping[str, Any], edges: FloatArray) -> FloatArray:
+    """Return a reference distribution in other bins, so that it compares with a night bin by bin.
+
+    Its own bins hold equal parts and may be far narrower. Within each the values are taken as
+    spread evenly; in the outermost, which have one end only, over three widths of the next one,
+    which has the mean of a tail that continues as it began.
+
+    Args:
+        reference: `edges` and `counts` of probabilities, as `numeric_distribution` gives them.
+        edges: Edges of the new bins, from 0 to 1, ascending, shape (B + 1,).
+
+    Returns:
+        Density in each bin, shape (B,): part of the values over the bin's width.
+    """
+    inner = np.asarray(reference["edges"], dtype=np.float64)
+    known = np.asarray(reference["counts"][: len(inner) + 1], dtype=np.float64)
+    below = np.concatenate([[0.0], np.cumsum(known)]) / max(1.0, known.sum())
+    if not len(inner):
+        return np.zeros(len(edges) - 1)
+    # A single edge holds nearly all values: its tails are drawn within a bin.
+    reach = 3 * np.diff(inner) if len(inner) > 1 else np.diff(edges)
+    lowest, highest = max(0.0, inner[0] - reach[0]), min(1.0, inner[-1] + reach[-1])
+    bounds = np.concatenate([[lowest], inner, [highest]])
+    density: FloatArray = np.diff(np.interp(edges, bounds, below)) / np.diff(edges)
+    return density
+
+
+def _small_plots(
+    names: Sequence[str],
+    draw: Callable[[Axes, str], None],
+    labels: tuple[str, str],
+    size: tuple[float, float] = (2.3, 2.35),
+) -> bytes:
+    """Draw one small plot per name, at most four side by side, with the labels of both axes."""
+    columns = min(_COLUMNS, max(1, len(names)))
+    rows = max(1, -(-len(names) // columns))
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), dpi=_DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, name in zip(grid, names, strict=False):
+        draw(axes, name)
         _plain(axes)
-    figure.supxlabel(labels[0], fontsize=9, color=INK)
-    figure.supylabel(labels[1], fontsize=9, color=INK)
+    for axes in grid[len(names) :]:
+        axes.set_axis_off()
+    figure.supxlabel(labels[0], fontsize=9, color=_INK)
+    figure.supylabel(labels[1], fontsize=9, color=_INK)
     return _png(figure)
 
 
-def _title(axes: Axes, finding: str, value: str) -> None:
-    axes.set_title(f"{_readable(finding)}  {value}".rstrip(), fontsize=9, color=INK)
-
-
-def _readable(finding: str) -> str:
-    return finding.replace("_", " ")
+def _unit_square(axes: Axes, finding: str, value: float | None) -> None:
+    shown = "" if value is None else f"{value:.3f}"
+    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=":", zorder=0)
+    axes.set_title(f"{readable(finding)}  {shown}".rstrip(), fontsize=9, color=_INK)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axes.set_xticks(*_TICKS)
+    axes.set_yticks(*_TICKS)
 
 
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8, colors=INK)
+    axes.tick_params(labelsize=8, colors=_INK)
 
 
 def _png(figure: Figure) -> bytes:

@@ -1,11 +1,12 @@
 """The order to read a night's studies in: urgency of a finding times its probability, with a cap.
 
 A study's priority is the highest product, over its X-rays and findings, of the finding's urgency
-and its calibrated probability. A study that has waited so long that it would pass the cap before
-the next list is read goes before all others, the longest waiting first, and is listed again for it
-where it was on an earlier list: in a published simulation,
-ordering by an algorithm alone cut the mean wait for a pneumothorax from 80 to 36 minutes and raised
-the longest from 890 to 1,293 (Baltruschat et al. 2021, European Radiology 31, PMC8128725).
+and its calibrated probability; a score that is not calibrated gives no priority. A study that has
+waited so long that it would pass the cap before the next list is read goes before all others, the
+longest waiting first, and is listed again for it if it was on an earlier list: in a published
+simulation, ordering by an algorithm alone cut the mean wait for a pneumothorax from 80 to 36
+minutes and raised the longest from 890 to 1,293 (Baltruschat et al. 2021, European Radiology 31,
+PMC8128725).
 
 The urgencies are this project's own, for a reading room to change; they are no clinical advice.
 """
@@ -15,22 +16,18 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
 
 from chexradinet.config.nightly import WorklistConfig
-from chexradinet.reports.page import paragraph, section, table
+from chexradinet.reports.nightly import NOTICE
+from chexradinet.reports.page import write_page
 
 COLUMNS = (
     "position", "study_uid", "reason", "priority", "top_finding", "top_probability",
-    "flagged_findings", "num_images", "arrived", "due", "notes",
+    "flagged_findings", "num_images", "arrived", "due", "notes", "not_assessed",
 )  # fmt: skip
 """Columns of `worklist.csv`."""
-
-RULE = (
-    "Studies that would wait more than {max_wait_h:g} h within {interval_h:g} h after the day of "
-    "the list come first, the longest waiting at the top, also those of earlier lists: skip what "
-    "has been read. Then by the highest urgency of a finding times its calibrated probability. "
-    "Nightly scoring is not emergency triage."
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +38,11 @@ class WaitingImage:
     arrived: datetime
     """When it came into the inbox."""
     probabilities: Mapping[str, float]
-    """By finding, of those that give priority."""
+    """Finding to calibrated probability, of those that give priority."""
     flagged: Sequence[str]
     """Findings at or above their threshold."""
+    not_assessed: Sequence[str] = ()
+    """Findings without an operating threshold."""
     notes: Sequence[str] = ()
     """Quality codes, `out_of_distribution`."""
 
@@ -54,19 +53,29 @@ class Entry:
 
     study_uid: str
     reason: str
-    """`due` where the cap put it at its place, else `priority`."""
+    """`due` if the cap put it at its place, else `priority`."""
     priority: float
     """In [0, 1]."""
     top_finding: str
-    """The finding that gave the priority."""
+    """The finding that gave the priority, empty if no score is calibrated."""
     top_probability: float
     flagged: tuple[str, ...]
     num_images: int
     arrived: datetime
-    """Of its first X-ray."""
+    """When its first X-ray came into the inbox."""
     due: datetime
     """When it reaches the cap."""
     notes: tuple[str, ...]
+    not_assessed: tuple[str, ...] = ()
+
+
+class Omissions(NamedTuple):
+    """What belongs on a worklist and cannot be named there."""
+
+    unscored: Mapping[tuple[str, str], int]
+    """Status and reason to objects of the night that have no score."""
+    foreign_plans: Sequence[int] = ()
+    """Plans whose X-rays another release stored in its own way."""
 
 
 def worklist(
@@ -75,7 +84,7 @@ def worklist(
     """Return the studies in the order to read them; equal input gives equal order.
 
     Args:
-        images: Scored X-rays, any number a study, in any order.
+        images: Scored X-rays, any number per study, in any order.
         until: End of the day of the list. Not the time it was made, which would make the list of
             a killed run another one when it is finished later.
         config: Cap, interval and urgencies.
@@ -104,12 +113,17 @@ def _entry(
         priority=priority,
         top_finding=finding,
         top_probability=probability,
-        flagged=tuple(sorted({name for image in images for name in image.flagged})),
+        flagged=_union(image.flagged for image in images),
         num_images=len(images),
         arrived=arrived,
         due=due,
-        notes=tuple(sorted({note for image in images for note in image.notes})),
+        notes=_union(image.notes for image in images),
+        not_assessed=_union(image.not_assessed for image in images),
     )
+
+
+def _union(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(sorted({name for names in lists for name in names}))
 
 
 def _order(entry: Entry) -> tuple[bool, float, float, str]:
@@ -129,44 +143,45 @@ def worklist_csv(entries: Sequence[Entry]) -> str:
     return stream.getvalue()
 
 
-def worklist_section(entries: Sequence[Entry], config: WorklistConfig) -> str:
-    """Return the list as a section of an HTML page, with the rule of its order."""
-    rule = RULE.format(max_wait_h=config.max_wait_h, interval_h=config.interval_h)
-    rows = [
-        [str(position), entry.study_uid, entry.reason, _finding(entry), _words(entry.flagged),
-         _words(entry.notes), f"{entry.priority:.2f}", str(entry.num_images),
-         f"{entry.arrived:%Y-%m-%d %H:%M}", f"{entry.due:%Y-%m-%d %H:%M}"]
-        for position, entry in enumerate(entries, start=1)
-    ]  # fmt: skip
-    headers = [
-        "", "study", "reason", "first finding", "flagged", "notes", "priority", "X\u2011rays",
-        "arrived, UTC", "due, UTC",
-    ]  # fmt: skip
-    due = {index for index, entry in enumerate(entries) if entry.reason == "due"}
-    listed = table(
-        "Order to read in", rule, headers, rows, marked=due, text_columns=6, uid_columns=(1,)
-    )
-    return section("Worklist", listed or paragraph("No study was scored."))
-
-
-def _words(names: Sequence[str]) -> str:
-    return ", ".join(names).replace("_", " ")
-
-
-def _finding(entry: Entry) -> str:
-    return f"{entry.top_finding.replace('_', ' ')} {entry.top_probability:.2f}"
-
-
 def _cells(entry: Entry) -> list[str]:
+    known = bool(entry.top_finding)
     return [
         entry.study_uid,
         entry.reason,
-        f"{entry.priority:.6f}",
+        f"{entry.priority:.6f}" if known else "",
         entry.top_finding,
-        f"{entry.top_probability:.6f}",
+        f"{entry.top_probability:.6f}" if known else "",
         ";".join(entry.flagged),
         str(entry.num_images),
         entry.arrived.isoformat(timespec="seconds"),
         entry.due.isoformat(timespec="seconds"),
         ";".join(entry.notes),
+        ";".join(entry.not_assessed),
     ]
+
+
+def write_worklist_page(
+    path: Path,
+    date: str,
+    entries: Sequence[Entry],
+    config: WorklistConfig,
+    omissions: Omissions | None = None,
+) -> None:
+    """Write the worklist as one self-contained HTML file.
+
+    Args:
+        path: The HTML file.
+        date: Day of the list.
+        entries: The studies, in order.
+        config: By what they were ordered.
+        omissions: What the list cannot name; None if that was not counted.
+    """
+    write_page(
+        path,
+        "worklist",
+        date=date,
+        entries=entries,
+        config=config,
+        omissions=omissions,
+        notice=NOTICE,
+    )

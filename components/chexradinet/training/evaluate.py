@@ -32,14 +32,18 @@ from chexradinet.evaluation.metrics import (
     metrics_document,
     write_metrics,
 )
-from chexradinet.evaluation.reference import Population, Reference, build_reference
+from chexradinet.evaluation.reference import (
+    Population,
+    Reference,
+    build_reference,
+    image_statistics,
+)
 from chexradinet.model.bundle import BUNDLE_HEAD, read_bundle_info, replace_info
 from chexradinet.model.inference import predict
 from chexradinet.monitoring import TrainingTelemetry, push
 from chexradinet.records import Split
 from chexradinet.replacing import require_replaceable
-from chexradinet.reports.evaluation import write_report
-from chexradinet.reports.evidence import image_statistics, report_evidence
+from chexradinet.reports.evaluation import report_figures, write_report
 from chexradinet.watching import watched
 
 _log = logging.getLogger(__name__)
@@ -152,12 +156,10 @@ def evaluate(
         metrics={**evaluated[chosen].info.metrics, "test": _summary(document)},
     )
     document["bundle_digest"] = digest
-    evidence = report_evidence(
-        evaluated[chosen], data, context.rows, calibration, radiomics, regions
-    )
+    shown = report_figures(evaluated[chosen], data, context.rows, calibration, radiomics, regions)
     with writing_directory(target, EVALUATION_HEAD) as folder:
         write_metrics(folder / METRICS_FILE, document)
-        write_report(folder / "report.html", document, evidence.panel, evidence.contrast)
+        write_report(folder / "report.html", document, shown)
     push(_telemetry(evaluated))
     _log.info("best round %d of %d; bundle %s", document["best_round"], len(evaluated), digest[:12])
     return Evaluation(best_round=document["best_round"], bundle_digest=digest, metrics=document)

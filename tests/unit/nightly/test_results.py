@@ -192,7 +192,7 @@ def test_the_report_shows_the_most_urgent_flagged_x_rays_the_most_urgent_first(
     report = page_of(world, "report.html")
     cases = re.findall(r'<img src="data:image/png;base64,[^"]{500,}" alt="X-ray with', report)
     assert len(cases) == 3
-    assert re.findall(r"study (1\.2\.3\.5\.\d+)<", report) == expected
+    assert re.findall(r"study <a [^>]*>(1\.2\.3\.5\.\d+)<", report) == expected
 
 
 def test_an_x_ray_out_of_distribution_is_noted_on_the_worklist_and_listed_in_the_report(

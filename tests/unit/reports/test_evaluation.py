@@ -11,8 +11,12 @@ import pytest
 
 from chexradinet.evaluation.metrics import RoundMetrics, gain_sentences, metrics_document, verdict
 from chexradinet.records import Box
-from chexradinet.reports.contrast import feature_contrast
-from chexradinet.reports.evaluation import PanelCase, write_report
+from chexradinet.reports.evaluation import (
+    PanelCase,
+    ReportFigures,
+    feature_contrast,
+    write_report,
+)
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
 
@@ -67,7 +71,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, metrics: dict[str, Any]) ->
         finding="Mass",
         probability=0.5,
     )
-    write_report(path, metrics, [case])
+    write_report(path, metrics, ReportFigures(panel=[case]))
     return path
 
 
@@ -146,7 +150,7 @@ def test_a_panel_case_says_what_it_shows(tmp_path: Path, metrics: dict[str, Any]
         )
         for region, probability, label in ((Box(2, 2, 30, 30), 0.25, 1.0), (None, None, np.nan))
     ]
-    write_report(path, metrics, cases)
+    write_report(path, metrics, ReportFigures(panel=cases))
     text = _text(path)
     assert "Pleural Thickening, probability 0.25, labelled present, image 0123456789abcdef" in text
     assert "probability n/d, no region, image 0123456789abcdef" in text
@@ -201,9 +205,9 @@ def test_the_feature_that_differs_is_found_with_its_size() -> None:
     features[:, 2] = 7
     features[0] = np.nan
     found = feature_contrast(features, ["plain", "moved", "constant"], labels, ["Mass"])
-    assert [row.feature for row in found.rows] == ["moved", "plain"]
-    assert found.num_images == 399
-    moved = found.rows[0]
+    assert [row.feature for row in found] == ["moved", "plain"]
+    moved = found[0]
+    assert moved.num_with + moved.num_without == 399
     assert moved.median_with - moved.median_without == pytest.approx(3, abs=0.3)
     # Two normal halves three apart: the median distance from the middle is about 1.5.
     assert moved.standardised == pytest.approx(3 / (1.4826 * 1.5), rel=0.15)
@@ -213,6 +217,5 @@ def test_a_finding_with_few_cases_and_images_without_features_are_not_compared()
     labels = np.zeros((20, 1))
     labels[:4] = 1
     features = np.random.default_rng(0).normal(size=(20, 2))
-    assert feature_contrast(features, ["a", "b"], labels, ["Mass"]).rows == ()
-    nothing = feature_contrast(np.full((20, 2), np.nan), ["a", "b"], labels, ["Mass"])
-    assert (nothing.rows, nothing.num_images) == ((), 0)
+    assert feature_contrast(features, ["a", "b"], labels, ["Mass"]) == []
+    assert feature_contrast(np.full((20, 2), np.nan), ["a", "b"], labels, ["Mass"]) == []

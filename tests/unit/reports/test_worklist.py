@@ -2,7 +2,9 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -11,10 +13,11 @@ from chexradinet.errors import ConfigError
 from chexradinet.findings import KNOWN_FINDINGS
 from chexradinet.reports.worklist import (
     COLUMNS,
+    Entry,
     WaitingImage,
     worklist,
     worklist_csv,
-    worklist_section,
+    write_worklist_page,
 )
 
 UNTIL = datetime(2026, 2, 2, tzinfo=UTC)
@@ -31,16 +34,22 @@ def image(study: str, age_h: float = 1.0, **probabilities: float) -> WaitingImag
     )
 
 
+def page(folder: Path, entries: Sequence[Entry]) -> str:
+    """Return the page of a list."""
+    write_worklist_page(folder / "list.html", "2026-02-01", entries, WorklistConfig())
+    return (folder / "list.html").read_text("utf-8")
+
+
 def order(*images: WaitingImage, config: WorklistConfig | None = None) -> list[str]:
     """Return the studies in order."""
     entries = worklist(images, UNTIL, config or WorklistConfig())
     return [entry.study_uid for entry in entries]
 
 
-def test_no_x_ray_gives_an_empty_list() -> None:
+def test_no_x_ray_gives_an_empty_list(tmp_path: Path) -> None:
     assert worklist([], UNTIL, WorklistConfig()) == ()
     assert worklist_csv(()) == ",".join(COLUMNS) + "\n"
-    assert "No study was scored." in worklist_section((), WorklistConfig())
+    assert "No study was scored." in page(tmp_path, ())
 
 
 def test_an_urgent_finding_goes_before_a_likelier_one_that_is_not() -> None:
@@ -97,11 +106,9 @@ def test_csv_has_a_line_a_study_and_text_is_quoted() -> None:
     assert (row["study_uid"], row["position"], row["flagged_findings"]) == ('1,"2', "1", "Mass")
 
 
-def test_the_page_says_the_rule_and_that_it_is_no_triage_and_escapes_what_comes_from_outside() -> (
-    None
-):
+def test_the_page_says_the_rule_and_escapes_what_comes_from_outside(tmp_path: Path) -> None:
     entries = worklist([image("<script>", 100.0, Mass=0.7)], UNTIL, WorklistConfig())
-    page = worklist_section(entries, WorklistConfig())
-    assert "72 h" in page
-    assert "not emergency triage" in page
-    assert "<script>" not in page
+    found = page(tmp_path, entries)
+    assert "72 h" in found
+    assert "not emergency triage" in found
+    assert "<script>" not in found

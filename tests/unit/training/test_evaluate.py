@@ -32,7 +32,7 @@ from chexradinet.model.bundle import (
 from chexradinet.model.inference import predict
 from chexradinet.records import Split
 from chexradinet.registry.champion import POINTER, fetch_champion, read_pointer
-from chexradinet.reports.evidence import panel_cases
+from chexradinet.reports.evaluation import panel_cases
 from chexradinet.training.evaluate import Arms, Evaluation, distinct_rounds, evaluate
 from chexradinet.training.publish import publish
 from chexradinet.training.retrain import retrain
