@@ -1,4 +1,4 @@
-"""Buckets, lifecycle and the three policies of manifests/base on a real MinIO server."""
+"""Buckets, lifecycle and the policies of manifests/base on a real MinIO server."""
 
 import io
 import logging
@@ -13,13 +13,17 @@ from minio.error import S3Error
 from minio.lifecycleconfig import LifecycleConfig
 
 from chexradinet.errors import StoreAccessError, StoreUnavailableError
-from chexradinet.store.buckets import read_buckets, set_up
+from chexradinet.store.administration import User, apply_policies
+from chexradinet.store.buckets import read_buckets, read_policies, set_up
+from chexradinet.store.environment import access_from_environment
 
 FOLDER = Path(__file__).resolve().parents[2] / "manifests" / "base" / "storage"
 SECRET = "a-secret-of-tests"  # noqa: S105 - of the test's own server
 INBOX, TRAINING, MODELS, RESULTS, ARTIFACTS = (
     f"chexradinet-{name}" for name in ("inbox", "training", "models", "results", "artifacts")
 )
+
+BUCKETS = (INBOX, TRAINING, MODELS, RESULTS, ARTIFACTS)
 
 
 class Server(NamedTuple):
@@ -52,9 +56,10 @@ def server(start_minio: Callable[[], SimpleNamespace]) -> Server:
         "AWS_ACCESS_KEY_ID": minio.access_key,
         "AWS_SECRET_ACCESS_KEY": minio.secret_key,
     }
-    for policy in ("INGEST", "PIPELINE", "RESULTS_READER"):
-        environment[f"{policy}_ACCESS_KEY_ID"] = policy.lower()
-        environment[f"{policy}_SECRET_ACCESS_KEY"] = SECRET
+    for name in read_policies(FOLDER):
+        prefix = name.upper().replace("-", "_")
+        environment[f"{prefix}_ACCESS_KEY_ID"] = name
+        environment[f"{prefix}_SECRET_ACCESS_KEY"] = SECRET
     return Server(minio.address, environment)
 
 
@@ -63,9 +68,8 @@ def ready(server: Server) -> Server:
     """Return the server with buckets set up twice (a Job may be retried) and one object in each."""
     assert set_up(FOLDER, server.environment)
     assert set_up(FOLDER, server.environment)
-    for bucket in (INBOX, TRAINING, MODELS, RESULTS, ARTIFACTS):
-        for key in ("there", "ledger/entry"):
-            server.administrator().put_object(bucket, key, io.BytesIO(b"1"), 1)
+    for place in PLACES:
+        server.administrator().put_object(*place.split("/", 1), io.BytesIO(b"1"), 1)
     return server
 
 
@@ -107,10 +111,9 @@ def allowed(client: Minio, action: str, bucket: str, key: str = "there") -> bool
         elif action == "put":
             client.put_object(bucket, f"{key}-new", io.BytesIO(b"2"), 1)
         elif action == "delete":
-            client.remove_object(bucket, "nothing-of-this-name")
+            client.remove_object(bucket, f"{key}-nothing-of-this-name")
         elif action == "destroy":
-            version = client.put_object(bucket, "of-no-value", io.BytesIO(b"3"), 1).version_id
-            client.remove_object(bucket, "of-no-value", version)
+            client.remove_object(bucket, f"{key}-destroy", "00000000-0000-0000-0000-000000000000")
         else:
             assert action == "list"
             list(client.list_objects(bucket))
@@ -121,33 +124,83 @@ def allowed(client: Minio, action: str, bucket: str, key: str = "there") -> bool
     return True
 
 
-RIGHTS = {
-    "ingest": {(INBOX, "put"), (TRAINING, "put")},
-    "pipeline": {
-        *((bucket, "list") for bucket in (INBOX, TRAINING, MODELS, RESULTS, ARTIFACTS)),
-        *((bucket, "get") for bucket in (INBOX, TRAINING, MODELS, RESULTS, ARTIFACTS)),
-        *((bucket, "put") for bucket in (MODELS, RESULTS, ARTIFACTS)),
-        *((bucket, "delete") for bucket in (RESULTS, ARTIFACTS)),
-    },
-    "results_reader": {(RESULTS, "list"), (RESULTS, "get")},
+PLACES = (
+    f"{INBOX}/there",
+    f"{INBOX}/sender/there",
+    f"{TRAINING}/there",
+    f"{MODELS}/there",
+    f"{RESULTS}/there",
+    f"{RESULTS}/ledger/there",
+    f"{ARTIFACTS}/there",
+    f"{ARTIFACTS}/kfp/there",
+    f"{ARTIFACTS}/checkpoints/there",
+    f"{ARTIFACTS}/datasets/there",
+)
+WRITE, CHANGE = {"get", "put"}, {"get", "put", "delete"}
+RIGHTS: dict[str, tuple[set[str], dict[str, set[str]]]] = {
+    "sender": (set(), {f"{INBOX}/sender/": {"put"}}),
+    "ingest": (
+        {INBOX, TRAINING, ARTIFACTS},
+        {
+            f"{INBOX}/": {"get"},
+            f"{TRAINING}/": {"get"},
+            f"{ARTIFACTS}/checkpoints/": CHANGE,
+            f"{ARTIFACTS}/datasets/": CHANGE,
+        },
+    ),
+    "training": (
+        {TRAINING, ARTIFACTS},
+        {f"{TRAINING}/": {"get"}, f"{ARTIFACTS}/checkpoints/": CHANGE},
+    ),
+    "publish": ({MODELS}, {f"{MODELS}/": WRITE}),
+    "night": (
+        {INBOX, MODELS, RESULTS},
+        {
+            f"{INBOX}/": {"get"},
+            f"{MODELS}/": {"get"},
+            f"{RESULTS}/there": CHANGE,
+            f"{RESULTS}/ledger/": WRITE,
+        },
+    ),
+    "artifacts": ({ARTIFACTS}, {f"{ARTIFACTS}/kfp/": WRITE}),
+    "results-reader": ({RESULTS}, {f"{RESULTS}/there": {"get"}}),
 }
+"""Buckets that an identity may list, and what it may do with keys that start so. Nothing else."""
 
 
 @pytest.mark.parametrize("user", RIGHTS)
 def test_a_policy_allows_what_it_says_and_nothing_else(ready: Server, user: str) -> None:
     client = ready.client(user)
+    listed = {bucket for bucket in BUCKETS if allowed(client, "list", bucket)}
     found = {
-        (bucket, action)
-        for bucket in (INBOX, TRAINING, MODELS, RESULTS, ARTIFACTS)
-        for action in ("get", "put", "delete", "destroy", "list")
-        if allowed(client, action, bucket)
+        (place, action)
+        for place in PLACES
+        for action in ("get", "put", "delete", "destroy")
+        if allowed(client, action, *place.split("/", 1))
     }
-    assert found == RIGHTS[user]
+    may = RIGHTS[user][1]
+    assert listed == RIGHTS[user][0]
+    assert found == {
+        (place, action)
+        for place in PLACES
+        for start, actions in may.items()
+        if place.startswith(start)
+        for action in actions
+    }
 
 
-def test_the_reader_does_not_see_the_ledger(ready: Server) -> None:
-    assert not allowed(ready.client("results_reader"), "get", RESULTS, "ledger/entry")
-    assert allowed(ready.client("pipeline"), "get", RESULTS, "ledger/entry")
+def test_every_policy_that_is_shipped_is_tried() -> None:
+    assert set(RIGHTS) == set(read_policies(FOLDER))
+
+
+def test_a_sender_reaches_no_other_senders_folder(ready: Server) -> None:
+    policies = read_policies(FOLDER)
+    second = User(policy="sender", access_key="second-sender", secret_key=SECRET)
+    assert apply_policies(policies, (second,), access_from_environment(ready.environment))
+    client = ready.client("second-sender")
+    assert allowed(client, "put", INBOX, "second-sender/there")
+    assert not allowed(client, "put", INBOX, "sender/there")
+    assert not allowed(client, "put", INBOX, "second-sender-not/there")
 
 
 def test_no_user_can_make_buckets_or_change_their_lifecycle(ready: Server) -> None:
@@ -158,24 +211,24 @@ def test_no_user_can_make_buckets_or_change_their_lifecycle(ready: Server) -> No
             ready.client(user).delete_bucket_lifecycle(ARTIFACTS)
 
 
-def test_what_the_pipeline_deletes_can_be_brought_back(ready: Server) -> None:
-    pipeline, root = ready.client("pipeline"), ready.administrator()
-    made = pipeline.put_object(RESULTS, "scores/row", io.BytesIO(b"4"), 1)
-    pipeline.remove_object(RESULTS, "scores/row")
+def test_what_the_night_deletes_can_be_brought_back(ready: Server) -> None:
+    night, root = ready.client("night"), ready.administrator()
+    made = night.put_object(RESULTS, "scores/row", io.BytesIO(b"4"), 1)
+    night.remove_object(RESULTS, "scores/row")
     with pytest.raises(S3Error, match="NoSuchKey"):
-        pipeline.get_object(RESULTS, "scores/row")
+        night.get_object(RESULTS, "scores/row")
     back = root.get_object(RESULTS, "scores/row", version_id=made.version_id)
     assert back.read() == b"4"
     back.close()
 
 
 def test_another_secret_key_replaces_the_old_one(ready: Server) -> None:
-    changed = ready.environment | {"INGEST_SECRET_ACCESS_KEY": "another-secret"}
+    changed = ready.environment | {"SENDER_SECRET_ACCESS_KEY": "another-secret"}
     set_up(FOLDER, changed)
     with pytest.raises(S3Error, match="SignatureDoesNotMatch"):
-        ready.client("ingest").put_object(INBOX, "x", io.BytesIO(b"5"), 1)
+        ready.client("sender").put_object(INBOX, "sender/x", io.BytesIO(b"5"), 1)
     set_up(FOLDER, ready.environment)
-    assert allowed(ready.client("ingest"), "put", INBOX)
+    assert allowed(ready.client("sender"), "put", INBOX, "sender/x")
 
 
 def test_credentials_without_the_right_are_named_as_the_cause(ready: Server) -> None:
@@ -193,5 +246,5 @@ def test_an_unreachable_store_names_the_variable(server: Server) -> None:
 def test_secrets_do_not_reach_the_log(ready: Server, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="chexradinet"):
         set_up(FOLDER, ready.environment)
-    assert "policy pipeline: set" in caplog.text
+    assert "policy night: set" in caplog.text
     assert SECRET not in caplog.text
