@@ -13,9 +13,14 @@ from minio.error import S3Error
 from minio.lifecycleconfig import LifecycleConfig
 
 from chexradinet.errors import StoreAccessError, StoreUnavailableError
-from chexradinet.store.administration import User, apply_policies
-from chexradinet.store.buckets import read_buckets, read_policies, set_up
-from chexradinet.store.environment import access_from_environment
+from chexradinet.store.administration import (
+    User,
+    apply_policies,
+    read_buckets,
+    read_policies,
+    set_up_buckets,
+)
+from chexradinet.store.uri import access_from_environment
 
 FOLDER = Path(__file__).resolve().parents[2] / "manifests" / "base" / "storage"
 SECRET = "a-secret-of-tests"  # noqa: S105 - of the test's own server
@@ -66,10 +71,11 @@ def server(start_minio: Callable[[], SimpleNamespace]) -> Server:
 @pytest.fixture(scope="module")
 def ready(server: Server) -> Server:
     """Return the server with buckets set up twice (a Job may be retried) and one object in each."""
-    assert set_up(FOLDER, server.environment)
-    assert set_up(FOLDER, server.environment)
+    assert set_up_buckets(FOLDER, server.environment)
+    assert set_up_buckets(FOLDER, server.environment)
     for place in PLACES:
-        server.administrator().put_object(*place.split("/", 1), io.BytesIO(b"1"), 1)
+        bucket, _, key = place.partition("/")
+        server.administrator().put_object(bucket, key, io.BytesIO(b"1"), 1)
     return server
 
 
@@ -95,7 +101,7 @@ def test_every_bucket_is_asked_to_end_uploads_that_were_broken_off(
     monkeypatch.setattr(
         Minio, "set_bucket_lifecycle", lambda _, name, config: sent.update({name: config})
     )
-    set_up(FOLDER, ready.environment)
+    set_up_buckets(FOLDER, ready.environment)
     assert set(sent) == {INBOX, TRAINING, MODELS, RESULTS, ARTIFACTS}
     for config in sent.values():
         (rule,) = config.rules
@@ -224,27 +230,27 @@ def test_what_the_night_deletes_can_be_brought_back(ready: Server) -> None:
 
 def test_another_secret_key_replaces_the_old_one(ready: Server) -> None:
     changed = ready.environment | {"SENDER_SECRET_ACCESS_KEY": "another-secret"}
-    set_up(FOLDER, changed)
+    set_up_buckets(FOLDER, changed)
     with pytest.raises(S3Error, match="SignatureDoesNotMatch"):
         ready.client("sender").put_object(INBOX, "sender/x", io.BytesIO(b"5"), 1)
-    set_up(FOLDER, ready.environment)
+    set_up_buckets(FOLDER, ready.environment)
     assert allowed(ready.client("sender"), "put", INBOX, "sender/x")
 
 
 def test_credentials_without_the_right_are_named_as_the_cause(ready: Server) -> None:
     poor = ready.environment | {"AWS_ACCESS_KEY_ID": "ingest"}
     with pytest.raises(StoreAccessError, match="may make buckets"):
-        set_up(FOLDER, poor)
+        set_up_buckets(FOLDER, poor)
 
 
 def test_an_unreachable_store_names_the_variable(server: Server) -> None:
     away = server.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
     with pytest.raises(StoreUnavailableError, match="AWS_ENDPOINT_URL"):
-        set_up(FOLDER, away)
+        set_up_buckets(FOLDER, away)
 
 
 def test_secrets_do_not_reach_the_log(ready: Server, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="chexradinet"):
-        set_up(FOLDER, ready.environment)
+        set_up_buckets(FOLDER, ready.environment)
     assert "policy night: set" in caplog.text
     assert SECRET not in caplog.text

@@ -30,13 +30,12 @@ from chexradinet.ingest.upload import WORK_VARIABLE, ingest_to
 from chexradinet.phantom import write_phantom
 from chexradinet.store import (
     download_directory,
-    list_uris,
     open_store,
-    read_bytes,
     upload_directory,
 )
-from chexradinet.store.environment import CHECKPOINT_VARIABLE
+from chexradinet.store.uri import CHECKPOINT_VARIABLE
 from tests.ingest_world import KEY_VARIABLE, SECRET, dicom, dicom_config, write_dicom
+from tests.stores import content, listed
 
 AT_ONCE = StoreConfig(retry_total_s=0, connect_timeout_s=2, read_timeout_s=2)
 NAME = "ZIEGENHAGEN^THEOPHIL"
@@ -280,7 +279,7 @@ def test_killed_ingest_between_buckets_goes_on_after_its_last_full_shard(
             time.sleep(0.05)
         running.send_signal(signal.SIGKILL)
     assert marker.exists()
-    assert list(list_uris(f"{s3_uri}/out")) == []
+    assert listed(f"{s3_uri}/out") == []
     reads = counted_reads(monkeypatch)
     info = ingest_to(f"{s3_uri}/in", f"{s3_uri}/out", dicom_config(shard_size=3))
     assert len(reads) == 11 - 6
@@ -309,15 +308,15 @@ def test_ingest_whose_pod_was_replaced_goes_on_from_the_bucket(
     assert info == undisturbed
     assert len(reads) == 11 - 6
     assert bytes_of(tmp_path / "pod 2" / "dataset") == bytes_of(tmp_path / "undisturbed")
-    kept = [found.uri.rpartition("/")[2] for found in list_uris(f"{s3_uri}/checkpoints")]
+    kept = [found.uri.rpartition("/")[2] for found in listed(f"{s3_uri}/checkpoints")]
     assert sorted(kept) == sorted(
         name.format(number)
         for name in ("images-{:05d}.npy", "outcomes-{:05d}.json")
         for number in range(3)
     )
     text = b"".join(
-        read_bytes(found.uri)
-        for found in list_uris(f"{s3_uri}/checkpoints")
+        content(found.uri)
+        for found in listed(f"{s3_uri}/checkpoints")
         if found.uri.endswith(".json")
     )
     assert NAME.encode() not in text

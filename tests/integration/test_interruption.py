@@ -15,8 +15,8 @@ from chexradinet.errors import Interrupted
 from chexradinet.ingest.ingest import ingest
 from chexradinet.model.checkpoint import KIND, POSITION_FILE, SCHEMA
 from chexradinet.phantom import write_phantom
-from chexradinet.store import list_uris
 from chexradinet.training.preemption import safeguard
+from tests.stores import listed
 
 pytestmark = pytest.mark.slow
 
@@ -178,8 +178,8 @@ def test_state_is_kept_in_both_stores_and_removed_at_the_end(folder_uri: str) ->
 
     with pytest.raises(Interrupted, match="step-000000012 is kept in"):
         evicted()
-    kept = [info.uri.rpartition("/run/")[2] for info in list_uris(f"{folder_uri}/run/")]
+    kept = [info.uri.rpartition("/run/")[2] for info in listed(f"{folder_uri}/run/")]
     assert kept == ["step-000000012/position.json", "step-000000012/state.safetensors"]
     with safeguard("run", folder_uri) as guard:
         assert (guard.local / "state.safetensors").read_bytes() == b"weights of step 12"
-    assert not list(list_uris(f"{folder_uri}/run/"))
+    assert not listed(f"{folder_uri}/run/")

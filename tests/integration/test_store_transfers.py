@@ -15,7 +15,8 @@ from urllib3.exceptions import ProtocolError
 
 from chexradinet.config import StoreConfig
 from chexradinet.errors import StoreConflictError, StoreIntegrityError
-from chexradinet.store import ObjectStore, list_uris, open_store, read_bytes
+from chexradinet.store import ObjectStore, open_store
+from tests.stores import content, listed
 
 MEBIBYTE = 1 << 20
 PATIENT = StoreConfig(retry_total_s=30, read_timeout_s=3, part_bytes=5 * MEBIBYTE)
@@ -39,9 +40,9 @@ def test_other_bytes_under_the_old_checksum_are_refused(
 def test_objects_of_other_writers_are_read(s3_uri: str, client: Minio) -> None:
     client.put_object(s3_uri.removeprefix("s3://"), "a/b", io.BytesIO(b"theirs"), 6)
     client.put_object(s3_uri.removeprefix("s3://"), "folder/", io.BytesIO(b""), 0)
-    (info,) = list_uris(s3_uri)
+    (info,) = listed(s3_uri)
     assert info.sha256 is None
-    assert read_bytes(info.uri) == b"theirs"
+    assert content(info.uri) == b"theirs"
 
 
 @pytest.mark.parametrize("method", ["create", "swap"])

@@ -40,7 +40,7 @@ from chexradinet.errors import (
 from chexradinet.ingest.decoding import Decoded, Outcome, Refused, facts_of
 from chexradinet.ingest.sources import TABLE_SUFFIXES, Listed
 from chexradinet.store import open_store
-from chexradinet.store.environment import checkpoint_folder
+from chexradinet.store.uri import checkpoint_folder
 
 _logger = logging.getLogger(__name__)
 _KIND, _FINISHED, _SCHEMA = "ingest-outcomes", "ingest-finished", 2

@@ -1,19 +1,24 @@
-"""Making the buckets and rights of an installation: rare, idempotent, with an administrator's key.
+"""Setting up the object store of an installation: rare, idempotent, with an administrator's key.
 
-Buckets, versioning and lifecycle are plain S3. Users and named policies are not: they are made
-where the server is MinIO; elsewhere the policies are the site's to apply.
+A folder holds `buckets.json` and a `policy-<name>.json` for each policy, as the bucket Job mounts
+them. A policy's user is made if `<NAME>_ACCESS_KEY_ID` and `<NAME>_SECRET_ACCESS_KEY` are set.
+Buckets, versioning and lifecycle are plain S3. Users and named policies are made if the server is
+MinIO; elsewhere the policies are the site's to apply.
 """
 
+import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-import urllib3
 from minio import Minio, MinioAdmin
 from minio.commonconfig import ENABLED, Filter
 from minio.credentials.providers import StaticProvider
-from minio.error import MinioAdminException, MinioException, S3Error
+from minio.error import MinioAdminException, S3Error
 from minio.lifecycleconfig import (
     AbortIncompleteMultipartUpload,
     Expiration,
@@ -23,14 +28,22 @@ from minio.lifecycleconfig import (
 )
 from minio.versioningconfig import VersioningConfig
 
-from chexradinet.config import require
-from chexradinet.errors import StoreAccessError, StoreError, StoreUnavailableError
-from chexradinet.store.environment import S3Access
+from chexradinet.artifacts import read_document
+from chexradinet.config import StoreConfig, require
+from chexradinet.errors import ConfigError, StoreAccessError, StoreError
+from chexradinet.store.minio_private import status_of
+from chexradinet.store.retry import Backoff, retrying
+from chexradinet.store.s3 import RAW_ERRORS, connect, is_transient, open_pool, translated
+from chexradinet.store.uri import S3Access, access_from_environment
+
+T = TypeVar("T")
+
+BUCKETS_VERSION = 1
+"""Schema of `buckets.json`."""
 
 _LOG = logging.getLogger(__name__)
-_TIMEOUT = urllib3.Timeout(connect=10, read=60)
+_CONFIG = StoreConfig(retry_total_s=15.0)
 _OWNED_ALREADY = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
-_REFUSED = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,45 +66,94 @@ class BucketConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class User:
-    """Someone who may use the store, and the one policy that says for what."""
+    """User of the store, and the one policy that says for what."""
 
     policy: str
     """Name of the policy."""
     access_key: str
     """Name of the user."""
     secret_key: str = field(repr=False)
-    """What the user signs with, at least 8 characters."""
+    """Key that the user signs with, at least 8 characters."""
 
 
-def _connection(access: S3Access) -> urllib3.PoolManager:
-    if not access.secure:
-        return urllib3.PoolManager(timeout=_TIMEOUT, retries=urllib3.Retry(3, backoff_factor=0.5))
-    return urllib3.PoolManager(
-        timeout=_TIMEOUT,
-        retries=urllib3.Retry(3, backoff_factor=0.5),
-        cert_reqs="CERT_REQUIRED",
-        ca_certs=access.ca_bundle,
-    )
+def set_up_buckets(folder: Path, environ: Mapping[str, str] = os.environ) -> bool:
+    """Make buckets, policies and users; return whether policies were applied (MinIO only).
+
+    Raises:
+        ConfigError: a document or variable cannot be used; nothing was made.
+        StoreError: the store refuses or cannot be reached.
+    """
+    buckets, policies = read_buckets(folder / "buckets.json"), read_policies(folder)
+    users = users_of(policies, environ)
+    access = access_from_environment(environ)
+    create_buckets(buckets, access)
+    return apply_policies(policies, users, access)
 
 
-def _lifecycle(bucket: BucketConfig) -> LifecycleConfig:
-    return LifecycleConfig(
-        [
-            Rule(
-                ENABLED,
-                rule_filter=Filter(prefix=""),
-                rule_id="chexradinet",
-                expiration=Expiration(days=bucket.expire_days) if bucket.expire_days else None,
-                noncurrent_version_expiration=NoncurrentVersionExpiration(
-                    noncurrent_days=bucket.noncurrent_days
-                ),
-                # A killed upload leaves parts that no listing shows and no expiry reaches.
-                abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(
-                    days_after_initiation=1
-                ),
-            )
-        ]
-    )
+def read_buckets(path: Path) -> tuple[BucketConfig, ...]:
+    """Read the buckets to make.
+
+    Raises:
+        ArtifactError: the document is missing, not JSON, or of another schema.
+        ConfigError: an entry has an unknown or missing setting, or there is none.
+    """
+    entries = read_document(path, "buckets", BUCKETS_VERSION).get("buckets", [])
+    try:
+        buckets = tuple(BucketConfig(**entry) for entry in entries)
+    except TypeError as error:
+        raise ConfigError(f"an entry of {path} cannot be read: {error}; give it a name") from error
+    if not buckets:
+        raise ConfigError(f"{path} names no bucket; add one under 'buckets'")
+    return buckets
+
+
+def read_policies(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read each `policy-<name>.json` of a folder.
+
+    Raises:
+        ConfigError: a document is not JSON.
+    """
+    policies = {}
+    for path in sorted(folder.glob("policy-*.json")):
+        try:
+            policies[path.stem.removeprefix("policy-")] = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{path} is not JSON ({error}); correct the policy") from error
+    return policies
+
+
+def users_of(policies: Mapping[str, object], environ: Mapping[str, str]) -> tuple[User, ...]:
+    """Return the users whose keys the environment holds, at most one per policy.
+
+    Raises:
+        ConfigError: only one of a pair of variables is set.
+    """
+    users = []
+    for policy in policies:
+        prefix = policy.upper().replace("-", "_")
+        names = (f"{prefix}_ACCESS_KEY_ID", f"{prefix}_SECRET_ACCESS_KEY")
+        access_key, secret_key = (environ.get(name, "").strip() for name in names)
+        if bool(access_key) != bool(secret_key):
+            raise ConfigError(f"of {' and '.join(names)} only one is set; set both or none")
+        if access_key:
+            users.append(User(policy=policy, access_key=access_key, secret_key=secret_key))
+    return tuple(users)
+
+
+def create_buckets(buckets: tuple[BucketConfig, ...], access: S3Access) -> None:
+    """Make each bucket, switch on its versioning and set its lifecycle; what is right stays.
+
+    Raises:
+        StoreAccessError: the credentials do not allow it.
+        StoreUnavailableError: the store cannot be reached.
+        StoreError: the store refuses, for instance because it knows no versioning.
+    """
+    client = connect(access, _CONFIG)
+    needed = "with credentials that may make buckets and set versioning and lifecycle"
+    for bucket in buckets:
+        with _store_errors(f"cannot set up bucket {bucket.name!r} {needed}", access):
+            _repeated(lambda: _make(client, bucket, access.region))  # noqa: B023 - called at once
+        _LOG.info("bucket %s: versioned, lifecycle set", bucket.name)
 
 
 def _make(client: Minio, bucket: BucketConfig, region: str) -> None:
@@ -105,38 +167,19 @@ def _make(client: Minio, bucket: BucketConfig, region: str) -> None:
     client.set_bucket_lifecycle(bucket.name, _lifecycle(bucket))
 
 
-def create_buckets(buckets: tuple[BucketConfig, ...], access: S3Access) -> None:
-    """Make each bucket, switch on its versioning and set its lifecycle; what is right stays.
-
-    Raises:
-        StoreAccessError: the credentials do not allow it.
-        StoreUnavailableError: the store cannot be reached.
-        StoreError: the store refuses, for instance because it knows no versioning.
-    """
-    client = Minio(
-        access.endpoint,
-        access.access_key,
-        access.secret_key,
-        session_token=access.session_token,
-        secure=access.secure,
-        region=access.region,
-        http_client=_connection(access),
+def _lifecycle(bucket: BucketConfig) -> LifecycleConfig:
+    rule = Rule(
+        ENABLED,
+        rule_filter=Filter(prefix=""),
+        rule_id="chexradinet",
+        expiration=Expiration(days=bucket.expire_days) if bucket.expire_days else None,
+        noncurrent_version_expiration=NoncurrentVersionExpiration(
+            noncurrent_days=bucket.noncurrent_days
+        ),
+        # A killed upload leaves parts that no listing shows and no expiry reaches.
+        abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(days_after_initiation=1),
     )
-    for bucket in buckets:
-        try:
-            _make(client, bucket, access.region)
-        except S3Error as error:
-            kind = StoreAccessError if error.code in _REFUSED else StoreError
-            raise kind(
-                f"bucket {bucket.name!r} could not be set up: {error.code} {error.message}; it "
-                "needs credentials that may make buckets and set versioning and lifecycle"
-            ) from error
-        except (MinioException, urllib3.exceptions.HTTPError) as error:
-            raise StoreUnavailableError(
-                f"{access.endpoint} cannot be reached ({type(error).__name__}); check "
-                "AWS_ENDPOINT_URL and the network policy"
-            ) from error
-        _LOG.info("bucket %s: versioned, lifecycle set", bucket.name)
+    return LifecycleConfig([rule])
 
 
 def is_minio(access: S3Access) -> bool:
@@ -145,15 +188,9 @@ def is_minio(access: S3Access) -> bool:
     Raises:
         StoreUnavailableError: the store cannot be reached.
     """
-    scheme = "https" if access.secure else "http"
-    try:
-        answer = _connection(access).request(
-            "GET", f"{scheme}://{access.endpoint}/minio/health/live"
-        )
-    except urllib3.exceptions.HTTPError as error:
-        raise StoreUnavailableError(
-            f"{access.endpoint} cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL"
-        ) from error
+    url = f"{'https' if access.secure else 'http'}://{access.endpoint}/minio/health/live"
+    with _store_errors("cannot ask what the store is", access):
+        answer = _repeated(lambda: open_pool(access, _CONFIG).request("GET", url))
     return answer.status == 200 and answer.headers.get("Server", "").startswith("MinIO")
 
 
@@ -177,9 +214,9 @@ def apply_policies(
         credentials=StaticProvider(access.access_key, access.secret_key, access.session_token),
         region=access.region,
         secure=access.secure,
-        http_client=_connection(access),
+        http_client=open_pool(access, _CONFIG),
     )
-    try:
+    with _store_errors("cannot set up policies and users", access):
         for name, policy in policies.items():
             administrator.policy_add(name, policy=policy)
             _LOG.info("policy %s: set", name)
@@ -187,12 +224,6 @@ def apply_policies(
             administrator.user_add(user.access_key, user.secret_key)
             _attach(administrator, user)
             _LOG.info("a user has policy %s", user.policy)
-    except MinioAdminException as error:
-        refused = str(error._code) in {"401", "403"}
-        raise (StoreAccessError if refused else StoreError)(
-            f"MinIO refused to set up policies and users ({error}); it needs the credentials of an "
-            "administrator, keys of at least 3 and secrets of at least 8 characters"
-        ) from error
     return True
 
 
@@ -202,3 +233,22 @@ def _attach(administrator: MinioAdmin, user: User) -> None:
     except MinioAdminException as error:
         if "policy change is already in effect" not in str(error).lower():
             raise
+
+
+def _repeated(operation: Callable[[], T]) -> T:
+    return retrying(operation, is_transient, Backoff(_CONFIG.retry_total_s))
+
+
+@contextmanager
+def _store_errors(what: str, access: S3Access) -> Iterator[None]:
+    """Turn an error of the client in the block into the store's that fits."""
+    try:
+        yield
+    except MinioAdminException as error:
+        kind = StoreAccessError if status_of(error) in (401, 403) else StoreError
+        raise kind(
+            f"{what} at {access.endpoint}: MinIO refused ({error}); use the credentials of an "
+            "administrator, keys of at least 3 and secrets of at least 8 characters"
+        ) from error
+    except RAW_ERRORS as error:
+        raise translated(error, f"{what} at {access.endpoint}") from error

@@ -1,26 +1,48 @@
-"""What was read is what was written: length and checksum of a stream of bytes."""
+"""Checksums: what was read is what was written. Errors of the file system in the store's words."""
 
+import errno
 import hashlib
-import io
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from chexradinet.errors import StoreIntegrityError
+from chexradinet.errors import (
+    StoreAccessError,
+    StoreError,
+    StoreFullError,
+    StoreIntegrityError,
+    StoreNotFoundError,
+    StoreUnavailableError,
+)
 
 CHUNK_BYTES = 1 << 20
 """Most bytes read at once."""
 
+_FULL = (StoreFullError, "free space there, or choose another place, and run again")
+_DENIED = (StoreAccessError, "allow this user to {action} there")
+_LOST = (StoreUnavailableError, "check the disk or the network mount and run again")
+_NO_FILE = (StoreNotFoundError, "the path of a file in a directory is needed")
+_ERRORS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _DENIED),
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN), _LOST
+    ),
+    errno.ENOENT: (StoreNotFoundError, "check the path"),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), _NO_FILE),
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What is recorded of an object's content."""
+    """Record of an object's content."""
 
     size_bytes: int
     """Length."""
     sha256: str | None = None
-    """Checksum by our own writer, in hex, where it wrote the object."""
+    """Checksum by our own writer, in hex, if it wrote the object."""
     md5: str | None = None
     """Checksum that the ETag is known to be, in hex."""
 
@@ -31,34 +53,26 @@ def verified(chunks: Iterable[bytes], expected: Expected, uri: str) -> Iterator[
     Raises:
         StoreIntegrityError: length or checksum differ; the message names both values.
     """
-    sha256 = hashlib.sha256() if expected.sha256 else None
-    md5 = hashlib.md5(usedforsecurity=False) if expected.md5 and not sha256 else None
+    name = "SHA-256" if expected.sha256 else "MD5"
+    recorded = expected.sha256 or expected.md5
+    digest = hashlib.sha256() if expected.sha256 else hashlib.md5(usedforsecurity=False)
     size = 0
     for chunk in chunks:
         size += len(chunk)
-        for digest in (sha256, md5):
-            if digest is not None:
-                digest.update(chunk)
+        if recorded:
+            digest.update(chunk)
         yield chunk
     if size != expected.size_bytes:
-        _refuse(uri, f"{size} bytes", f"{expected.size_bytes} bytes")
-    if sha256 is not None and sha256.hexdigest() != expected.sha256:
-        _refuse(uri, f"SHA-256 {sha256.hexdigest()}", str(expected.sha256))
-    if md5 is not None and md5.hexdigest() != expected.md5:
-        _refuse(uri, f"MD5 {md5.hexdigest()}", str(expected.md5))
+        raise _damaged(uri, f"{size} bytes", f"{expected.size_bytes} bytes")
+    if recorded and digest.hexdigest() != recorded:
+        raise _damaged(uri, f"{name} {digest.hexdigest()}", recorded)
 
 
-def _refuse(uri: str, found: str, recorded: str) -> None:
-    raise StoreIntegrityError(
+def _damaged(uri: str, found: str, recorded: str) -> StoreIntegrityError:
+    return StoreIntegrityError(
         f"{uri} was read with {found}, but {recorded} was recorded when it was written; it was "
         "damaged or altered: restore it or make it again"
     )
-
-
-def file_chunks(path: Path) -> Iterator[bytes]:
-    """Yield a file's bytes, in pieces of at most 1 MiB."""
-    with path.open("rb") as stream:
-        yield from stream_chunks(stream)
 
 
 def stream_chunks(stream: BinaryIO) -> Iterator[bytes]:
@@ -67,32 +81,26 @@ def stream_chunks(stream: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-class ChunkStream(io.RawIOBase):
-    """A binary file over an iterator of bytes; closing it closes the iterator."""
+def file_chunks(path: Path) -> Iterator[bytes]:
+    """Yield a file's bytes, in pieces of at most 1 MiB."""
+    with path.open("rb") as stream:
+        yield from stream_chunks(stream)
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._rest = memoryview(b"")
 
-    def readable(self) -> bool:
-        """Tell that it can be read."""
-        return True
+@contextmanager
+def file_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn an `OSError` of the block into the store's error that fits.
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill the buffer with the next bytes; return their number, 0 at the end."""
-        while not self._rest:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._rest = memoryview(chunk)
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
+    Args:
+        action: A verb for the message, such as `write`.
+        path: File or directory that the block works on.
 
-    def close(self) -> None:
-        """Release what the iterator holds."""
-        close = getattr(self._chunks, "close", None)
-        if close is not None:
-            close()
-        super().close()
+    Raises:
+        StoreError: the subclass that fits what the operating system said.
+    """
+    try:
+        yield
+    except OSError as error:
+        kind, advice = _ERRORS.get(error.errno or 0, (StoreError, "check the path and run again"))
+        said = error.strerror or type(error).__name__
+        raise kind(f"cannot {action} {path}: {said}; {advice.format(action=action)}") from error

@@ -7,10 +7,16 @@ same instant as the content. File systems without such attributes keep no checks
 Links to files are followed while they stay inside the directory; links to directories are not.
 """
 
+import errno
+import fcntl
+import hashlib
 import logging
 import os
+import re
+import secrets
 import stat as modes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,12 +26,20 @@ from chexradinet.errors import (
     StoreConflictError,
     StoreNotFoundError,
 )
-from chexradinet.store.checksums import Expected, file_chunks, stream_chunks, verified
-from chexradinet.store.file_errors import file_errors
-from chexradinet.store.local_files import checksum, locked, sync_directory, walk, written
+from chexradinet.store.checksums import (
+    Expected,
+    file_chunks,
+    file_errors,
+    stream_chunks,
+    verified,
+)
 from chexradinet.store.protocol import ObjectInfo, ObjectStore
 from chexradinet.store.uri import check_key
 
+_CHECKSUM = "user.chexradinet.sha256"
+# The names of `artifacts.writing_file` and `writing_directory`, and ours: not there yet.
+_IN_THE_MAKING = re.compile(r"^\..*\.(partial|before)-[0-9a-f]{12}$", re.DOTALL)
+_NO_ATTRIBUTES = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _logger = logging.getLogger(__name__)
 
 
@@ -57,7 +71,7 @@ class LocalStore(ObjectStore):
         if os.path.realpath(self._root / folder) != str(self._root / folder):
             return
         left_out = 0
-        for key in walk(self._root, folder, prefix):
+        for key in _walk(self._root, folder, prefix):
             path = self._root / key
             with file_errors("read", path):
                 try:
@@ -87,21 +101,18 @@ class LocalStore(ObjectStore):
 
     def put(self, key: str, data: bytes, *, if_match: str | None = None) -> str:
         """Write a file, replacing an older one; see `ObjectStore.put`."""
-        path = self._writable(key)
-        with file_errors("write", path), written(path, [data]) as temporary:
-            if if_match is None:
-                temporary.replace(path)
-            else:
-                with locked(path.parent):
-                    self._require_etag(key, path, if_match)
-                    temporary.replace(path)
-            sync_directory(path.parent)
-            return self._info(key, path).etag
+        return self._replace(key, [data], if_match)
+
+    def put_file(self, key: str, path: Path) -> str:
+        """Copy a file of any size; see `ObjectStore.put_file`."""
+        with file_errors("read", path):
+            path.open("rb").close()
+        return self._replace(key, file_chunks(path), None)
 
     def create(self, key: str, data: bytes) -> str:
         """Write a file that must not exist yet; see `ObjectStore.create`."""
         path = self._writable(key)
-        with file_errors("write", path), written(path, [data]) as temporary:
+        with file_errors("write", path), _written(path, [data]) as temporary:
             try:
                 # Atomic everywhere, over NFS too, and never seen half written: unlike O_EXCL.
                 os.link(temporary, path)
@@ -109,18 +120,20 @@ class LocalStore(ObjectStore):
                 raise StoreConflictError(
                     f"{path} exists, and it was to be created: another run was faster"
                 ) from error
-            sync_directory(path.parent)
+            _sync(path.parent)
             return self._info(key, path).etag
 
-    def put_file(self, key: str, path: Path) -> str:
-        """Copy a file of any size; see `ObjectStore.put_file`."""
-        target = self._writable(key)
-        with file_errors("read", path):
-            path.open("rb").close()
-        with file_errors("write", target), written(target, file_chunks(path)) as temporary:
-            temporary.replace(target)
-            sync_directory(target.parent)
-            return self._info(key, target).etag
+    def _replace(self, key: str, chunks: Iterable[bytes], if_match: str | None) -> str:
+        path = self._writable(key)
+        with file_errors("write", path), _written(path, chunks) as temporary:
+            if if_match is None:
+                temporary.replace(path)
+            else:
+                with _locked(path.parent):
+                    self._require_etag(key, path, if_match)
+                    temporary.replace(path)
+            _sync(path.parent)
+            return self._info(key, path).etag
 
     def delete(self, key: str) -> None:
         """Remove a file; see `ObjectStore.delete`."""
@@ -152,7 +165,7 @@ class LocalStore(ObjectStore):
         found = os.stat(source)  # noqa: PTH116 (a Path cannot hold an open file)
         if not modes.S_ISREG(found.st_mode):
             raise StoreNotFoundError(f"{path} is no regular file; the path of a file is needed")
-        sha256 = checksum(source)
+        sha256 = _recorded_checksum(source)
         return ObjectInfo(
             key=key,
             uri=str(path),
@@ -171,3 +184,84 @@ class LocalStore(ObjectStore):
             raise StoreConflictError(
                 f"{path} has changed: its ETag is {found}, needed is {needed}; read it again"
             )
+
+
+def _walk(root: Path, folder: str, prefix: str) -> Iterator[str]:
+    """Yield keys of files and of links below a folder, in the order of their bytes."""
+    path = root / folder
+    with file_errors("list", path):
+        try:
+            with os.scandir(path) as entries:
+                found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+    # As in a bucket, a folder's keys sort by its name with the slash: `a.b` before `a/b`.
+    for name, is_folder in sorted(found, key=lambda item: os.fsencode(item[0] + "/" * item[1])):
+        key = f"{folder}/{name}" if folder else name
+        if _IN_THE_MAKING.match(name) or not (key + "/").startswith(prefix[: len(key) + 1]):
+            continue
+        if is_folder:
+            yield from _walk(root, key, prefix)
+        elif key.startswith(prefix) and not (root / key).is_dir():
+            yield key
+
+
+@contextmanager
+def _written(target: Path, chunks: Iterable[bytes]) -> Iterator[Path]:
+    """Yield a temporary file beside a target with these bytes and their checksum, on disk."""
+    temporary = target.with_name(f".object.partial-{secrets.token_hex(6)}")
+    digest = hashlib.sha256()
+    try:
+        with temporary.open("xb") as stream:
+            for chunk in chunks:
+                digest.update(chunk)
+                stream.write(chunk)
+            stream.flush()
+            _set_checksum(temporary, digest.hexdigest())
+            os.fsync(stream.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep other processes and threads that ask the same out of a directory during the block."""
+    with _opened(directory) as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _sync(directory: Path) -> None:
+    """Make the names in a directory survive a loss of power."""
+    with _opened(directory) as handle:
+        os.fsync(handle)
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _set_checksum(path: Path, sha256: str) -> None:
+    try:
+        os.setxattr(path, _CHECKSUM, sha256.encode())
+    except OSError as error:
+        if error.errno not in _NO_ATTRIBUTES:
+            raise
+        _logger.warning("%s keeps no extended attributes: no checksum is recorded", path.parent)
+
+
+def _recorded_checksum(source: Path | int) -> str | None:
+    """Return the SHA-256 recorded with a file (a path or an open file), in hex, or None."""
+    try:
+        return os.getxattr(source, _CHECKSUM).decode()
+    except OSError as error:
+        # EACCES: reading the file will say so itself, and a listing goes on.
+        if error.errno in {*_NO_ATTRIBUTES, errno.ENODATA, errno.EACCES}:
+            return None
+        raise

@@ -2,16 +2,14 @@
 
 import os
 from functools import lru_cache
-from pathlib import Path
 
 from chexradinet.config import StoreConfig
-from chexradinet.store.environment import S3Access, access_from_environment
 from chexradinet.store.local import LocalStore
 from chexradinet.store.protocol import ObjectStore
-from chexradinet.store.uri import Location, parse_uri
+from chexradinet.store.uri import S3Access, access_from_environment, parse_uri
 
 DEFAULT = StoreConfig()
-"""What the functions that take a URI use."""
+"""Settings of the functions that take a URI."""
 
 
 def open_store(uri: str, config: StoreConfig = DEFAULT) -> tuple[ObjectStore, str]:
@@ -19,7 +17,7 @@ def open_store(uri: str, config: StoreConfig = DEFAULT) -> tuple[ObjectStore, st
 
     Args:
         uri: A folder: a path, `file://`, `s3://bucket/folder` or `minio://bucket/folder`.
-        config: How the store is talked to.
+        config: Timeouts and retries.
 
     Returns:
         The store, and a prefix that is empty or ends in `/`: `prefix + name` is the key of a name.
@@ -29,10 +27,10 @@ def open_store(uri: str, config: StoreConfig = DEFAULT) -> tuple[ObjectStore, st
         StoreAccessError: a variable that the store needs is not set.
     """
     location = parse_uri(uri)
-    if location.bucket is None:
-        return LocalStore(Path(location.key)), ""
+    if location.path is not None:
+        return LocalStore(location.path), ""
     folder = location.key.strip("/")
-    return _bucket_store(location.bucket, config), f"{folder}/" if folder else ""
+    return _bucket_store(str(location.bucket), config), f"{folder}/" if folder else ""
 
 
 def open_object(uri: str, config: StoreConfig = DEFAULT) -> tuple[ObjectStore, str]:
@@ -43,15 +41,9 @@ def open_object(uri: str, config: StoreConfig = DEFAULT) -> tuple[ObjectStore, s
         StoreAccessError: a variable that the store needs is not set.
     """
     location = parse_uri(uri)
-    if location.bucket is None:
-        path = Path(location.key)
-        return LocalStore(path.parent), path.name
-    return _bucket_store(location.bucket, config), location.key
-
-
-def path_of(location: Location) -> Path | None:
-    """Return the path of a location in the file system, None for one in a bucket."""
-    return Path(location.key) if location.bucket is None else None
+    if location.path is not None:
+        return LocalStore(location.path.parent), location.path.name
+    return _bucket_store(str(location.bucket), config), location.key
 
 
 def _bucket_store(bucket: str, config: StoreConfig) -> ObjectStore:

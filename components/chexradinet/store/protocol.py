@@ -1,21 +1,24 @@
 """What the project asks of object storage, whatever holds the objects.
 
-A key is names joined by slashes, as in `scores/date=2026-01-31/part.parquet`. Whoever lists, gets
-keys in the order of their UTF-8 bytes. Objects appear whole or not at all, and what is written with
-a checksum is read with one.
+A key is names joined by slashes, as in `scores/date=2026-01-31/part.parquet`. Listings are in the
+order of the keys' UTF-8 bytes. Objects appear whole or not at all, and what is written with a
+checksum is read with one.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import Protocol
 
 from chexradinet.artifacts import writing_file
-from chexradinet.errors import StoreBucketError, StoreNotFoundError
-from chexradinet.store.checksums import ChunkStream
-from chexradinet.store.file_errors import file_errors
+from chexradinet.errors import (
+    StoreBucketError,
+    StoreConflictError,
+    StoreError,
+    StoreNotFoundError,
+)
+from chexradinet.store.checksums import file_errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +28,7 @@ class ObjectInfo:
     key: str
     """Name within the store."""
     uri: str
-    """Name that `read_bytes` and its like take."""
+    """Name that `open_object` takes."""
     size_bytes: int
     """Length."""
     etag: str
@@ -33,15 +36,15 @@ class ObjectInfo:
     modified: datetime
     """When it was written, by the store's clock, in UTC."""
     sha256: str | None = None
-    """Checksum recorded by its writer, in hex; None where unknown, and in listings of S3."""
+    """Checksum recorded by its writer, in hex; None if unknown, and in listings of S3."""
 
 
 class ObjectStore(Protocol):
     """A bucket or a directory. Safe to use from several threads; not to be shared over a fork.
 
-    Every method raises `StoreAccessError` where credentials are wrong, expired or not allowed to,
-    `StoreUnavailableError` where the store cannot be reached also after retries, `StoreFullError`
-    where there is no space, `ConfigError` where a key cannot be one, and `StoreError` for the rest.
+    Every method raises `StoreAccessError` if credentials are wrong, expired or not allowed to,
+    `StoreUnavailableError` if the store cannot be reached also after retries, `StoreFullError` if
+    there is no space, `ConfigError` if a key cannot be one, and `StoreError` for the rest.
     """
 
     def uri_of(self, key: str) -> str:
@@ -60,7 +63,7 @@ class ObjectStore(Protocol):
         """Yield the objects whose key starts with a prefix, in key order.
 
         Args:
-            prefix: Any start of a key; ends in `/` where a folder is meant.
+            prefix: Any start of a key; ends in `/` if a folder is meant.
 
         Raises:
             StoreBucketError: there is no such bucket. A missing folder is just empty.
@@ -103,7 +106,7 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object; it is no error where there is none."""
+        """Remove an object; a missing one is no error."""
         ...
 
     def get(self, key: str) -> bytes:
@@ -130,13 +133,6 @@ class ObjectStore(Protocol):
             for chunk in self.chunks(key):
                 stream.write(chunk)
 
-    def open_stream(self, key: str) -> BinaryIO:
-        """Return an object as a binary file to read once, from start to end; the caller closes it.
-
-        Bytes are handed out before the whole is verified: `StoreIntegrityError` comes at the end.
-        """
-        return cast(BinaryIO, io.BufferedReader(ChunkStream(self.chunks(key))))
-
     def exists(self, key: str) -> bool:
         """Tell whether there is such an object.
 
@@ -150,3 +146,27 @@ class ObjectStore(Protocol):
         except StoreNotFoundError:
             return False
         return True
+
+
+def require_conditional_create(store: ObjectStore, prefix: str) -> None:
+    """Refuse a store that would let two writers create the same object.
+
+    Exactly-once scoring is built on it. Older servers ignore the header `If-None-Match` and
+    overwrite. An empty probe is created twice and stays: the right to delete is not needed.
+
+    Args:
+        store: Store to try.
+        prefix: Start of the probe's key; empty or ending in `/`.
+
+    Raises:
+        StoreError: the second creation was let through.
+    """
+    for _ in range(2):
+        try:
+            store.create(f"{prefix}conditional-create", b"")
+        except StoreConflictError:
+            return
+    raise StoreError(
+        f"the store of {store.uri_of(prefix)} overwrites what must only be created; it needs "
+        "conditional writes (If-None-Match on PutObject): use a newer release of it"
+    )

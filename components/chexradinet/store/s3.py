@@ -1,54 +1,110 @@
-"""MinIO and every other store that speaks S3, as an object store."""
+"""MinIO and every other store that speaks S3, as an object store.
 
+Every write carries the content's checksum and a random writer's mark. If the answer to a write was
+lost and the repeated one is refused, the mark tells whether the object there is this write.
+
+No message of the server is repeated: some carry names of keys or the text that was to be signed.
+Sources: the S3 API reference's list of error codes, and the codes that MinIO adds to it.
+"""
+
+import hashlib
 import re
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
+import secrets
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import TypeVar
+from xml.etree.ElementTree import ParseError
 
-from minio.datatypes import Object
+import urllib3
+from minio import Minio
+from minio.datatypes import Object, Part
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3 import BaseHTTPResponse
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, LocationValueError, MaxRetryError, SSLError
 
 from chexradinet.config import StoreConfig
-from chexradinet.errors import StoreError
-from chexradinet.store.checksums import CHUNK_BYTES, Expected, verified
-from chexradinet.store.environment import S3Access
-from chexradinet.store.file_errors import file_errors
+from chexradinet.errors import (
+    StoreAccessError,
+    StoreBucketError,
+    StoreConflictError,
+    StoreError,
+    StoreFullError,
+    StoreIntegrityError,
+    StoreNotFoundError,
+    StoreUnavailableError,
+)
+from chexradinet.store import minio_private
+from chexradinet.store.checksums import CHUNK_BYTES, Expected, file_chunks, file_errors, verified
 from chexradinet.store.protocol import ObjectInfo, ObjectStore
-from chexradinet.store.s3_bucket import Bucket
-from chexradinet.store.s3_errors import RAW_ERRORS, is_transient
-from chexradinet.store.s3_write import SHA256_HEADER, head, metadata_of, write_bytes, write_file
-from chexradinet.store.uri import check_key
+from chexradinet.store.retry import Backoff, retrying
+from chexradinet.store.uri import S3Access, check_key
 
+T = TypeVar("T")
+
+SHA256_HEADER = "x-amz-meta-sha256"
+"""Metadata that holds the content's SHA-256, in hex."""
+RAW_ERRORS = (MinioException, HTTPError, ParseError, OSError, ValueError)
+"""Everything the client raises of its own."""
+
+_WRITER_HEADER = "x-amz-meta-writer"
+_MOST_PARTS = 10_000
 _PLAIN_MD5 = re.compile(r"^[0-9a-f]{32}$")
 _ENCRYPTION = ("x-amz-server-side-encryption", "x-amz-server-side-encryption-customer-algorithm")
 
 
+def open_pool(access: S3Access, config: StoreConfig) -> urllib3.PoolManager:
+    """Return connections that repeat no request and follow no redirect: a body is an X-ray."""
+    return urllib3.PoolManager(
+        timeout=urllib3.Timeout(connect=config.connect_timeout_s, read=config.read_timeout_s),
+        maxsize=16,
+        cert_reqs="CERT_REQUIRED",
+        ca_certs=access.ca_bundle,
+        retries=False,
+    )
+
+
+def connect(access: S3Access, config: StoreConfig) -> Minio:
+    """Return a client."""
+    return Minio(
+        access.endpoint,
+        access_key=access.access_key,
+        secret_key=access.secret_key,
+        session_token=access.session_token,
+        secure=access.secure,
+        region=access.region,
+        http_client=open_pool(access, config),
+    )
+
+
 class S3Store(ObjectStore):
-    """One bucket of a server that speaks S3."""
+    """One bucket of a server that speaks S3. Only `_ask` repeats requests."""
 
     def __init__(self, bucket: str, access: S3Access, config: StoreConfig) -> None:
-        self._bucket = Bucket(bucket, access, config)
+        self._name = bucket
+        self._config = config
+        self._client = connect(access, config)
+        self._endpoint = access.endpoint
 
     def uri_of(self, key: str) -> str:
         """Return `s3://bucket/key`."""
-        return self._bucket.uri_of(key)
+        return f"s3://{self._name}/{key}"
 
     def stat(self, key: str) -> ObjectInfo:
         """Return what is known of an object; see `ObjectStore.stat`."""
-        return self._info(head(self._bucket, key))
+        return self._info(self._head(key))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects whose key starts with a prefix; see `ObjectStore.list`.
 
         Empty objects whose key ends in `/`, which consoles make to show a folder, are left out.
         """
-        backoff = self._bucket.backoff()
+        backoff = Backoff(self._config.retry_total_s)
         last: str | None = None
         while True:
             try:
-                for found in self._bucket.client.list_objects(
-                    self._bucket.name, prefix=prefix, recursive=True, start_after=last
+                for found in self._client.list_objects(
+                    self._name, prefix=prefix, recursive=True, start_after=last
                 ):
                     backoff.reset()
                     last = str(found.object_name)
@@ -57,7 +113,7 @@ class S3Store(ObjectStore):
                 return
             except RAW_ERRORS as error:
                 if not (is_transient(error) and backoff.wait(error)):
-                    raise self._bucket.error(error, "list", prefix) from error
+                    raise self._translated(error, "list", prefix) from error
 
     def chunks(self, key: str) -> Iterator[bytes]:
         """Yield an object's bytes; a lost connection is resumed; see `ObjectStore.chunks`."""
@@ -75,39 +131,69 @@ class S3Store(ObjectStore):
 
     def put(self, key: str, data: bytes, *, if_match: str | None = None) -> str:
         """Write an object, replacing an older one; see `ObjectStore.put`."""
-        check_key(key, self.uri_of(""))
-        condition = {"If-Match": f'"{if_match}"'} if if_match is not None else {}
-        return write_bytes(self._bucket, key, data, condition)
+        condition = {} if if_match is None else {"If-Match": f'"{if_match}"'}
+        return self._write(key, data, condition)
 
     def create(self, key: str, data: bytes) -> str:
         """Write an object that must not exist yet; see `ObjectStore.create`."""
-        check_key(key, self.uri_of(""))
-        return write_bytes(self._bucket, key, data, {"If-None-Match": "*"})
+        return self._write(key, data, {"If-None-Match": "*"})
 
     def put_file(self, key: str, path: Path) -> str:
-        """Write a file of any size, a large one in parts; see `ObjectStore.put_file`."""
+        """Write a file of any size, a large one in parts; see `ObjectStore.put_file`.
+
+        Raises:
+            StoreIntegrityError: the file changed during the upload; no object appears.
+        """
         check_key(key, self.uri_of(""))
         with file_errors("read", path):
-            if path.stat().st_size <= self._bucket.config.part_bytes:
-                return write_bytes(self._bucket, key, path.read_bytes(), {})
-        return write_file(self._bucket, key, path)
+            size = path.stat().st_size
+            if size <= self._config.part_bytes:
+                return self._write(key, path.read_bytes(), {})
+            digest = hashlib.sha256()
+            for chunk in file_chunks(path):
+                digest.update(chunk)
+            return self._write_parts(key, path, size, digest.hexdigest())
 
     def delete(self, key: str) -> None:
         """Remove an object; see `ObjectStore.delete`."""
-        name = self._bucket.name
-        self._bucket.ask("remove", key, lambda: self._bucket.client.remove_object(name, key))
+        self._ask("remove", key, lambda: self._client.remove_object(self._name, key))
+
+    def _ask(self, verb: str, key: str, operation: Callable[[], T]) -> T:
+        """Do a request that is safe to do twice; repeat it while that can help."""
+        try:
+            return retrying(operation, is_transient, Backoff(self._config.retry_total_s))
+        except RAW_ERRORS as error:
+            raise self._translated(error, verb, key) from error
+
+    def _translated(self, error: Exception, verb: str, key: str) -> StoreError:
+        return translated(error, f"cannot {verb} {self.uri_of(key)} at {self._endpoint}")
+
+    def _head(self, key: str) -> Object:
+        def ask_head() -> Object:
+            try:
+                return self._client.stat_object(self._name, key)
+            except (S3Error, ServerError) as error:
+                if is_transient(error):
+                    raise
+                # The answer to HEAD has no body that tells why: GET's has.
+                response = self._client.get_object(self._name, key)
+                response.close()
+                response.release_conn()
+                raise
+
+        return self._ask("read", key, ask_head)
 
     def _open(self, key: str, conditions: Mapping[str, str], offset: int = 0) -> BaseHTTPResponse:
-        return self._bucket.ask(
+        return self._ask(
             "read", key,
-            lambda: self._bucket.client.get_object(
-                self._bucket.name, key, offset=offset, request_headers=dict(conditions)
+            lambda: self._client.get_object(
+                self._name, key, offset=offset, request_headers=dict(conditions)
             ),
         )  # fmt: skip
 
     def _body(self, key: str, response: BaseHTTPResponse, size: int, etag: str) -> Generator[bytes]:
-        """Yield the bytes of a response; where it breaks off, go on with the same object."""
-        backoff = self._bucket.backoff()
+        """Yield the bytes of a response; if it breaks off, continue with the same object."""
+        backoff = Backoff(self._config.retry_total_s)
         offset = 0
         while True:
             try:
@@ -120,7 +206,7 @@ class S3Store(ObjectStore):
                 if offset >= size:
                     return
                 if not backoff.wait(error):
-                    raise self._bucket.error(error, "read", key) from error
+                    raise self._translated(error, "read", key) from error
             finally:
                 response.close()
                 response.release_conn()
@@ -139,5 +225,205 @@ class S3Store(ObjectStore):
             size_bytes=found.size,
             etag=(found.etag or "").strip('"'),
             modified=found.last_modified,
-            sha256=metadata_of(found).get(SHA256_HEADER),
+            sha256=_metadata(found).get(SHA256_HEADER),
         )
+
+    def _write(self, key: str, data: bytes, condition: Mapping[str, str]) -> str:
+        check_key(key, self.uri_of(""))
+        headers = _new_headers(hashlib.sha256(data).hexdigest())
+        try:
+            return self._ask(
+                "write", key,
+                lambda: minio_private.put_object(
+                    self._client, self._name, key, data, {**headers, **condition}
+                ),
+            )  # fmt: skip
+        except (StoreConflictError, StoreNotFoundError) as error:
+            if not condition:
+                raise
+            if etag := self._etag_if_ours(key, headers):
+                return etag
+            if type(error) is StoreNotFoundError:
+                raise StoreConflictError(str(error)) from error
+            raise
+
+    def _write_parts(self, key: str, path: Path, size: int, sha256: str) -> str:
+        headers = _new_headers(sha256)
+        at = (self._client, self._name, key)
+        upload = self._ask("write", key, lambda: minio_private.create_upload(*at, headers))
+        try:
+            parts = self._upload_parts(key, path, size, upload, sha256)
+            return self._complete(key, upload, parts, headers)
+        except BaseException:
+            # One attempt: if the store is gone, its own clean-up of unfinished uploads remains.
+            with suppress(*RAW_ERRORS):
+                minio_private.abort_upload(*at, upload)
+            raise
+
+    def _upload_parts(
+        self, key: str, path: Path, size: int, upload: str, sha256: str
+    ) -> Sequence[Part]:
+        part_bytes = max(self._config.part_bytes, -(-size // _MOST_PARTS))
+        digest = hashlib.sha256()
+        parts: list[Part] = []
+        with path.open("rb") as stream:
+            while stream.tell() <= size and (data := stream.read(part_bytes)):
+                digest.update(data)
+                parts.append(self._upload_part(key, upload, len(parts) + 1, data))
+        if digest.hexdigest() != sha256:
+            raise StoreIntegrityError(
+                f"{path} changed while it was being uploaded to {self.uri_of(key)}; upload it "
+                "again when its writer is done"
+            )
+        return parts
+
+    def _upload_part(self, key: str, upload: str, number: int, data: bytes) -> Part:
+        at = (self._client, self._name, key, upload, number, data)
+        return Part(number, self._ask("write", key, lambda: minio_private.upload_part(*at)))
+
+    def _complete(
+        self, key: str, upload: str, parts: Sequence[Part], headers: Mapping[str, str]
+    ) -> str:
+        def complete() -> str | None:
+            try:
+                return minio_private.complete_upload(
+                    self._client, self._name, key, upload, list(parts)
+                )
+            except S3Error as error:
+                if error.code == "NoSuchUpload":
+                    return None  # an earlier attempt completed it, and its answer was lost
+                raise
+
+        etag = self._ask("write", key, complete) or self._etag_if_ours(key, headers)
+        if etag is None:
+            raise StoreIntegrityError(
+                f"{self.uri_of(key)} was uploaded, but the store did not put it together; "
+                "upload it again"
+            )
+        return etag
+
+    def _etag_if_ours(self, key: str, headers: Mapping[str, str]) -> str | None:
+        try:
+            found = self._head(key)
+        except StoreNotFoundError:
+            return None
+        ours = _metadata(found).get(_WRITER_HEADER) == headers[_WRITER_HEADER]
+        return str(found.etag) if ours else None
+
+
+def _metadata(found: Object) -> dict[str, str]:
+    """Return an object's headers by lower-case name."""
+    return {name.lower(): str(value) for name, value in (found.metadata or {}).items()}
+
+
+def _new_headers(sha256: str) -> dict[str, str]:
+    return {
+        "Content-Type": "application/octet-stream",
+        SHA256_HEADER: sha256,
+        _WRITER_HEADER: secrets.token_hex(8),
+    }
+
+
+_TRANSIENT_CODES = {
+    "ConditionalRequestConflict", "InternalError", "OperationAborted", "RequestTimeout",
+    "ServiceUnavailable", "SlowDown", "SlowDownRead", "SlowDownWrite", "Throttling",
+    "TooManyRequests", "XMinioServerNotInitialized",
+}  # fmt: skip
+_TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
+_DENIED = (
+    "these credentials may not do this; grant it to them in the store, or use others "
+    "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+)
+_EXPIRED = "the credentials have expired; renew them and run again"
+_SESSION = (
+    "the session token is not valid; check AWS_SESSION_TOKEN, or unset it for lasting credentials"
+)
+_REGION = "the bucket is in another region; check AWS_REGION"
+_UNSUPPORTED = "the store does not support this operation"
+_ACCESS_CODES = {
+    "AccessDenied": _DENIED,
+    "AllAccessDisabled": _DENIED,
+    "AuthorizationHeaderMalformed": _REGION,
+    "ExpiredToken": _EXPIRED,
+    "ExpiredTokenException": _EXPIRED,
+    "InvalidAccessKeyId": "the access key is not known there; check AWS_ACCESS_KEY_ID",
+    "InvalidToken": _SESSION,
+    "InvalidTokenId": _SESSION,
+    "PermanentRedirect": _REGION,
+    "Redirect": _REGION,
+    "RequestTimeTooSkewed": "this machine's clock differs from the store's; set the clock",
+    "SignatureDoesNotMatch": (
+        "the secret does not fit the access key; check AWS_SECRET_ACCESS_KEY"
+    ),
+    "TemporaryRedirect": _REGION,
+    "TokenRefreshRequired": _EXPIRED,
+}
+_CODES: dict[str, tuple[type[StoreError], str]] = {
+    **{code: (StoreAccessError, text) for code, text in _ACCESS_CODES.items()},
+    "BadDigest": (StoreUnavailableError, "bytes were damaged on their way; run again"),
+    "KeyTooLongError": (StoreError, "the key is longer than the store allows; shorten the names"),
+    "MethodNotAllowed": (StoreError, _UNSUPPORTED),
+    "NoSuchBucket": (StoreBucketError, "there is no such bucket; create it or correct the URI"),
+    "NoSuchKey": (StoreNotFoundError, "there is no such object; check the URI"),
+    "NotImplemented": (StoreError, _UNSUPPORTED),
+    "PreconditionFailed": (
+        StoreConflictError,
+        "it was created or changed meanwhile; read it again",
+    ),
+    "QuotaExceeded": (StoreFullError, "the bucket's quota is used up; raise it or free space"),
+    "XMinioAdminBucketQuotaExceeded": (StoreFullError, "the bucket's quota is used up; raise it"),
+    "XMinioStorageFull": (StoreFullError, "the store's disks are full; free space there"),
+}
+
+
+def is_transient(error: Exception) -> bool:
+    """Tell whether a request that failed so is worth another attempt."""
+    if isinstance(error, S3Error):
+        passing = error.response.status in _TRANSIENT_STATUS and error.code not in _CODES
+        return error.code in _TRANSIENT_CODES or passing
+    if isinstance(error, ServerError):
+        return error.status_code in _TRANSIENT_STATUS
+    if isinstance(error, InvalidResponseError):
+        return minio_private.status_of(error) in _TRANSIENT_STATUS
+    reason = _reason(error)
+    if isinstance(reason, SSLError | LocationValueError):
+        return False
+    return isinstance(reason, HTTPError | ConnectionError | TimeoutError)
+
+
+def translated(error: Exception, start: str) -> StoreError:
+    """Return the store's error for one of `RAW_ERRORS`.
+
+    Args:
+        error: Last error of the client.
+        start: Start of the message, such as `cannot read s3://bucket/key at minio:9000`.
+    """
+    if isinstance(error, S3Error) and error.code in _CODES:
+        kind, text = _CODES[error.code]
+        return kind(f"{start}: {text} ({error.code})")
+    if is_transient(error):
+        said = error.code if isinstance(error, S3Error) else type(_reason(error)).__name__
+        return StoreUnavailableError(
+            f"{start}: the store does not answer as it should, also after repeating ({said}); "
+            "check AWS_ENDPOINT_URL, the network and the server, then run again"
+        )
+    if isinstance(error, S3Error):
+        if error.response.status in (401, 403):
+            return StoreAccessError(f"{start}: {_DENIED} ({error.code or 'unknown'})")
+        said = error.code or "unknown"
+        return StoreError(f"{start}: the store refused with {said}; its log says more")
+    if isinstance(_reason(error), SSLError):
+        return StoreUnavailableError(
+            f"{start}: no trusted TLS connection; check https in AWS_ENDPOINT_URL, and name the "
+            "authority's certificate in AWS_CA_BUNDLE"
+        )
+    return StoreUnavailableError(
+        f"{start}: something answers there that is not an S3 service; correct host, port or "
+        "scheme in AWS_ENDPOINT_URL"
+    )
+
+
+def _reason(error: Exception) -> Exception:
+    if isinstance(error, MaxRetryError) and error.reason is not None:
+        return error.reason
+    return error

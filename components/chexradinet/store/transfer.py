@@ -1,4 +1,4 @@
-"""Objects and whole directories by URI: what the stages of the pipeline use.
+"""Whole directories by URI.
 
 A directory is complete when its head documents (`*.json` at its top, such as `dataset.json`) are
 there. They are uploaded after everything else, and a folder that is replaced loses them first: so a
@@ -7,7 +7,7 @@ reader that finds the head finds the rest, and a directory whose upload was kill
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +15,7 @@ from typing import TypeVar
 from chexradinet.artifacts import sha256_of, writing_directory
 from chexradinet.config import StoreConfig
 from chexradinet.errors import StoreError, StoreIntegrityError, StoreNotFoundError
-from chexradinet.store.opening import DEFAULT, open_object, open_store, path_of
+from chexradinet.store.opening import DEFAULT, open_object, open_store
 from chexradinet.store.protocol import ObjectInfo, ObjectStore
 from chexradinet.store.uri import check_key, parse_uri
 
@@ -26,31 +26,13 @@ NUM_TRANSFERS = 4
 """Files of a directory that are transferred at once; each upload holds one part in memory."""
 
 
-def read_bytes(uri: str, config: StoreConfig = DEFAULT) -> bytes:
-    """Return an object's bytes, verified.
-
-    Raises:
-        StoreNotFoundError: there is no such object.
-        StoreIntegrityError: length or checksum are not as recorded.
-    """
-    store, key = open_object(uri, config)
-    return store.get(key)
-
-
-def write_bytes(data: bytes, uri: str, config: StoreConfig = DEFAULT) -> None:
-    """Write an object, replacing an older one."""
-    store, key = open_object(uri, config)
-    store.put(key, data)
-
-
 def exists(uri: str, config: StoreConfig = DEFAULT) -> bool:
     """Tell whether there is an object, a file or a folder with this URI.
 
     Raises:
         StoreBucketError: there is no such bucket.
     """
-    location = parse_uri(uri)
-    path = path_of(location)
+    path = parse_uri(uri).path
     if path is not None:
         return path.exists()
     store, key = open_object(uri, config)
@@ -58,30 +40,6 @@ def exists(uri: str, config: StoreConfig = DEFAULT) -> bool:
         return True
     store, prefix = open_store(uri, config)
     return next(store.list(prefix), None) is not None
-
-
-def list_uris(uri: str, config: StoreConfig = DEFAULT) -> Iterator[ObjectInfo]:
-    """Yield the objects below a folder in key order, or the one object that the URI names.
-
-    Each one's `uri` can be given to `read_bytes`. A folder without objects yields nothing.
-
-    Raises:
-        StoreBucketError: there is no such bucket.
-    """
-    path = path_of(parse_uri(uri))
-    if path is not None and path.is_file():
-        store, key = open_object(uri, config)
-        yield store.stat(key)
-        return
-    store, prefix = open_store(uri, config)
-    found = False
-    for info in store.list(prefix):
-        found = True
-        yield info
-    if not found and path is None and prefix:
-        store, key = open_object(uri, config)
-        if not key.endswith("/") and store.exists(key):
-            yield store.stat(key)
 
 
 def upload_directory(path: Path, uri: str, config: StoreConfig = DEFAULT) -> None:

@@ -20,10 +20,9 @@ from types import FrameType
 from chexradinet.artifacts import read_document
 from chexradinet.errors import Interrupted, StoreError, StoreIntegrityError, StoreNotFoundError
 from chexradinet.model.checkpoint import KIND, POSITION_FILE, SCHEMA
-from chexradinet.store.environment import CHECKPOINT_VARIABLE, checkpoint_folder
 from chexradinet.store.opening import open_store
 from chexradinet.store.transfer import download_directory, upload_directory
-from chexradinet.store.uri import join_uri
+from chexradinet.store.uri import CHECKPOINT_VARIABLE, checkpoint_folder, join_uri
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from chexradinet.errors import SourceError, StoreFullError, TooManyRejectsError
 from chexradinet.ingest.ingest import ingest
 from chexradinet.ingest.sources import Folder
 from chexradinet.phantom import write_phantom
-from chexradinet.store.environment import CHECKPOINT_VARIABLE
+from chexradinet.store.uri import CHECKPOINT_VARIABLE
 
 PROGRAM = """
 import multiprocessing, sys, time

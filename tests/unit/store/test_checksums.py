@@ -1,13 +1,11 @@
 """Length and checksum of a stream of bytes."""
 
 import hashlib
-import io
-from collections.abc import Iterator
 
 import pytest
 
 from chexradinet.errors import StoreIntegrityError
-from chexradinet.store.checksums import ChunkStream, Expected, verified
+from chexradinet.store.checksums import Expected, verified
 
 DATA = [b"abc", b"", b"defg"]
 SHA256 = hashlib.sha256(b"abcdefg").hexdigest()
@@ -36,21 +34,3 @@ def test_bytes_as_recorded_pass(sha256: str | None, md5: str | None) -> None:
 def test_other_bytes_are_refused_naming_both_values(expected: Expected, text: str) -> None:
     with pytest.raises(StoreIntegrityError, match=text):
         list(verified(DATA, expected, "s3://bucket/key"))
-
-
-def test_stream_over_chunks_reads_any_size_and_closes_its_source() -> None:
-    closed = []
-
-    def chunks() -> Iterator[bytes]:
-        try:
-            yield from DATA
-        finally:
-            closed.append(True)
-
-    with io.BufferedReader(ChunkStream(chunks())) as stream:
-        assert stream.read(2) == b"ab"
-        assert stream.read(3) == b"cde"
-        assert not closed
-    assert closed == [True]
-    with io.BufferedReader(ChunkStream(chunks())) as stream:
-        assert stream.read() == b"abcdefg"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from chexradinet.errors import StoreAccessError
-from chexradinet.store.environment import access_from_environment
 from chexradinet.store.opening import open_store
+from chexradinet.store.uri import access_from_environment
 
 COMPLETE = {
     "AWS_ENDPOINT_URL": "http://minio.team-a.svc:9000",

@@ -39,7 +39,7 @@ def test_relative_path_starts_at_the_working_directory(
     [
         ("", "empty"),
         ("  ", "empty"),
-        ("a\0b", "no text"),
+        ("a\0b", "not text"),
         ("gs://bucket/key", "'gs'"),
         ("https://host/bucket", "'https'"),
         ("s3:///key", "bucket ''"),

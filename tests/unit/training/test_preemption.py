@@ -12,7 +12,7 @@ import pytest
 from chexradinet.artifacts import write_document
 from chexradinet.errors import Interrupted, StoreUnavailableError
 from chexradinet.model.checkpoint import KIND, POSITION_FILE, SCHEMA
-from chexradinet.store.environment import CHECKPOINT_VARIABLE
+from chexradinet.store.uri import CHECKPOINT_VARIABLE
 from chexradinet.training import preemption as interruption
 from chexradinet.training.preemption import Safeguard, safeguard
 

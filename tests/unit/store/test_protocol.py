@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from chexradinet.errors import StoreError
-from chexradinet.store.conditions import require_conditional_create
 from chexradinet.store.local import LocalStore
+from chexradinet.store.protocol import require_conditional_create
 
 
 class ForgetfulStore(LocalStore):

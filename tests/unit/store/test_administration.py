@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from chexradinet.errors import ArtifactError, ConfigError, StoreAccessError
-from chexradinet.store import buckets
+from chexradinet.store import administration
+from chexradinet.store.buckets import main
 
 SHIPPED = Path(__file__).resolve().parents[3] / "manifests" / "base" / "storage"
 
@@ -24,10 +25,10 @@ def write(folder: Path, entries: list[dict[str, object]], schema: int = 1) -> Pa
 
 
 def test_the_shipped_documents_are_read(folder: Path) -> None:
-    names = [bucket.name for bucket in buckets.read_buckets(folder / "buckets.json")]
+    names = [bucket.name for bucket in administration.read_buckets(folder / "buckets.json")]
     purposes = ("inbox", "training", "models", "results", "artifacts")
     assert names == [f"chexradinet-{purpose}" for purpose in purposes]
-    assert set(buckets.read_policies(folder)) == {
+    assert set(administration.read_policies(folder)) == {
         "artifacts", "ingest", "night", "publish", "results-reader", "sender", "training",
     }  # fmt: skip
 
@@ -43,29 +44,29 @@ def test_the_shipped_documents_are_read(folder: Path) -> None:
 )
 def test_a_bad_entry_is_named(folder: Path, entries: list[dict[str, object]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        buckets.read_buckets(write(folder, entries))
+        administration.read_buckets(write(folder, entries))
 
 
 def test_another_schema_is_refused(folder: Path) -> None:
     with pytest.raises(ArtifactError, match="schema 2"):
-        buckets.read_buckets(write(folder, [{"name": "x"}], schema=2))
+        administration.read_buckets(write(folder, [{"name": "x"}], schema=2))
 
 
-def test_a_policy_that_is_no_json_is_named(folder: Path) -> None:
+def test_a_policy_that_is_not_json_is_named(folder: Path) -> None:
     (folder / "policy-ingest.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"policy-ingest\.json is no JSON"):
-        buckets.read_policies(folder)
+    with pytest.raises(ConfigError, match=r"policy-ingest\.json is not JSON"):
+        administration.read_policies(folder)
 
 
 def test_half_a_pair_of_keys_is_refused_without_repeating_it(folder: Path) -> None:
     half = {"RESULTS_READER_SECRET_ACCESS_KEY": "hunter2hunter2"}
     with pytest.raises(ConfigError, match="RESULTS_READER_ACCESS_KEY_ID") as caught:
-        buckets.set_up(folder, half)
+        administration.set_up_buckets(folder, half)
     assert "hunter2" not in str(caught.value)
 
 
 def test_a_users_secret_is_not_in_its_repr() -> None:
-    (user,) = buckets.users_of(
+    (user,) = administration.users_of(
         {"ingest": {}},
         {"INGEST_ACCESS_KEY_ID": "camera", "INGEST_SECRET_ACCESS_KEY": "hunter2hunter2"},
     )
@@ -75,13 +76,13 @@ def test_a_users_secret_is_not_in_its_repr() -> None:
 
 def test_missing_credentials_name_the_variable(folder: Path) -> None:
     with pytest.raises(StoreAccessError, match="AWS_ENDPOINT_URL"):
-        buckets.set_up(folder, {})
+        administration.set_up_buckets(folder, {})
 
 
 def test_the_command_ends_in_a_message_not_a_traceback(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    assert buckets.main([]) == 2
-    assert buckets.main([str(folder)]) == 1
+    assert main([]) == 2
+    assert main([str(folder)]) == 1
     assert "AWS_ENDPOINT_URL" in caplog.text
