@@ -48,6 +48,8 @@ class RejectReason(StrEnum):
     """More than one frame."""
     TOO_SMALL = "too_small"
     """A side is shorter than the smallest that is meaningful."""
+    TOO_LARGE = "too_large"
+    """Bytes, inflated bytes or elements are more than any X-ray has."""
     CONSTANT = "constant"
     """All pixels have one value."""
     DUPLICATE = "duplicate"

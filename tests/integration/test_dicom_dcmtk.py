@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig
 from chexradinet.dicom.file import open_dicom
-from chexradinet.dicom.pixels import pixel_layout, stored_pixels
+from chexradinet.dicom.pixels import decoded, pixel_layout
 from chexradinet.dicom.reader import read_radiograph
 from chexradinet.phantom.dicom import WRITABLE_SYNTAXES, encode_radiograph
 
@@ -54,7 +54,7 @@ def test_streams_of_dcmtk_decode_exactly(
     dcmtk(*encoder, str(plain), str(coded))
     file = open_dicom(coded)
     assert file.transfer_syntax == syntax
-    assert np.array_equal(stored_pixels(file, pixel_layout(file.dataset)), truth)
+    assert np.array_equal(decoded(file, pixel_layout(file.dataset)).stored, truth)
 
 
 def table(first: int, length: int, bits: int, entries: list[int]) -> Dataset:

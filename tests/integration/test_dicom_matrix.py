@@ -19,7 +19,7 @@ from pydicom.encaps import generate_frames
 
 from chexradinet.config import DicomConfig
 from chexradinet.dicom.file import open_dicom
-from chexradinet.dicom.pixels import pixel_layout, stored_pixels
+from chexradinet.dicom.pixels import decoded, pixel_layout
 from chexradinet.dicom.reader import read_radiograph
 from chexradinet.errors import RejectedImageError
 from chexradinet.phantom.dicom import WRITABLE_SYNTAXES, encode_radiograph
@@ -51,8 +51,8 @@ def pairs(*dtypes: type) -> list[tuple[uid.UID, type]]:
 def values_read(content: bytes) -> NDArray[np.int64]:
     """Return decoded stored values with their sign."""
     file = open_dicom(content)
-    layout = pixel_layout(file.dataset)
-    values = stored_pixels(file, layout).astype(np.int64) & ((1 << layout.bits_stored) - 1)
+    stored, layout, _ = decoded(file, pixel_layout(file.dataset))
+    values = stored.astype(np.int64) & ((1 << layout.bits_stored) - 1)
     half = 1 << (layout.bits_stored - 1)
     return (values ^ half) - half if layout.is_signed else values
 

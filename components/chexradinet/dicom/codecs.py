@@ -12,9 +12,10 @@ Source: DICOM PS3.5 annexes A.4 and G.
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import cv2
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +43,8 @@ _JPEG_2000 = {
     uid.HTJ2K,
 }
 
-Size = tuple[int, int, int]
-"""Rows, columns and components."""
+Head = tuple[int, int, int, int]
+"""Rows, columns, components and bits of a sample."""
 
 _LOSSY_FRAMES = {0xC0, 0xC1, 0xC2}
 _FRAMES = _LOSSY_FRAMES | {0xC3, 0xF7}
@@ -52,6 +53,8 @@ _JFIF, _ADOBE = (0xE0, b"JFIF\0"), (0xEE, b"Adobe")
 _ADOBE_TRANSFORM = 11
 _END = b"\xff\xd9"
 _PADDING_BYTES = 64
+_NO_RUN, _LONGEST_RUN = 128, 128
+_MAX_SAMPLE_ROWS = 256
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _BROKEN_STREAM = (
     imagecodecs.Jpeg8Error,
@@ -88,7 +91,7 @@ class PixelLayout:
         return self.photometric.startswith("MONOCHROME")
 
 
-def decode_frame(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> Stored:
+def decode_frame(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> tuple[Stored, PixelLayout]:
     """Decode one compressed frame.
 
     Args:
@@ -98,24 +101,61 @@ def decode_frame(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> Stored:
 
     Returns:
         Grey frames as (H, W); colour as (H, W, 3), or as luma (H, W) where the stream holds it.
+        And how to read their bits: as the header says, or as the stream does where they disagree.
 
     Raises:
         RejectedImageError: `unreadable`, `truncated` or `implausible`.
     """
     if syntax == uid.RLELossless:
-        return _luma_plane(_run_lengths(frame, layout), layout)
+        return _luma_plane(_run_lengths(frame, layout), layout), layout
     if syntax in _JPEG_2000:
         frame = codestream(frame)
     elif syntax not in _JPEG | _JPEG_LS:
         raise unreadable(f"no decoder for {syntax.name}")
-    _check_size(frame, syntax, layout)
+    bits = _checked_depth(frame, syntax, layout)
     frame = whole_stream(frame)
     try:
         pixels = _decoded(frame, syntax, layout)
     except _BROKEN_STREAM as error:
-        raise unreadable(f"the {syntax.name} stream is damaged: {type(error).__name__}") from None
-    patterns = _as_patterns(pixels, layout)
-    return patterns if syntax in _JPEG else _luma_plane(patterns, layout)
+        detail = f"the {syntax.name} stream is damaged: {type(error).__name__}"
+        raise unreadable(detail) from None
+    patterns = _as_patterns(pixels, layout, bits)
+    if syntax not in _JPEG:
+        patterns = _luma_plane(patterns, layout)
+    return patterns, _agreed(patterns, layout, bits) if layout.samples == 1 else layout
+
+
+def values_of(patterns: NDArray[np.integer], layout: PixelLayout) -> NDArray[np.int64]:
+    """Take the stored bits out of words, extend the sign, drop what else the words hold."""
+    bits = layout.bits_stored
+    shifted = patterns.astype(np.int64) >> (layout.high_bit + 1 - bits)
+    values = shifted & ((1 << bits) - 1)
+    if layout.is_signed:
+        values[values >= 1 << (bits - 1)] -= 1 << bits
+    return values
+
+
+def _agreed(patterns: Stored, layout: PixelLayout, bits: int) -> PixelLayout:
+    """Return how to read words if the stream's depth is not the header's Bits Stored (ADR 0015).
+
+    Values may overshoot Bits Stored in a lossy stream, be extended to 16 bits or not, or have bits
+    of an overlay above them. Where the two ways to read them differ, the smoother picture is right:
+    a sign or a carry in the wrong place makes jumps of the whole range.
+    """
+    by_stream = replace(layout, bits_stored=bits, high_bit=bits - 1)
+    if layout.high_bit >= layout.bits_stored:
+        return layout if layout.high_bit < bits else by_stream
+    words = np.arange(256 if patterns.dtype == np.uint8 else 65536)
+    differing = values_of(words, layout) != values_of(words, by_stream)
+    lookup = differing.astype(np.uint8)[np.newaxis]
+    rows = np.flatnonzero(cv2.LUT(np.ascontiguousarray(patterns), lookup).any(axis=1))
+    if not len(rows):
+        return layout
+    sample = patterns[rows[:: len(rows) // _MAX_SAMPLE_ROWS + 1]]
+    header, stream = (
+        int(np.abs(np.diff(values_of(sample, way), axis=1)).sum()) for way in (layout, by_stream)
+    )
+    return layout if header < stream else by_stream
 
 
 def contradicts_header(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> bool:
@@ -152,7 +192,7 @@ def _decoded(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> NDArray[np.i
     return np.asarray(grey)
 
 
-def _as_patterns(pixels: NDArray[np.integer], layout: PixelLayout) -> Stored:
+def _as_patterns(pixels: NDArray[np.integer], layout: PixelLayout, bits: int) -> Stored:
     size = (layout.rows, layout.columns)
     if pixels.shape not in {size, (*size, layout.samples)} or pixels.dtype.itemsize > 2:
         found = f"{pixels.dtype} of shape {pixels.shape}"
@@ -160,18 +200,26 @@ def _as_patterns(pixels: NDArray[np.integer], layout: PixelLayout) -> Stored:
     if pixels.ndim == 3 and layout.samples == 1:
         pixels = pixels[:, :, 0]
     patterns: Stored = pixels.view(np.uint8 if pixels.dtype.itemsize == 1 else np.uint16)
+    # Signed JPEG 2000 comes with its sign extended to the whole word.
+    if pixels.dtype.kind == "i":
+        patterns &= patterns.dtype.type((1 << bits) - 1)
     return patterns
 
 
-def _check_size(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> None:
-    size = jpeg_2000_size(frame) if syntax in _JPEG_2000 else jpeg_size(frame)
-    if size is None:
+def _checked_depth(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> int:
+    """Return the bits of a sample that the stream has, once its size is that of the header."""
+    head = jpeg_2000_head(frame) if syntax in _JPEG_2000 else jpeg_head(frame)
+    if head is None:
         raise unreadable(f"the {syntax.name} stream has no frame header")
-    if size != (layout.rows, layout.columns, layout.samples):
+    rows, columns, components, bits = head
+    if (rows, columns, components) != (layout.rows, layout.columns, layout.samples):
         raise implausible(
-            "the stream is {}x{}x{}, ".format(*size)
-            + f"the header says {layout.rows}x{layout.columns}x{layout.samples}"
+            f"the stream is {rows}x{columns}x{components}, "
+            f"the header says {layout.rows}x{layout.columns}x{layout.samples}"
         )
+    if bits > 16 or (layout.samples > 1 and bits != 8):
+        raise unreadable(f"the stream has samples of {bits} bits")
+    return bits
 
 
 def _run_lengths(frame: bytes, layout: PixelLayout) -> Stored:
@@ -203,14 +251,34 @@ def _segments(frame: bytes, needed: int) -> list[bytes]:
 
 
 def _unpacked(segment: bytes, size: int) -> NDArray[np.uint8]:
-    plane = np.empty(size, dtype=np.uint8)
+    """Decode a segment; what it holds beyond the image is left out, as DCMTK and GDCM do."""
+    plane = np.empty(size + _LONGEST_RUN, dtype=np.uint8)
     try:
-        filled = len(imagecodecs.packbits_decode(segment, out=plane.data))
+        try:
+            filled = len(imagecodecs.packbits_decode(segment, out=plane.data))
+        except imagecodecs.PackbitsError:
+            needed = segment[: _num_bytes_needed(segment, size)]
+            filled = len(imagecodecs.packbits_decode(needed, out=plane.data))
     except imagecodecs.PackbitsError as error:
-        raise unreadable(f"an RLE segment is damaged: {type(error).__name__}") from None
+        detail = f"an RLE segment is damaged: {type(error).__name__}"
+        raise unreadable(detail) from None
     if filled < size:
         raise truncated(f"an RLE segment holds {filled} of {size} bytes")
-    return plane
+    return plane[:size]
+
+
+def _num_bytes_needed(segment: bytes, size: int) -> int:
+    """Walk the runs of a segment until they fill the image."""
+    place = filled = 0
+    while filled < size and place < len(segment):
+        head = segment[place]
+        if head < _NO_RUN:
+            place, filled = place + head + 2, filled + head + 1
+        elif head == _NO_RUN:
+            place += 1
+        else:
+            place, filled = place + 2, filled + 257 - head
+    return place
 
 
 def _joined(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint16]:
@@ -248,25 +316,25 @@ def whole_stream(frame: bytes) -> bytes:
     return frame[: place + len(_END)]
 
 
-def jpeg_size(frame: bytes) -> Size | None:
-    """Return the size in the first frame header of a JPEG or JPEG-LS stream."""
+def jpeg_head(frame: bytes) -> Head | None:
+    """Return what the first frame header of a JPEG or JPEG-LS stream says."""
     for marker, start, end in _marker_segments(frame):
         if marker in _FRAMES and start + 6 <= min(end, len(frame)):
-            rows, columns, components = struct.unpack_from(">HHB", frame, start + 1)
-            return rows, columns, components
+            bits, rows, columns, components = struct.unpack_from(">BHHB", frame, start)
+            return rows, columns, components, bits
     return None
 
 
-def jpeg_2000_size(frame: bytes) -> Size | None:
-    """Return the size of a codestream whose components are not subsampled."""
-    if len(frame) < 42:
+def jpeg_2000_head(frame: bytes) -> Head | None:
+    """Return what a codestream says of itself if its components are alike and not subsampled."""
+    if len(frame) < 43:
         return None
     width, height, left, top = struct.unpack_from(">4I", frame, 8)
     (components,) = struct.unpack_from(">H", frame, 40)
-    sampling = [frame[43 + 3 * index : 45 + 3 * index] for index in range(min(components, 4))]
-    if any(step != b"\x01\x01" for step in sampling):
+    sampling = {frame[42 + 3 * index : 45 + 3 * index] for index in range(min(components, 4))}
+    if sampling != {bytes([frame[42], 1, 1])}:
         return None
-    return height - top, width - left, components
+    return height - top, width - left, components, (frame[42] & 0x7F) + 1
 
 
 def marked_colour(frame: bytes) -> str | None:

@@ -2,7 +2,11 @@
 
 pydicom reads the data set; finding where it starts, inflating it and locating Pixel Data is done
 here, so that no length in a hostile header is believed before it is checked against the bytes at
-hand. Nothing is copied: `DicomFile.pixel_data` is a view of the file's bytes.
+hand. Pixels are not copied: `DicomFile.pixel_data` is a view of the file's bytes.
+
+File Meta Information is read as it is found, not as its group length says: explicit or implicit VR,
+and a second one after it is passed over. In the data set, an element whose VR is unknown, or whose
+length has the wrong size, is read in the one form after which another element begins.
 
 Source: DICOM PS3.10 section 7 (file format) and PS3.5 section 7 and annex A (transfer syntaxes).
 """
@@ -19,8 +23,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
@@ -33,12 +38,19 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
 from chexradinet.errors import RejectedImageError
 from chexradinet.records import RejectReason
 
-MAX_FILE_BYTES = 512 * 1024 * 1024
-"""Largest file, and largest inflated data set, that is read into memory."""
+MAX_FILE_BYTES = 128 * 1024 * 1024
+"""Largest file, and largest inflated data set; the largest detectors give 36 MB."""
+MAX_ELEMENTS = 50_000
+"""Most elements before the pixels, items of sequences included; a radiograph has a few hundred."""
+MAX_SEQUENCE_BYTES = 4 * 1024 * 1024
+"""Most bytes in all sequences that are parsed on access; ten lookup tables take 1.3 MB."""
+MAX_VALUE_BYTES = 256 * 1024
+"""Longest value that is converted; the largest lookup table takes half of it."""
 
 BROKEN_HEADER = (
     ArithmeticError,
@@ -61,12 +73,15 @@ BROKEN_HEADER = (
 unreadable = partial(RejectedImageError, RejectReason.UNREADABLE)
 truncated = partial(RejectedImageError, RejectReason.TRUNCATED)
 implausible = partial(RejectedImageError, RejectReason.IMPLAUSIBLE)
+too_large = partial(RejectedImageError, RejectReason.TOO_LARGE)
 
 _PIXEL_TAGS = {0x7FE00008: "Float", 0x7FE00009: "Double Float", 0x7FE00010: ""}
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _MAX_TEXT = 256
-_LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT"}
-_LONG_VRS |= {b"UV"}
+_LONG_VRS = {str(vr).encode() for vr in EXPLICIT_VR_LENGTH_32}
+_KNOWN_VRS = {str(vr).encode() for vr in EXPLICIT_VR_LENGTH_16} | _LONG_VRS
+_DELIMITER_GROUP = 0xFFFE
+_CHECKED_BYTES = 8
 _IMPLICIT_BIG_ENDIAN = "1.2.840.113619.5.2"
 
 # pydicom quotes header values in its warnings, and those may name the patient.
@@ -96,23 +111,21 @@ def open_dicom(source: Path | bytes) -> DicomFile:
         source: Path of a file, or its content.
 
     Raises:
-        RejectedImageError: `missing`, `unreadable`, `truncated`, `not_an_image` or `implausible`.
+        RejectedImageError: `missing`, `unreadable`, `truncated`, `not_an_image` or `too_large`.
     """
     content = _content(source)
     start, syntax = _start_and_syntax(content)
     if syntax == DeflatedExplicitVRLittleEndian:
-        content, start = _inflated(content[start:]), 0
+        content, start = _inflated(memoryview(content)[start:]), 0
     return _parsed(content, start, syntax)
 
 
 def _content(source: Path | bytes) -> bytes:
-    if isinstance(source, bytes):
-        return source
     try:
-        size = source.stat().st_size
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise implausible(f"{size} bytes; at most {MAX_FILE_BYTES} are read")
-        return source.read_bytes()
+            raise too_large(f"{size} bytes; at most {MAX_FILE_BYTES} are read")
+        return source if isinstance(source, bytes) else source.read_bytes()
     except FileNotFoundError as error:
         raise RejectedImageError(RejectReason.MISSING, "there is no such file") from error
     except OSError as error:
@@ -131,20 +144,20 @@ def _start_and_syntax(content: bytes) -> tuple[int, UID]:
 
 
 def _file_meta(content: bytes, position: int) -> tuple[int, str]:
-    """Walk group 0002, which is always explicit little endian; return its end and the syntax."""
+    """Walk group 0002; return its end and the first transfer syntax in it."""
     syntax = ""
     while position + 8 <= len(content) and content[position : position + 2] == b"\x02\x00":
-        element, value_representation = struct.unpack_from("<H2s", content, position + 2)
-        if value_representation in _LONG_VRS:
+        element, vr, short = struct.unpack_from("<H2sH", content, position + 2)
+        value_start, length = position + 8, short
+        if vr not in _KNOWN_VRS:
+            (length,) = struct.unpack_from("<I", content, position + 4)
+        elif vr in _LONG_VRS:
             if position + 12 > len(content):
                 break
             (length,) = struct.unpack_from("<I", content, position + 8)
             value_start = position + 12
-        else:
-            (length,) = struct.unpack_from("<H", content, position + 6)
-            value_start = position + 8
         position = value_start + length
-        if element == 0x0010:
+        if element == 0x0010 and not syntax:
             raw = content[value_start:position]
             syntax = raw.decode("ascii", errors="replace").strip(" \0")
     return position, syntax
@@ -175,20 +188,102 @@ def _is_value_representation(code: bytes) -> bool:
     return code.isalpha() and code.isupper()
 
 
-def _inflated(deflated: bytes) -> bytes:
+def _inflated(deflated: memoryview) -> bytes:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         content = inflater.decompress(deflated, MAX_FILE_BYTES)
     except zlib.error as error:
         raise unreadable("deflated data are damaged") from error
     if inflater.unconsumed_tail:
-        raise implausible(f"deflated data grow beyond {MAX_FILE_BYTES} bytes")
+        raise too_large(f"deflated data grow beyond {MAX_FILE_BYTES} bytes")
     return content
 
 
+class _Elements(io.BytesIO):
+    """A data set as pydicom is to see it: limits kept, unknown VRs replaced by ones it can pass.
+
+    pydicom asks for the 8 bytes that an element begins with, then for its value.
+    """
+
+    def __init__(self, content: bytes, start: int, syntax: UID) -> None:
+        super().__init__(content)
+        self.seek(start)
+        self.refusal: RejectedImageError | None = None
+        """Why reading was ended; pydicom may turn what is raised here into another error."""
+        self._content = content
+        self._order: Literal["little", "big"] = "little" if syntax.is_little_endian else "big"
+        self._sign = "<" if syntax.is_little_endian else ">"
+        self._start = start
+        self._is_explicit = _is_value_representation(content[start + 4 : start + 6]) or (
+            not syntax.is_implicit_VR and self._is_followed(start + 8 + self._short(start + 6))
+        )
+        self._next = start
+        self._num_elements = self._sequence_bytes = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return bytes; those of an element's head as they should be."""
+        place = self.tell()
+        head = super().read(size)
+        if self._is_explicit and (place, size) == (self._start + 4, 2):
+            return b"UN"  # pydicom looks here for whether the data set is explicit
+        if size != _CHECKED_BYTES or place < self._next or len(head) < _CHECKED_BYTES:
+            return head
+        group, element, vr, length = struct.unpack(f"{self._sign}HH2sH", head)
+        if self._is_explicit and group != _DELIMITER_GROUP:
+            vr, start, length = self._form(place, vr, length)
+            if vr != head[4:6]:
+                head = struct.pack(f"{self._sign}HH2sH", group, element, vr, length * (start == 8))
+        else:
+            vr, start = b"", 8
+            (length,) = struct.unpack_from(f"{self._sign}I", head, 4)
+        if group == _DELIMITER_GROUP or length == _UNDEFINED_LENGTH:
+            length = 0
+        self._next = place + start + length
+        self._check(group << 16 | element, vr, length)
+        return head
+
+    def _form(self, place: int, vr: bytes, length: int) -> tuple[bytes, int, int]:
+        """Return VR, size of the head and length of an element of an explicit data set."""
+        long_length = self._long(place + 8)
+        if vr in _KNOWN_VRS - _LONG_VRS:
+            return vr, 8, length
+        if vr in _LONG_VRS and (length == 0 or long_length == _UNDEFINED_LENGTH):
+            return vr, 12, long_length
+        if self._is_followed(place + 8 + length):
+            return b"LO", 8, length
+        if self._is_followed(place + 12 + long_length):
+            return vr if vr in _LONG_VRS else b"UN", 12, long_length
+        # pydicom takes what is left for implicit VR, which some writers change to in between.
+        return vr, 8, self._long(place + 4)
+
+    def _short(self, place: int) -> int:
+        return int.from_bytes(self._content[place : place + 2], self._order)
+
+    def _long(self, place: int) -> int:
+        return int.from_bytes(self._content[place : place + 4], self._order)
+
+    def _is_followed(self, place: int) -> bool:
+        """Tell whether an element of a known VR, or nothing more, stands at a place."""
+        known = self._content[place + 4 : place + 6] in _KNOWN_VRS
+        return place == len(self._content) or known or self._short(place) == _DELIMITER_GROUP
+
+    def _check(self, tag: int, vr: bytes, length: int) -> None:
+        self._num_elements += 1
+        named = dictionary_VR(tag) if length > 0xFFFE and dictionary_has_tag(tag) else ""
+        if b"SQ" in (vr, named.encode()):
+            self._sequence_bytes += length
+        if self._num_elements > MAX_ELEMENTS:
+            self.refusal = too_large(f"more than {MAX_ELEMENTS} elements before the pixels")
+        elif self._sequence_bytes > MAX_SEQUENCE_BYTES:
+            self.refusal = too_large(f"over {MAX_SEQUENCE_BYTES} bytes of sequences")
+        elif named in EXPLICIT_VR_LENGTH_16:
+            self.refusal = too_large(f"{length} bytes in an element that holds at most 65534")
+        if self.refusal is not None:
+            raise self.refusal
+
+
 def _parsed(content: bytes, start: int, syntax: UID) -> DicomFile:
-    stream = io.BytesIO(content)
-    stream.seek(start)
+    stream = _Elements(content, start, syntax)
     found: list[tuple[int, str, int, int]] = []
 
     def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -196,14 +291,14 @@ def _parsed(content: bytes, start: int, syntax: UID) -> DicomFile:
             found.append((int(tag), vr or "", length, stream.tell()))
         return bool(found)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         try:
             dataset = read_dataset(
                 stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=at_pixels
             )
         except BROKEN_HEADER as error:
-            raise unreadable(f"the header is damaged: {type(error).__name__}") from None
+            detail = f"the header is damaged: {type(error).__name__}"
+            raise stream.refusal or unreadable(detail) from None
     if not found:
         raise _without_pixels(dataset, len(content))
     tag, vr, length, offset = found[0]
@@ -247,6 +342,9 @@ def quiet() -> Iterator[None]:
 def value_of(dataset: Dataset, keyword: str) -> Any:  # noqa: ANN401 - what DICOM holds
     """Return an element's value, or None where it is absent, empty or damaged."""
     try:
+        length = getattr(dataset.get_item(keyword), "length", 0) if keyword in dataset else 0
+        if length > MAX_VALUE_BYTES and not keyword.endswith("Sequence"):
+            return None
         value = dataset.get(keyword)
     except BROKEN_HEADER:
         return None

@@ -9,6 +9,7 @@ Source: DICOM PS3.3 sections C.11.1 (Modality LUT), C.11.2 (VOI LUT) and C.7.5.1
 """
 
 import math
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig
-from chexradinet.dicom.codecs import PixelLayout, Stored
+from chexradinet.dicom.codecs import Stored, values_of
 from chexradinet.dicom.file import (
     implausible,
     integer,
@@ -27,34 +28,37 @@ from chexradinet.dicom.file import (
     text,
     value_of,
 )
+from chexradinet.dicom.pixels import Frame
 
 Values = NDArray[np.float64]
 Limits = tuple[float, float]
 
 _SIGN_BIT = 0x8000
+_LINEARISED = "1.2.840.10008.5.1.4.1.1.12."
+"""Angiography and fluoroscopy: their Modality LUT leads back to the dose (PS3.3 C.8.7.1)."""
 _FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
 def display_pixels(
-    stored: Stored, layout: PixelLayout, dataset: Dataset, config: DicomConfig
-) -> tuple[NDArray[np.uint8], str]:
+    frame: Frame, dataset: Dataset, config: DicomConfig
+) -> tuple[NDArray[np.uint8], str, tuple[str, ...]]:
     """Map stored values of shape (H, W) to grey levels, and tell which map it was.
 
     Args:
-        stored: Bit patterns as `stored_pixels` returns them.
-        layout: How to read the patterns.
+        frame: Bit patterns, and how to read them.
         dataset: Header with the tables and windows.
         config: Which of several to take.
 
     Returns:
-        Grey levels of shape (H, W), bright where dense, padding 0; and a sentence for the record,
-        such as `window 1 of 2: LINEAR, centre 550, width 1024`.
+        Grey levels of shape (H, W), bright where dense, padding 0; a sentence for the record, such
+        as `window 1 of 2: LINEAR, centre 550, width 1024`; and what in the header is odd.
     """
+    stored, layout = frame.stored, frame.layout
     patterns = np.arange(256 if stored.dtype == np.uint8 else 65536)
-    values = _values_of(patterns, layout)
-    padding = _padding(values, layout, dataset)
+    values = values_of(patterns, layout).astype(np.float64)
+    padding = _padding(values, frame, dataset)
     scaled, limits, lacking = _modality(values, dataset)
-    levels, description = _voi(scaled, dataset, config)
+    levels, description, notes = _voi(scaled, dataset, config)
     if levels is None:
         # 8 bits are made to be shown as they are; of more bits, an image alone tells its part.
         as_made = layout.bits_stored == 8 and not layout.is_signed
@@ -65,53 +69,70 @@ def display_pixels(
     if layout.photometric == "MONOCHROME1":
         table = 255 - table
     table[padding] = 0
-    return _looked_up(stored, table), description + lacking
+    return _looked_up(stored, table), description + lacking, notes
 
 
 def _looked_up(stored: Stored, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(cv2.LUT(np.ascontiguousarray(stored), table[np.newaxis]), dtype=np.uint8)
 
 
-def palette_luma(stored: Stored, layout: PixelLayout, dataset: Dataset) -> NDArray[np.uint8] | None:
-    """Return the luma of a PALETTE COLOR image, or None where a table is missing or damaged."""
-    patterns = np.arange(256 if stored.dtype == np.uint8 else 65536)
-    values = _values_of(patterns, layout)
+def palette_luma(frame: Frame, dataset: Dataset) -> NDArray[np.uint8] | None:
+    """Return the luma of a PALETTE COLOR image, or None if a table is missing or damaged."""
+    patterns = np.arange(256 if frame.stored.dtype == np.uint8 else 65536)
+    values = values_of(patterns, frame.layout).astype(np.float64)
     weights = {"Red": 0.299, "Green": 0.587, "Blue": 0.114}  # ITU-R BT.601
-    total = np.zeros(len(patterns))
-    for colour, weight in weights.items():
-        found = _lookup_table(dataset, f"{colour}PaletteColorLookupTable", values)
-        if found is None:
-            return None
-        total += weight * found[0] / found[1]
-    return _looked_up(stored, np.rint(np.clip(total, 0.0, 1.0) * 255.0).astype(np.uint8))
+    found = [_lookup_table(dataset, f"{name}PaletteColorLookupTable", values) for name in weights]
+    tables = [table for table in found if table is not None]
+    if len(tables) < len(found):
+        return None
+    # Tables of 8 bits are often written under a descriptor that says 16.
+    white = max(table.white for table in tables)
+    largest = max(table.largest for table in tables)
+    if _contradicts(largest, white):
+        white = max(largest, 1.0)
+    shares = [weight * table.levels for weight, table in zip(weights.values(), tables, strict=True)]
+    grey = np.rint(np.clip(sum(shares) / white, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return _looked_up(frame.stored, grey)
 
 
-def _values_of(patterns: NDArray[np.int64], layout: PixelLayout) -> Values:
-    """Take the stored bits out of a word, extend the sign, drop what else the word holds."""
-    bits = layout.bits_stored
-    values = (patterns >> (layout.high_bit + 1 - bits)) & ((1 << bits) - 1)
-    if layout.is_signed:
-        values = np.where(values >= 1 << (bits - 1), values - (1 << bits), values)
-    return values.astype(np.float64)
+def _padding(values: Values, frame: Frame, dataset: Dataset) -> NDArray[np.bool_]:
+    """Tell which patterns are padding; a limit beyond the pixels' range has the other sign.
 
-
-def _padding(values: Values, layout: PixelLayout, dataset: Dataset) -> NDArray[np.bool_]:
+    It then stands for the pixel of the same bits, once in the whole word and, where a corner of the
+    image holds it, in the bits stored: of 12 bits, -1 is FFFF, and 0FFF only where the border is.
+    """
     first = integer(dataset, "PixelPaddingValue")
     if first is None:
         return np.zeros(len(values), dtype=np.bool_)
     last = integer(dataset, "PixelPaddingRangeLimit")
     limits = [first, first if last is None else last]
-    if layout.is_signed:
-        limits = [limit - 2 * _SIGN_BIT if limit >= _SIGN_BIT else limit for limit in limits]
+    within = _between(values, limits)
+    if min(limits) >= values.min() and max(limits) <= values.max():
+        return within
+    words = [limit % len(values) for limit in limits]
+    within |= _between(np.arange(len(values)), words)
+    span = 1 << frame.layout.bits_stored
+    low = values.min()
+    reduced = _between(values, [(limit - low) % span + low for limit in limits])
+    corners = frame.stored[:: max(1, len(frame.stored) - 1), :: max(1, frame.stored.shape[1] - 1)]
+    return within | reduced if reduced[corners].any() else within
+
+
+def _between(values: NDArray[Any], limits: list[Any]) -> NDArray[np.bool_]:
     return np.asarray((values >= min(limits)) & (values <= max(limits)))
 
 
 def _modality(values: Values, dataset: Dataset) -> tuple[Values, Limits, str]:
     """Return values after the table or the rescale, the least and greatest, and what it lacks."""
+    if text(dataset, "SOPClassUID").startswith(_LINEARISED):
+        lacking = "; without the Modality LUT, which is not for display"
+        given = is_given(dataset, "ModalityLUTSequence") or is_given(dataset, "RescaleSlope")
+        return values, (float(values.min()), float(values.max())), lacking if given else ""
     item = item_of(dataset, "ModalityLUTSequence")
-    found = None if item is None else _lookup_table(item, "LUT", values)
-    if found is not None:
-        return found[0], (0.0, found[1]), ""
+    table = None if item is None else _lookup_table(item, "LUT", values)
+    if table is not None:
+        white = table.largest if _contradicts(table.largest, table.white) else table.white
+        return table.levels, (0.0, white), ""
     lacking = "" if item is None else "; without the Modality LUT, which is damaged"
     slope = numbers(dataset, "RescaleSlope") or [1.0]
     intercept = numbers(dataset, "RescaleIntercept") or [0.0]
@@ -122,46 +143,65 @@ def _modality(values: Values, dataset: Dataset) -> tuple[Values, Limits, str]:
     return scaled, limits, lacking
 
 
-def _voi(values: Values, dataset: Dataset, config: DicomConfig) -> tuple[Values | None, str]:
-    """Return levels in [0, 1] by the chosen table or window, or None and why there are none."""
+class _Map(NamedTuple):
+    """Levels in [0, 1] by a table or a window, and how sure they are."""
+
+    levels: Values | None
+    """None where there are none, or none that can be used."""
+    description: str
+    """Which they are, or why there are none; empty where the header has none."""
+    is_sound: bool = True
+    """False where the header contradicts itself about them."""
+
+
+def _voi(
+    values: Values, dataset: Dataset, config: DicomConfig
+) -> tuple[Values | None, str, tuple[str, ...]]:
+    """Return levels by the chosen table or window, or None and why there are none; and oddities."""
     steps = [_voi_table, _voi_window] if config.prefer_voi_lut else [_voi_window, _voi_table]
-    unusable = []
-    for step in steps:
-        levels, description = step(values, dataset, config.voi_index)
-        if levels is not None:
-            return levels, description
-        if description:
-            unusable.append(description)
-    return None, " and ".join(unusable) or "the header has no window"
+    found = [step(values, dataset, config.voi_index) for step in steps]
+    notes = []
+    if not all(step.is_sound for step in found):
+        notes.append("voi_lut_damaged")
+    # A table that contradicts itself comes after a window that does not.
+    for step in sorted(found, key=lambda step: not step.is_sound):
+        if step.levels is not None:
+            return step.levels, step.description, tuple(notes)
+    reasons = [step.description for step in found if step.description]
+    return None, " and ".join(reasons) or "the header has no window", tuple(notes)
 
 
-def _voi_table(values: Values, dataset: Dataset, index: int) -> tuple[Values | None, str]:
+def _voi_table(values: Values, dataset: Dataset, index: int) -> _Map:
     item = item_of(dataset, "VOILUTSequence", index)
     if item is None:
-        return None, ""
-    found = _lookup_table(item, "LUT", values)
-    if found is None:
-        return None, "the VOI LUT is damaged"
-    return found[0] / found[1], f"VOI LUT {index + 1}"
+        return _Map(None, "")
+    table = _lookup_table(item, "LUT", values)
+    if table is None or not table.largest:
+        return _Map(None, "the VOI LUT is damaged", is_sound=False)
+    name = f"VOI LUT {index + 1}"
+    if _contradicts(table.largest, table.white) or not table.is_whole:
+        levels = table.levels / table.largest
+        return _Map(levels, f"{name} by its largest entry, {table.largest:g}", is_sound=False)
+    return _Map(table.levels / table.white, name)
 
 
-def _voi_window(values: Values, dataset: Dataset, index: int) -> tuple[Values | None, str]:
+def _voi_window(values: Values, dataset: Dataset, index: int) -> _Map:
     pairs = list(
         zip(numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth"), strict=False)
     )
     if not pairs:
         given = is_given(dataset, "WindowCenter") or is_given(dataset, "WindowWidth")
-        return None, "the window is incomplete or damaged" if given else ""
+        return _Map(None, "the window is incomplete or damaged" if given else "")
     index = min(index, len(pairs) - 1)
     centre, width = pairs[index]
     function = text(dataset, "VOILUTFunction").upper() or "LINEAR"
     if function not in _FUNCTIONS:  # not quoted: it may hold anything
-        return None, "the window has an unknown VOI LUT Function"
+        return _Map(None, "the window has an unknown VOI LUT Function")
     if width <= 0 or (function == "LINEAR" and width < 1):
-        return None, f"the window has a width of {width:g}"
+        return _Map(None, f"the window has a width of {width:g}")
     levels = _windowed(values, centre, width, function)
     name = f"window {index + 1} of {len(pairs)}: {function}, centre {centre:g}, width {width:g}"
-    return levels, name
+    return _Map(levels, name)
 
 
 def _windowed(values: Values, centre: float, width: float, function: str) -> Values:
@@ -178,13 +218,32 @@ def _windowed(values: Values, centre: float, width: float, function: str) -> Val
 
 def _own_limits(values: Values, stored: Stored, padding: NDArray[np.bool_]) -> Limits:
     """Return the image's own darkest and brightest value; padding has no say."""
-    present = np.bincount(stored.ravel(), minlength=len(values)) > 0
-    used = values[present & ~padding]
+    counts = cv2.calcHist(
+        [np.ascontiguousarray(stored)], [0], None, [len(values)], [0, len(values)]
+    )
+    used = values[(counts.ravel() > 0) & ~padding]
     return (float(used.min()), float(used.max())) if used.size else (0.0, 0.0)
 
 
-def _lookup_table(dataset: Dataset, prefix: str, values: Values) -> tuple[Values, float] | None:
-    """Look values up in an explicit table; return what it gives and its largest possible entry."""
+class _Table(NamedTuple):
+    """A lookup table, applied to every value that a pixel can have."""
+
+    levels: Values
+    white: float
+    """Largest entry by the descriptor; 0 if that allows none."""
+    largest: float
+    """Largest entry there is."""
+    is_whole: bool
+    """Whether there are as many entries as the descriptor says."""
+
+
+def _contradicts(largest: float, white: float) -> bool:
+    """Tell whether entries need more bits than the descriptor says, or leave one unused."""
+    return not (white + 1) / 2 <= largest <= white
+
+
+def _lookup_table(dataset: Dataset, prefix: str, values: Values) -> _Table | None:
+    """Look values up in an explicit table; None if a part is missing or entries are too few."""
     descriptor = numbers(dataset, f"{prefix}Descriptor")
     data = value_of(dataset, f"{prefix}Data")
     if len(descriptor) != 3 or data is None:
@@ -194,18 +253,18 @@ def _lookup_table(dataset: Dataset, prefix: str, values: Values) -> tuple[Values
     if isinstance(data, bytes):
         data = little_endian(dataset, data)
     entries = _table_entries(data, length, numbers(dataset, f"{prefix}Data"))
-    if entries is None or not 1 <= bits <= 16:
+    if len(entries) < length:
         return None
     if first >= _SIGN_BIT and values.min() < 0:
         first -= 2 * _SIGN_BIT
-    index = np.clip(np.rint(values) - first, 0, length - 1).astype(np.int64)
-    return entries[index], float((1 << bits) - 1)
+    index = np.clip(np.rint(values) - first, 0, len(entries) - 1).astype(np.int64)
+    white = float((1 << bits) - 1) if 1 <= bits <= 16 else 0.0
+    # One entry more fills a table of bytes up to an even length.
+    return _Table(entries[index], white, float(entries.max()), len(entries) <= length + 1)
 
 
-def _table_entries(data: object, length: int, unpacked: list[float]) -> Values | None:
-    """Return the entries of a table stored as words, or as bytes where there are that many."""
+def _table_entries(data: object, length: int, unpacked: list[float]) -> Values:
+    """Return the entries of a table stored as words, or as bytes if there are that many."""
     if isinstance(data, bytes) and len(data) in (length, length + 1):
         return np.frombuffer(data[:length], dtype=np.uint8).astype(np.float64)
-    if len(unpacked) < length:
-        return None
-    return np.asarray(unpacked[:length], dtype=np.float64) % 65536
+    return np.asarray(unpacked, dtype=np.float64) % 65536

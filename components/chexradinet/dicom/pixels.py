@@ -4,6 +4,8 @@ Source: DICOM PS3.3 section C.7.6.3 (Image Pixel Module), PS3.5 section 8 and an
 """
 
 import struct
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -29,6 +31,7 @@ _SUPPORTED_BITS = (8, 16)
 _KNOWN_BITS = (1, 8, 12, 16, 24, 32, 64)
 _ITEM = b"\xfe\xff\x00\xe0"
 _HEADER_BYTES = 8
+_JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 
 
 def pixel_layout(dataset: Dataset) -> PixelLayout:
@@ -90,31 +93,43 @@ def _check_depth(layout: PixelLayout) -> None:
         raise unreadable(f"colour of {stored} bits; only 8 are read")
 
 
-def stored_pixels(file: DicomFile, layout: PixelLayout) -> Stored:
-    """Return stored values as bit patterns: (H, W), or (H, W, 3) for colour.
+class Frame(NamedTuple):
+    """The only frame of an image, decoded."""
 
-    YBR images come as their luma, shape (H, W). Padding bits are still there.
+    stored: Stored
+    """Bit patterns of shape (H, W), or (H, W, 3) for colour; padding bits are still there."""
+    layout: PixelLayout
+    """How to read the patterns: the header's, or the stream's where that contradicts it."""
+    notes: tuple[str, ...]
+    """Contradictions that did not prevent decoding."""
+
+
+def decoded(file: DicomFile, layout: PixelLayout) -> Frame:
+    """Decode the only frame. YBR images come as their luma, shape (H, W).
 
     Raises:
         RejectedImageError: `unreadable`, `truncated`, `multi_frame` or `implausible`.
     """
+    notes: list[str] = []
     if not file.transfer_syntax.is_encapsulated:
-        return _native(file, layout)
+        stored, excess = _native(file, layout)
+        if excess > 1:
+            notes.append("excess_pixel_bytes")
+        return Frame(stored, layout, tuple(notes))
     frame = _frame(file)
     decoded_bytes = layout.rows * layout.columns * layout.samples * layout.bits_allocated // 8
     if decoded_bytes > len(frame) * MAX_EXPANSION:
         raise implausible(f"{len(frame)} bytes for {layout.rows}x{layout.columns} px")
-    return decode_frame(frame, file.transfer_syntax, layout)
+    stored, agreed = decode_frame(frame, file.transfer_syntax, layout)
+    if agreed != layout:
+        notes.append("stream_contradicts_bits_stored")
+    if contradicts_header(frame, file.transfer_syntax, layout):
+        notes.append("stream_contradicts_photometric")
+    return Frame(stored, agreed, tuple(notes))
 
 
-def contradicting_colour(file: DicomFile, layout: PixelLayout) -> bool:
-    """Tell whether a JPEG stream says RGB where the header says YBR, or the other way round."""
-    if layout.samples == 1 or not file.transfer_syntax.is_encapsulated:
-        return False
-    return contradicts_header(_frame(file), file.transfer_syntax, layout)
-
-
-def _native(file: DicomFile, layout: PixelLayout) -> Stored:
+def _native(file: DicomFile, layout: PixelLayout) -> tuple[Stored, int]:
+    """Return uncompressed pixels, and how many bytes follow them."""
     halved = layout.photometric == "YBR_FULL_422"
     if halved and layout.columns % 2:
         raise implausible(f"{layout.columns} columns; colour that two share needs an even number")
@@ -126,13 +141,20 @@ def _native(file: DicomFile, layout: PixelLayout) -> Stored:
     data = file.pixel_data
     if swapped:
         data = data[: len(data) // 2 * 2]
-    _check_length((len(data), len(file.pixel_data) + file.missing_bytes), expected, row_bytes)
+    if data[:4] == _ITEM and len(data) != expected:
+        raise unreadable("the pixels are compressed; the transfer syntax says they are not")
+    excess = _excess((len(data), len(file.pixel_data) + file.missing_bytes), expected)
+    data = data[: expected + expected % 2]
     if swapped:
         data = np.frombuffer(data, dtype=">u2").astype("<u2").data.cast("B")
     flat: Stored = np.frombuffer(
         data, dtype=f"<u{layout.bits_allocated // 8}", count=expected * 8 // layout.bits_allocated
     )
-    if halved:
+    return _shaped(flat, layout), excess
+
+
+def _shaped(flat: Stored, layout: PixelLayout) -> Stored:
+    if layout.photometric == "YBR_FULL_422":
         return flat.reshape(layout.rows, -1, 4)[:, :, :2].reshape(layout.rows, layout.columns)
     if layout.samples == 1:
         return flat.reshape(layout.rows, layout.columns)
@@ -143,39 +165,60 @@ def _native(file: DicomFile, layout: PixelLayout) -> Stored:
     return pixels[:, :, 0] if layout.photometric == "YBR_FULL" else pixels
 
 
-def _check_length(lengths: tuple[int, int], expected: int, row_bytes: int) -> None:
-    """Compare the length of native pixels with the size; a spare row or less is padding.
+def _excess(lengths: tuple[int, int], expected: int) -> int:
+    """Return how many bytes follow the pixels; up to another frame they are padding (ADR 0015).
 
     Args:
         lengths: Bytes at hand, and bytes that the element should have.
         expected: Bytes that the size needs.
-        row_bytes: Of one row.
     """
     found, given = lengths
     if found < expected <= given:
         raise truncated(f"{found} of {expected} bytes of pixels")
-    if not expected <= given < expected + max(row_bytes, 2):
+    if given < expected:
         raise implausible(f"{given} bytes of pixels; the size needs {expected}")
+    if given >= 2 * expected:
+        detail = f"{given // expected} frames by the length of the pixels; one is needed"
+        raise RejectedImageError(RejectReason.MULTI_FRAME, detail)
+    return given - expected
 
 
 def _frame(file: DicomFile) -> bytes:
-    """Join the fragments of the only frame; the first item is the offset table."""
-    data, position = file.pixel_data, 0
-    items: list[memoryview] = []
+    """Join the fragments of the only frame.
+
+    The offset table, the first item, is not used: writers fill it with an entry for each fragment
+    or for the end, or leave it out. A stream tells itself where it begins.
+    """
+    fragments = list(_fragments(file.pixel_data))
+    if fragments and not _begins_stream(fragments[0]):
+        del fragments[0]
+    num_frames = sum(map(_begins_stream, fragments))
+    if num_frames > 1:
+        detail = f"{num_frames} streams in Pixel Data; one is needed"
+        raise RejectedImageError(RejectReason.MULTI_FRAME, detail)
+    if not any(map(len, fragments)):
+        if len(file.pixel_data) > _HEADER_BYTES:
+            raise unreadable("Pixel Data hold no fragment")
+        raise truncated("Pixel Data hold no fragment")
+    return b"".join(fragments)
+
+
+def _fragments(data: memoryview) -> Iterator[memoryview]:
+    position = 0
     while data[position : position + 4] == _ITEM and position + _HEADER_BYTES <= len(data):
         (length,) = struct.unpack_from("<I", data, position + 4)
         position += _HEADER_BYTES
         if position + length > len(data):
             raise truncated(f"a fragment has {len(data) - position} of {length} bytes")
-        items.append(data[position : position + length])
+        yield data[position : position + length]
         position += length
-    if len(items) < 2:
-        reason = RejectReason.TRUNCATED if position >= len(data) else RejectReason.UNREADABLE
-        raise RejectedImageError(reason, "Pixel Data hold no fragment")
-    if len(items[0]) > 4:
-        detail = f"{len(items[0]) // 4} frames in the offset table; needed is one"
-        raise RejectedImageError(RejectReason.MULTI_FRAME, detail)
-    return b"".join(items[1:])
+
+
+def _begins_stream(fragment: memoryview) -> bool:
+    """Tell whether a JPEG, JPEG-LS, JPEG 2000 or RLE stream begins here."""
+    head = bytes(fragment[:12])
+    is_rle = len(fragment) >= 64 and 1 <= head[0] <= 15 and head[1:8] == b"\0\0\0\x40\0\0\0"
+    return is_rle or head.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff\x51", _JP2))
 
 
 def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ from chexradinet.dicom.codecs import PixelLayout
 from chexradinet.dicom.file import BROKEN_HEADER, DicomFile, open_dicom, quiet, unreadable
 from chexradinet.dicom.header import read_radiograph_header
 from chexradinet.dicom.luts import display_pixels, palette_luma
-from chexradinet.dicom.pixels import contradicting_colour, luma, pixel_layout, stored_pixels
+from chexradinet.dicom.pixels import decoded, luma, pixel_layout
 from chexradinet.records import Geometry, RadiographHeader
 
 
@@ -63,11 +63,9 @@ def read_radiograph(
         if judge is not None:
             judge(header)
         with _refusing("the pixels or a lookup table are damaged"):
-            pixels, window = _grey_levels(file, layout, config)
-        notes = header.notes
-        if contradicting_colour(file, layout):
-            notes += ("stream_contradicts_photometric",)
-    return Radiograph(pixels=pixels, header=replace(header, window=window, notes=notes))
+            pixels, window, notes = _grey_levels(file, layout, config)
+    header = replace(header, window=window, notes=header.notes + notes)
+    return Radiograph(pixels=pixels, header=header)
 
 
 def to_model(
@@ -120,14 +118,16 @@ def _refusing(what: str) -> Iterator[None]:
 
 def _grey_levels(
     file: DicomFile, layout: PixelLayout, config: DicomConfig
-) -> tuple[NDArray[np.uint8], str]:
-    stored = stored_pixels(file, layout)
+) -> tuple[NDArray[np.uint8], str, tuple[str, ...]]:
+    frame = decoded(file, layout)
     if layout.is_monochrome:
-        return display_pixels(stored, layout, file.dataset, config)
+        pixels, window, notes = display_pixels(frame, file.dataset, config)
+        return pixels, window, frame.notes + notes
     if layout.photometric == "PALETTE COLOR":
-        looked_up = palette_luma(stored, layout, file.dataset)
+        looked_up = palette_luma(frame, file.dataset)
         if looked_up is None:
             raise unreadable("the palette is absent, segmented or damaged")
-        return looked_up, "palette to luma"
+        return looked_up, "palette to luma", frame.notes
+    stored = frame.stored
     grey = stored if stored.ndim == 2 else luma(stored.astype(np.uint8, copy=False))
-    return np.ascontiguousarray(grey, dtype=np.uint8), "colour to luma"
+    return np.ascontiguousarray(grey, dtype=np.uint8), "colour to luma", frame.notes

@@ -81,9 +81,9 @@ def test_bits_beyond_the_stored_ones_are_ignored() -> None:
     assert np.array_equal(read_radiograph(dirty, DicomConfig()).pixels, clean)
 
 
-def lookup_table(entries: list[int], bits: int = 12) -> list[Dataset]:
+def lookup_table(entries: list[int], bits: int = 12, length: int | None = None) -> list[Dataset]:
     item = Dataset()
-    item.add_new("LUTDescriptor", "US", [len(entries), 0, bits])
+    item.add_new("LUTDescriptor", "US", [length or len(entries), 0, bits])
     item.add_new("LUTData", "US", entries)
     return [item]
 
@@ -102,10 +102,10 @@ WINDOW = {"WindowCenter": 100, "WindowWidth": 300}
             {**WINDOW, "VOILUTFunction": "DOE JANE"},
             "the window has an unknown VOI LUT Function",
         ),
-        ({"VOILUTSequence": lookup_table([0, 9], bits=17)}, "the VOI LUT is damaged"),
+        ({"VOILUTSequence": lookup_table([0, 9], length=3)}, "the VOI LUT is damaged"),
         (
             {
-                "VOILUTSequence": lookup_table([0, 9], bits=0),
+                "VOILUTSequence": lookup_table([0, 0]),
                 "WindowCenter": 1,
                 "WindowWidth": -4,
             },
@@ -122,7 +122,7 @@ def test_without_a_usable_window_an_image_has_its_own_range_and_says_why(
 
 
 def test_a_damaged_modality_lut_is_left_out_and_the_record_says_so() -> None:
-    damaged = {"ModalityLUTSequence": lookup_table([0, 9], bits=17), **WINDOW}
+    damaged = {"ModalityLUTSequence": lookup_table([0, 9], length=3), **WINDOW}
     radiograph = read_radiograph(written(**damaged), DicomConfig())
     plain = read_radiograph(written(**WINDOW), DicomConfig())
     said = "; without the Modality LUT, which is damaged"
