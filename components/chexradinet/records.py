@@ -150,7 +150,9 @@ class LabelledBox:
 class Geometry:
     """Map from model pixels to original pixels: `original = model * scale + offset`, per axis.
 
-    The map is exact in continuous coordinates (a pixel is a square, not a point).
+    The map is exact in continuous coordinates (a pixel is a square, not a point). The model always
+    sees an upright image; where the original is stored otherwise, a scale is negative (mirrored or
+    upside down) or `transposed` says that original rows lie along model columns.
     """
 
     original_height: int
@@ -158,13 +160,13 @@ class Geometry:
     original_width: int
     """Columns of the original image, in pixels."""
     row_scale: float
-    """Original rows a model row covers, above 0."""
+    """Original rows a model row covers; negative where the original runs to the head."""
     column_scale: float
-    """Original columns a model column covers, above 0."""
+    """Original columns a model column covers; negative where it runs to the patient's right."""
     row_offset: float = 0.0
-    """Original row of the model's top edge; negative where the model image was padded."""
+    """Original row of the model's top edge; outside the image where that was padded."""
     column_offset: float = 0.0
-    """Original column of the model's left edge; negative where the model image was padded."""
+    """Original column of the model's left edge; outside the image where that was padded."""
     row_spacing_mm: float | None = None
     """Distance between original rows in millimetres, where the header tells it."""
     column_spacing_mm: float | None = None
@@ -172,28 +174,67 @@ class Geometry:
     spacing_source: str = ""
     """`imager_pixel_spacing` (at the detector), `pixel_spacing` (there too, or corrected for
     magnification, in a plane that the header may not tell), or empty for any other."""
+    transposed: bool = False
+    """Whether original rows are mapped from model columns, and original columns from model rows."""
 
     def to_original(self, box: Box) -> Box:
         """Map a box in model pixels to original pixels, unclipped."""
-        return Box(
-            box.top * self.row_scale + self.row_offset,
-            box.left * self.column_scale + self.column_offset,
-            box.bottom * self.row_scale + self.row_offset,
-            box.right * self.column_scale + self.column_offset,
-        )
+        first = self.point_to_original(box.top, box.left)
+        second = self.point_to_original(box.bottom, box.right)
+        (top, bottom), (left, right) = (sorted(ends) for ends in zip(first, second, strict=True))
+        return Box(top, left, bottom, right)
+
+    def point_to_original(self, row: float, column: float) -> tuple[float, float]:
+        """Map row and column in model pixels to row and column in original pixels."""
+        row, column = (column, row) if self.transposed else (row, column)
+        original_row = row * self.row_scale + self.row_offset
+        return original_row, column * self.column_scale + self.column_offset
 
     def to_model(self, box: Box) -> Box:
         """Map a box in original pixels to model pixels, unclipped."""
-        return Box(
-            (box.top - self.row_offset) / self.row_scale,
-            (box.left - self.column_offset) / self.column_scale,
-            (box.bottom - self.row_offset) / self.row_scale,
-            (box.right - self.column_offset) / self.column_scale,
+        rows = sorted((row - self.row_offset) / self.row_scale for row in (box.top, box.bottom))
+        columns = sorted(
+            (column - self.column_offset) / self.column_scale for column in (box.left, box.right)
+        )
+        (top, bottom), (left, right) = (columns, rows) if self.transposed else (rows, columns)
+        return Box(top, left, bottom, right)
+
+    @property
+    def upright(self) -> "Geometry":
+        """The map from model pixels to the original turned upright, in which scales are above 0."""
+        rows = (self.original_height, self.row_scale, self.row_offset, self.row_spacing_mm)
+        columns = (
+            self.original_width,
+            self.column_scale,
+            self.column_offset,
+            self.column_spacing_mm,
+        )
+        rows, columns = (columns, rows) if self.transposed else (rows, columns)
+        return Geometry(
+            original_height=rows[0],
+            original_width=columns[0],
+            row_scale=abs(rows[1]),
+            column_scale=abs(columns[1]),
+            row_offset=rows[2] if rows[1] > 0 else rows[0] - rows[2],
+            column_offset=columns[2] if columns[1] > 0 else columns[0] - columns[2],
+            row_spacing_mm=rows[3],
+            column_spacing_mm=columns[3],
+            spacing_source=self.spacing_source,
         )
 
+    def to_upright(self, box: Box) -> Box:
+        """Map a box in original pixels to the original turned upright."""
+        return self.upright.to_original(self.to_model(box))
+
     def as_dict(self) -> dict[str, Any]:
-        """Return the record as JSON-ready values; `Geometry(**record)` reads it back."""
-        return asdict(self)
+        """Return the record as JSON-ready values; `Geometry(**record)` reads it back.
+
+        `transposed` is left out where it is false, as in records made before there was one.
+        """
+        values = asdict(self)
+        if not self.transposed:
+            del values["transposed"]
+        return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +294,9 @@ class RadiographHeader:
     """`imager_pixel_spacing`, `pixel_spacing` or empty."""
     pixel_aspect_ratio: float
     """Height of a pixel over its width."""
+    orientation: str
+    """Where rows and columns run, as `LF`: to the patient's left and feet, as an upright frontal
+    does; also where the header does not say."""
     transfer_syntax: str
     """UID."""
     window: str = ""

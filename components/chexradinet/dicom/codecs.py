@@ -151,11 +151,17 @@ def _agreed(patterns: Stored, layout: PixelLayout, bits: int) -> PixelLayout:
     rows = np.flatnonzero(cv2.LUT(np.ascontiguousarray(patterns), lookup).any(axis=1))
     if not len(rows):
         return layout
-    sample = patterns[rows[:: len(rows) // _MAX_SAMPLE_ROWS + 1]]
-    header, stream = (
-        int(np.abs(np.diff(values_of(sample, way), axis=1)).sum()) for way in (layout, by_stream)
-    )
+    rows = rows[:: len(rows) // _MAX_SAMPLE_ROWS + 1]
+    header, stream = (_roughness(patterns, rows, way) for way in (layout, by_stream))
     return layout if header < stream else by_stream
+
+
+def _roughness(patterns: Stored, rows: NDArray[np.intp], layout: PixelLayout) -> int:
+    """Return the sum of the steps between neighbours in these rows and to the rows above."""
+    values, above = (
+        values_of(patterns[place], layout) for place in (rows, np.maximum(rows, 1) - 1)
+    )
+    return int(np.abs(np.diff(values, axis=1)).sum() + np.abs(values - above).sum())
 
 
 def contradicts_header(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> bool:

@@ -215,7 +215,7 @@ class _Elements(io.BytesIO):
         self._sign = "<" if syntax.is_little_endian else ">"
         self._start = start
         self._is_explicit = _is_value_representation(content[start + 4 : start + 6]) or (
-            not syntax.is_implicit_VR and self._is_followed(start + 8 + self._short(start + 6))
+            not syntax.is_implicit_VR and self._form(start, b"", self._short(start + 6))[0] != b""
         )
         self._next = start
         self._num_elements = self._sequence_bytes = 0

@@ -32,11 +32,14 @@ from pydicom.dataset import Dataset
 
 from chexradinet.dataset.labels.table import MAX_AGE_YEARS, parse_age, parse_sex
 from chexradinet.dicom.codecs import PixelLayout
-from chexradinet.dicom.file import DicomFile, item_of, numbers, text
+from chexradinet.dicom.file import DicomFile, is_given, item_of, numbers, text
 from chexradinet.records import RadiographHeader, View
 
 _PLAUSIBLE_SPACING_MM = (0.01, 10.0)
 _DAYS_PER_YEAR = 365.25
+UPRIGHT = "LF"
+"""Orientation of a frontal chest: rows run to the patient's left, columns to the feet."""
+_FRONTAL_PLANE = [{first, second} for first in "LR" for second in "HF"]
 _VIEW_CODES = {
     "272479007": View.PA,
     "R-10214": View.PA,
@@ -106,6 +109,7 @@ def read_radiograph_header(file: DicomFile, layout: PixelLayout) -> RadiographHe
         column_spacing_mm=column_mm,
         spacing_source=source,
         pixel_aspect_ratio=_aspect(dataset, row_mm, column_mm),
+        orientation=_orientation(dataset) or UPRIGHT,
         transfer_syntax=str(file.transfer_syntax),
         notes=_notes(dataset, layout),
     )
@@ -157,6 +161,13 @@ def _aspect(dataset: Dataset, row_mm: float | None, column_mm: float | None) -> 
     return aspect if 0.1 <= aspect <= 10.0 else 1.0
 
 
+def _orientation(dataset: Dataset) -> str:
+    """Return where rows and columns run, by their first letters; empty if that is no frontal."""
+    first, _, second = text(dataset, "PatientOrientation").upper().partition("\\")
+    letters = first.strip()[:1] + second.strip()[:1]
+    return letters if {*letters} in _FRONTAL_PLANE else ""
+
+
 def _notes(dataset: Dataset, layout: PixelLayout) -> tuple[str, ...]:
     notes = []
     inverse = text(dataset, "PresentationLUTShape").upper() == "INVERSE"
@@ -164,6 +175,11 @@ def _notes(dataset: Dataset, layout: PixelLayout) -> tuple[str, ...]:
         notes.append("presentation_lut_contradicts_photometric")
     if text(dataset, "LossyImageCompression") == "01":
         notes.append("lossy")
+    orientation = _orientation(dataset)
+    if orientation and orientation != UPRIGHT:
+        notes.append("turned_upright")
+    if not orientation and is_given(dataset, "PatientOrientation"):
+        notes.append("patient_orientation_unclear")
     spacings = [numbers(dataset, name) for name in ("ImagerPixelSpacing", "PixelSpacing")]
     if any(spacings) and not _spacing(dataset)[2]:
         notes.append("implausible_spacing")

@@ -1,10 +1,11 @@
 """Read a DICOM radiograph: header and display grey levels, or the reason why not.
 
     pixels stored -> modality LUT or rescale -> VOI LUT or window -> MONOCHROME1 inversion
+                  -> turned upright by Patient Orientation (PS3.3 C.7.6.1.1.1)
 
-Pixels keep the stored grid, so that a box found in them is a box in the file's own pixels. Where
-pixels are not square, `to_model` makes the image upright in shape before `pad` fits it; `squash`
-scales each axis on its own anyway.
+Pixels keep the stored size, and `to_model` returns the way back to the stored grid, so that a box
+found in them is a box in the file's own pixels. If pixels are not square, `to_model` makes them so
+before `pad` fits the image; `squash` scales each axis on its own anyway.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ class Radiograph:
     """One radiograph as a reader would see it, with what its header says."""
 
     pixels: NDArray[np.uint8]
-    """Grey levels of shape (H, W), bright where dense, on the stored grid."""
+    """Grey levels of shape (H, W), bright where dense, turned upright from the stored grid."""
     header: RadiographHeader
 
 
@@ -65,7 +66,7 @@ def read_radiograph(
         with _refusing("the pixels or a lookup table are damaged"):
             pixels, window, notes = _grey_levels(file, layout, config)
     header = replace(header, window=window, notes=header.notes + notes)
-    return Radiograph(pixels=pixels, header=header)
+    return Radiograph(pixels=_upright(pixels, header), header=header)
 
 
 def to_model(
@@ -78,22 +79,45 @@ def to_model(
     """
     pixels, header = radiograph.pixels, radiograph.header
     height, width = pixels.shape
-    if preprocessing.geometry is GeometryMode.PAD and abs(header.pixel_aspect_ratio - 1) > 0.01:
-        pixels = _square_pixels(pixels, header.pixel_aspect_ratio)
+    aspect = header.pixel_aspect_ratio
+    aspect = 1 / aspect if _is_transposed(header) else aspect
+    if preprocessing.geometry is GeometryMode.PAD and abs(aspect - 1) > 0.01:
+        pixels = _square_pixels(pixels, aspect)
     fitted, geometry = fit_to_model(pixels, preprocessing)
     row_factor, column_factor = height / pixels.shape[0], width / pixels.shape[1]
-    return np.asarray(fitted, dtype=np.uint8), replace(
-        geometry,
-        original_height=height,
-        original_width=width,
-        row_scale=geometry.row_scale * row_factor,
-        column_scale=geometry.column_scale * column_factor,
-        row_offset=geometry.row_offset * row_factor,
-        column_offset=geometry.column_offset * column_factor,
+    rows = (geometry.row_scale * row_factor, geometry.row_offset * row_factor)
+    columns = (geometry.column_scale * column_factor, geometry.column_offset * column_factor)
+    if "H" in header.orientation:
+        rows = (-rows[0], height - rows[1])
+    if "R" in header.orientation:
+        columns = (-columns[0], width - columns[1])
+    transposed = _is_transposed(header)
+    stored_rows, stored_columns = (columns, rows) if transposed else (rows, columns)
+    return np.asarray(fitted, dtype=np.uint8), Geometry(
+        original_height=width if transposed else height,
+        original_width=height if transposed else width,
+        row_scale=stored_rows[0],
+        column_scale=stored_columns[0],
+        row_offset=stored_rows[1],
+        column_offset=stored_columns[1],
         row_spacing_mm=header.row_spacing_mm,
         column_spacing_mm=header.column_spacing_mm,
         spacing_source=header.spacing_source,
+        transposed=transposed,
     )
+
+
+def _is_transposed(header: RadiographHeader) -> bool:
+    """Tell whether stored rows run along the patient, not across."""
+    return header.orientation[0] in "HF"
+
+
+def _upright(pixels: NDArray[np.uint8], header: RadiographHeader) -> NDArray[np.uint8]:
+    """Turn and mirror a stored image so that it shows the patient from the front, head up."""
+    turned = pixels.T if _is_transposed(header) else pixels
+    turned = turned[::-1] if "H" in header.orientation else turned
+    turned = turned[:, ::-1] if "R" in header.orientation else turned
+    return np.ascontiguousarray(turned)
 
 
 def _square_pixels(pixels: NDArray[np.uint8], aspect: float) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ Text stands beside the radiograph, not on it, so that it hides nothing; only the
 finding is written at its region. Deterministic: equal cases give equal pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -58,6 +58,7 @@ def case_picture(case: ScoredCase) -> Picture:
     Returns:
         RGB, shape (H', W', 3).
     """
+    case = _turned_upright(case)
     frame = _frame(case.geometry)
     shown = case.drawn
     region = frame.box(shown.region) if shown is not None and shown.region else None
@@ -68,6 +69,20 @@ def case_picture(case: ScoredCase) -> Picture:
     canvas = _centred(canvas, MIN_WIDTH_PX)
     width = canvas.shape[1]
     return np.ascontiguousarray(np.vstack([_banner(width), canvas, _caption(case, width)]))
+
+
+def _turned_upright(case: ScoredCase) -> ScoredCase:
+    """Return the case in the coordinates of its upright pixels."""
+    upright = case.geometry.upright
+    if upright == case.geometry:
+        return case
+    findings = tuple(
+        replace(finding, region=case.geometry.to_upright(finding.region))
+        if finding.region
+        else finding
+        for finding in case.findings
+    )
+    return replace(case, geometry=upright, findings=findings)
 
 
 def _frame(geometry: Geometry) -> _Frame:

@@ -70,9 +70,9 @@ class ScoredCase:
     """One scored X-ray."""
 
     pixels: npt.NDArray[np.uint8]
-    """Grey levels: original display pixels of shape (H, W), or the model's of shape (S, S)."""
+    """Grey levels: upright display pixels of shape (H, W), or the model's of shape (S, S)."""
     geometry: Geometry
-    """Way from the model's pixels to the original's, with H and W."""
+    """Way from the model's pixels to the original's, as they are stored."""
     model_side_px: int
     """S: rows and columns of the model's input."""
     heatmap: Array | None
@@ -96,7 +96,8 @@ class ScoredCase:
         """Check that there is something to say, and that the pixels are one of the two kinds."""
         require(bool(self.findings), "findings", self.findings, "at least one finding")
         require(self.model_side_px >= 1, "model_side_px", self.model_side_px, "at least 1 px")
-        grid = (self.geometry.original_height, self.geometry.original_width)
+        upright = self.geometry.upright
+        grid = (upright.original_height, upright.original_width)
         square = (self.model_side_px, self.model_side_px)
         known = self.pixels.shape in (grid, square) and self.pixels.dtype == np.uint8
         needed = f"uint8 of shape {grid} (original) or {square} (model)"

@@ -105,7 +105,8 @@ def _secondary_capture(source: SourceImage, case: ScoredCase) -> Dataset:
     capture.TimeOfSecondaryCapture = capture.ContentTime
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.BurnedInAnnotation = "YES"
-    capture.PatientOrientation = list(source.patient_orientation)
+    is_upright = case.geometry == case.geometry.upright
+    capture.PatientOrientation = list(source.patient_orientation) if is_upright else ["L", "F"]
     capture.ImageComments = BANNER
     shown = "no heatmap" if case.drawn is None else f"heatmap of {case.drawn.name}"
     capture.DerivationDescription = (

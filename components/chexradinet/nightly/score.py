@@ -329,10 +329,8 @@ def _place(found: NightFinding, geometry: Geometry) -> dict[str, float]:
             scale = {"top": rows_mm, "bottom": rows_mm, "left": columns_mm, "right": columns_mm}
             values |= {f"region_{side}_mm": place * scale[side] for side, place in sides.items()}
     if region.peak_row is not None and region.peak_column is not None:
-        values["peak_row_px"] = region.peak_row * geometry.row_scale + geometry.row_offset
-        values["peak_column_px"] = (
-            region.peak_column * geometry.column_scale + geometry.column_offset
-        )
+        peak = geometry.point_to_original(region.peak_row, region.peak_column)
+        values["peak_row_px"], values["peak_column_px"] = peak
     return values
 
 

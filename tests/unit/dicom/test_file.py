@@ -16,7 +16,7 @@ from chexradinet.dicom.reader import read_radiograph
 from chexradinet.errors import RejectedImageError
 from chexradinet.phantom.dicom import encode_radiograph
 from chexradinet.records import RejectReason
-from tests.dicom_files import with_pixel_bytes
+from tests.dicom_files import patched, with_pixel_bytes
 
 PLAIN = uid.ExplicitVRLittleEndian
 NAME = "Smith^Jürgen"
@@ -33,14 +33,6 @@ def reason_of(content: bytes | Path) -> RejectReason:
         read_radiograph(content, DicomConfig())
     assert "Jürgen" not in str(caught.value)
     return RejectReason(caught.value.reason)
-
-
-def patched(content: bytes, group: int, element: int, vr: bytes, value: int) -> bytes:
-    """Overwrite the value of a two-byte element of an explicit VR file."""
-    head = struct.pack("<HH", group, element) + vr + b"\x02\x00"
-    assert content.count(head) == 1
-    place = content.index(head) + len(head)
-    return content[:place] + struct.pack("<H", value) + content[place + 2 :]
 
 
 def item_bytes(item: Dataset) -> bytes:
@@ -182,3 +174,136 @@ def test_what_the_reader_did_not_foresee_is_unreadable(
 
     monkeypatch.setattr(f"chexradinet.dicom.reader.{failing}", fail)
     assert reason_of(written()) is RejectReason.UNREADABLE
+
+
+def meta_end(content: bytes) -> int:
+    return 144 + int(struct.unpack("<I", content[140:144])[0])
+
+
+def meta_of(
+    elements: dict[int, bytes], *, explicit: bool, group_length: int | None = None
+) -> bytes:
+    """Return group 0002 in explicit or implicit VR, with a length that may be wrong."""
+    written = b""
+    for number, value in elements.items():
+        vr = b"OB\0\0" if number == 1 else b"UI"
+        size = struct.pack("<I" if number == 1 else "<H", len(value))
+        head = vr + size if explicit else struct.pack("<I", len(value))
+        written += struct.pack("<HH", 2, number) + head + value
+    length = len(written) if group_length is None else group_length
+    head = b"UL\x04\0" if explicit else struct.pack("<I", 4)
+    return struct.pack("<HH", 2, 0) + head + struct.pack("<I", length) + written
+
+
+META = {1: b"\0\1", 2: b"1.2.840.10008.5.1.4.1.1.1.1\0", 3: b"1.2.3.4\0"}
+EXPLICIT, IMPLICIT = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2\0"
+
+
+def is_read(content: bytes) -> bool:
+    expected = read_radiograph(written(), DicomConfig()).pixels
+    return np.array_equal(read_radiograph(content, DicomConfig()).pixels, expected)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize("group_length", [None, 0, 2, 60, 5_000])
+def test_file_meta_of_either_vr_and_any_group_length_is_read(
+    explicit: bool, group_length: int | None
+) -> None:
+    for syntax, name in ((PLAIN, EXPLICIT), (uid.ImplicitVRLittleEndian, IMPLICIT)):
+        content = written(syntax)
+        meta = meta_of({**META, 16: name}, explicit=explicit, group_length=group_length)
+        for start in (content[:132], b"DICM", b""):
+            assert is_read(start + meta + content[meta_end(content) :])
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_the_first_of_two_file_metas_is_believed(explicit: bool) -> None:
+    content = written(uid.JPEGLosslessSV1)
+    end = meta_end(content)
+    second = meta_of({**META, 16: EXPLICIT}, explicit=explicit)
+    for stray in (second, second[12:], second * 2):
+        assert is_read(content[:end] + stray + content[end:])
+
+
+PLACES = {
+    "first": b"\x08\x00\x05\x00CS",
+    "middle": b"\x08\x00\x60\x00CS",
+    "last": b"\xe0\x7f\x10\x00OW",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("vr", [b"--", b"??", b"\0\0", b"  ", b"RE", b"ZZ", b"ox"])
+@pytest.mark.parametrize("is_long", [True, False])
+def test_an_element_of_unknown_vr_is_passed_over(place: str, vr: bytes, is_long: bool) -> None:
+    content = written()
+    start = content.index(PLACES[place])
+    group = {"first": 8, "middle": 8, "last": 0x7FDF}[place]
+    number = {"first": 1, "middle": 0x5F, "last": 0x10}[place]
+    size = b"\0\0" + struct.pack("<I", 4) if is_long else struct.pack("<H", 4)
+    element = struct.pack("<HH", group, number) + vr + size + b"WSD "
+    assert is_read(content[:start] + element + content[start:])
+
+
+def test_an_element_of_known_vr_with_a_length_of_the_other_size_is_passed_over() -> None:
+    content = written()
+    start = content.index(PLACES["middle"])
+    element = b"\x08\x00\x5f\x00UN" + struct.pack("<H", 4) + b"WSD "
+    assert is_read(content[:start] + element + content[start:])
+
+
+def test_values_of_eight_bytes_are_not_taken_for_an_element() -> None:
+    content = written(Manufacturer="--ZZ??RE", PatientID="ABCDEFGH", InstitutionName="12345678")
+    header = read_radiograph(content, DicomConfig()).header
+    assert (header.manufacturer, header.patient_id) == ("--ZZ??RE", "ABCDEFGH")
+
+
+def deflated(data_set: bytes) -> bytes:
+    """Return a deflated file of a data set that goes before the elements of an X-ray."""
+    plain, content = written(), written(uid.DeflatedExplicitVRLittleEndian)
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
+    body = deflater.compress(data_set + plain[meta_end(plain) :]) + deflater.flush()
+    return content[: meta_end(content)] + body
+
+
+TINY = b"\x08\x00\x01\x00CS\0\0"
+ITEM, ITEM_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\x0d\xe0" + bytes(4)
+UNDEFINED = b"\xff" * 4
+SEQUENCE = b"\x08\x00\x01\x10SQ\0\0"
+BOMBS = {
+    "elements": TINY * 300_000,
+    "items": SEQUENCE + UNDEFINED + (ITEM + bytes(4)) * 300_000,
+    "elements in an item": b"\x08\x00\x01\x10SQ\0\0"
+    + UNDEFINED
+    + ITEM
+    + UNDEFINED
+    + TINY * 300_000,
+    "a sequence of known length": SEQUENCE
+    + struct.pack("<I", 8 + 8 * 600_000)
+    + ITEM
+    + struct.pack("<I", 8 * 600_000)
+    + TINY * 600_000,
+    "a text": b"\x08\x00\x05\x00UN\0\0" + struct.pack("<I", 3_000_000) + b"ISO\\" * 750_000,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_header_of_more_than_an_x_ray_has_is_too_large(bomb: str) -> None:
+    assert reason_of(deflated(BOMBS[bomb])) is RejectReason.TOO_LARGE
+
+
+def test_a_file_of_more_bytes_than_are_read_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chexradinet.dicom.file.MAX_FILE_BYTES", 2_000)
+    (tmp_path / "large.dcm").write_bytes(written())
+    assert reason_of(tmp_path / "large.dcm") is RejectReason.TOO_LARGE
+    assert reason_of(written()) is RejectReason.TOO_LARGE
+
+
+def test_a_window_of_a_million_values_is_not_converted() -> None:
+    content = written(uid.ImplicitVRLittleEndian)
+    place = content.index(b"\xe0\x7f\x10\x00")
+    values = b"1\\" * 1_000_000
+    element = b"\x28\x00\x50\x10" + struct.pack("<I", len(values)) + values
+    assert reason_of(content[:place] + element + content[place:]) is RejectReason.TOO_LARGE

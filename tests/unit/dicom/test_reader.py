@@ -193,6 +193,82 @@ def test_flat_pixels_are_made_square_before_padding_and_boxes_find_back() -> Non
     assert original.right == pytest.approx(150, abs=geometry.column_scale)
 
 
+UPRIGHT = ["L", "F"]
+TURNED = {
+    ("L", "F"): lambda upright: upright,
+    ("R", "F"): lambda upright: upright[:, ::-1],
+    ("L", "H"): lambda upright: upright[::-1],
+    ("R", "H"): lambda upright: upright[::-1, ::-1],
+    ("F", "L"): lambda upright: upright.T,
+    ("F", "R"): lambda upright: upright.T[::-1],
+    ("H", "L"): lambda upright: upright.T[:, ::-1],
+    ("H", "R"): lambda upright: upright.T[::-1, ::-1],
+}
+"""How an upright image is stored when rows and columns run to these parts of the patient."""
+each_orientation = pytest.mark.parametrize("orientation", TURNED, ids="".join)
+
+
+@each_orientation
+def test_an_image_is_turned_upright_by_its_patient_orientation(
+    orientation: tuple[str, str],
+) -> None:
+    stored = np.ascontiguousarray(TURNED[orientation](ramp()))
+    for letters in (list(orientation), [f"{orientation[0]}P", f"{orientation[1]}AP"]):
+        radiograph = read_radiograph(
+            encode_radiograph(stored, PLAIN, {"PatientOrientation": letters}), DicomConfig()
+        )
+        plain = read_radiograph(encode_radiograph(ramp(), PLAIN), DicomConfig())
+        assert np.array_equal(radiograph.pixels, plain.pixels)
+        flagged = "turned_upright" in radiograph.header.notes
+        assert flagged == (orientation != ("L", "F"))
+
+
+@each_orientation
+@pytest.mark.parametrize("mode", list(GeometryMode))
+def test_a_box_in_a_turned_image_finds_back_to_the_stored_grid(
+    orientation: tuple[str, str], mode: GeometryMode
+) -> None:
+    upright = np.zeros((120, 200), dtype=np.uint16)
+    upright[30:60, 20:100] = 4000
+    stored = np.ascontiguousarray(TURNED[orientation](upright))
+    rows, columns = np.nonzero(stored)
+    true = Box(rows.min(), columns.min(), rows.max() + 1, columns.max() + 1)
+    aspect = [1, 2] if orientation[0] in "LR" else [2, 1]
+    attributes = {"PatientOrientation": list(orientation), "PixelAspectRatio": aspect}
+    radiograph = read_radiograph(encode_radiograph(stored, PLAIN, attributes), DicomConfig())
+    preprocessing = PreprocessingConfig(image_side=200, geometry=mode)
+    pixels, geometry = to_model(radiograph, preprocessing)
+    rows, columns = np.nonzero(pixels > 127)
+    found = Box(rows.min(), columns.min(), rows.max() + 1, columns.max() + 1)
+    original = geometry.to_original(found)
+    for side in ("top", "left", "bottom", "right"):
+        assert getattr(original, side) == pytest.approx(getattr(true, side), abs=3.4)
+        back = geometry.to_model(original)
+        assert getattr(back, side) == pytest.approx(getattr(found, side), abs=1e-9)
+        shown = getattr(geometry.to_upright(true), side)
+        assert shown == pytest.approx(getattr(Box(30, 20, 60, 100), side), abs=1e-9)
+    assert (geometry.original_height, geometry.original_width) == stored.shape
+
+
+def test_an_unturned_image_has_the_geometry_it_always_had() -> None:
+    for orientation in (None, UPRIGHT):
+        content = written(PatientOrientation=orientation)
+        radiograph = read_radiograph(content, DicomConfig())
+        preprocessing = PreprocessingConfig(image_side=32)
+        geometry = to_model(radiograph, preprocessing)[1]
+        assert geometry == fit_to_model(radiograph.pixels, preprocessing)[1]
+        assert geometry.upright == geometry
+        assert "transposed" not in geometry.as_dict()
+
+
+@pytest.mark.parametrize("orientation", [["L", "R"], ["F", "H"], ["L"], ["UP", "DOWN"], ["A", "F"]])
+def test_an_orientation_of_no_frontal_is_left_and_flagged(orientation: list[str]) -> None:
+    radiograph = read_radiograph(written(PatientOrientation=orientation), DicomConfig())
+    plain = read_radiograph(written(), DicomConfig())
+    assert np.array_equal(radiograph.pixels, plain.pixels)
+    assert radiograph.header.notes == ("patient_orientation_unclear",)
+
+
 def test_spacing_at_the_detector_goes_before_pixel_spacing() -> None:
     both = read_header(written(ImagerPixelSpacing=[0.14, 0.15], PixelSpacing=[0.1, 0.1]))
     assert (both.row_spacing_mm, both.column_spacing_mm) == (0.14, 0.15)
