@@ -10,7 +10,7 @@ from chexradinet.config.store import StoreConfig
 from chexradinet.errors import ConfigError, UnknownFindingError
 from chexradinet.findings import canonical_finding, canonical_findings
 
-PREPROCESSING_VERSION = 2
+PREPROCESSING_VERSION = 3
 """Raised whenever the same file would give other model pixels; part of the preprocessing digest."""
 
 

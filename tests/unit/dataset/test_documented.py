@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -9,6 +10,7 @@ from chexradinet.config import SourceFormat
 from chexradinet.dataset import quality
 from chexradinet.dataset.labels import generic
 from chexradinet.dicom import header as dicom_header
+from chexradinet.dicom import luts, pixels
 from chexradinet.ingest.summary import SHOWN_FLAGS
 from chexradinet.records import RejectReason
 
@@ -26,12 +28,16 @@ def test_every_format_has_a_row(convention: SourceFormat) -> None:
     assert convention.value in ROWS
 
 
+def source_of(module: ModuleType) -> str:
+    return Path(str(module.__file__)).read_text(encoding="utf-8")
+
+
 def test_every_flag_has_a_row() -> None:
-    sources = [Path(str(module.__file__)).read_text() for module in (quality, dicom_header)]
-    found = re.findall(r'^ +"(\w+)": header', sources[0], flags=re.MULTILINE)
-    noted = re.findall(r'notes\.append\("(\w+)"\)', sources[1])
+    found = re.findall(r'^ +"(\w+)": header', source_of(quality), flags=re.MULTILINE)
+    modules = (dicom_header, luts, pixels)
+    noted = re.findall(r'notes\.append\("(\w+)"\)', "".join(map(source_of, modules)))
     assert len(found) >= 5
-    assert len(noted) >= 3
+    assert len(noted) >= 9
     assert {*found, *noted, *SHOWN_FLAGS} <= ROWS
 
 
