@@ -101,7 +101,7 @@ def training_pipeline(
         region_threshold: float = 0.6,
         bin_width: float = 8.0,
         bootstrap_samples: int = 1000,
-        target_sensitivity: float = 0.9,
+        target_sensitivity: str = "0.9",
         replace_incomparable: bool = False,
         worker_image: str = WORKER_IMAGE,
         accelerator_type: str = "nvidia.com/gpu",
@@ -153,7 +153,8 @@ def training_pipeline(
             region_threshold: Fraction of a map's maximum that its region reaches, in (0, 1).
             bin_width: Width of a radiomics grey-level bin on the 8-bit range.
             bootstrap_samples: Resamples of the patients for the 95% intervals.
-            target_sensitivity: Sensitivity that the operating thresholds reach on validation.
+            target_sensitivity: Target of the operating thresholds on validation, then others by
+                finding: 0.9,Nodule=0.8.
             replace_incomparable: Publish also where the champion knows other findings.
             worker_image: Image of every step, with a tag or a digest.
             accelerator_type: Kubernetes name of the accelerator; empty asks for none.

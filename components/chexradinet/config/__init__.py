@@ -12,6 +12,7 @@ from chexradinet.config.base import require as require
 from chexradinet.config.evaluation import EvaluationConfig as EvaluationConfig
 from chexradinet.config.evaluation import RadiomicsConfig as RadiomicsConfig
 from chexradinet.config.evaluation import RegionConfig as RegionConfig
+from chexradinet.config.evaluation import ThresholdRule as ThresholdRule
 from chexradinet.config.ingest import PREPROCESSING_VERSION as PREPROCESSING_VERSION
 from chexradinet.config.ingest import DicomConfig as DicomConfig
 from chexradinet.config.ingest import GeometryMode as GeometryMode

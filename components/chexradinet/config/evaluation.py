@@ -1,8 +1,9 @@
 """From a heatmap to a region and its features, and how models are evaluated."""
 
+from enum import StrEnum
 from typing import Self
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from chexradinet.config.base import Settings, internal, require
 
@@ -44,14 +45,65 @@ class RadiomicsConfig(Settings):
     """Nominal distance between model pixels; fixed, so that X-rays of any source compare."""
 
 
+class ThresholdRule(StrEnum):
+    """What an operating threshold holds on the validation split."""
+
+    SENSITIVITY = "sensitivity"
+    """The highest threshold that flags at least this part of the positives."""
+    SPECIFICITY = "specificity"
+    """The lowest threshold that leaves at least this part of the negatives without a flag."""
+    FLAG_RATE = "flag_rate"
+    """The lowest threshold that flags at most this part of all X-rays."""
+
+
+_TARGETS = (
+    "a number in (0, 1), or specificity:0.95 or flag_rate:0.1, then others by finding if wanted, "
+    "such as 0.9,Nodule=0.8,Mass=flag_rate:0.1"
+)
+
+
 class EvaluationConfig(Settings):
     """How models are evaluated."""
 
     bootstrap_samples: int = Field(default=1000, ge=100)
     """Resamples of the patients for the 95% intervals."""
-    target_sensitivity: float = Field(default=0.90, gt=0, lt=1)
-    """Sensitivity that the operating thresholds reach on the validation split."""
+    target_sensitivity: str = Field(default="0.9", json_schema_extra={"needed": _TARGETS})
+    """Target of the operating thresholds on validation, then others by finding: 0.9,Nodule=0.8."""
     min_positives: int = internal(10, ge=2)
     """Fewest positive validation cases a finding needs to be calibrated."""
     seed: int = Field(default=0, ge=0)
     """Seed of weights, order, augmentation and bootstrap."""
+
+    @field_validator("target_sensitivity", mode="before")
+    @classmethod
+    def _targets_can_be_read(cls, value: object) -> str:
+        try:
+            _threshold_targets(str(value))
+        except ValueError:
+            require(False, "target_sensitivity", value, _TARGETS)
+        return str(value)
+
+    def threshold_target(self, finding: str) -> tuple[ThresholdRule, float]:
+        """Return the rule of a finding's operating threshold, and its target in (0, 1)."""
+        targets = _threshold_targets(self.target_sensitivity)
+        return targets.get(finding, targets[""])
+
+    @property
+    def target_findings(self) -> tuple[str, ...]:
+        """Findings with a target of their own."""
+        return tuple(name for name in _threshold_targets(self.target_sensitivity) if name)
+
+
+def _threshold_targets(text: str) -> dict[str, tuple[ThresholdRule, float]]:
+    """Return the targets by finding, that of all others under the empty name."""
+    found = {}
+    for part in text.split(","):
+        name, _, target = part.rpartition("=")
+        rule, _, value = target.strip().rpartition(":")
+        number = float(value)
+        if not 0 < number < 1 or name.strip() in found:
+            raise ValueError(part)
+        found[name.strip()] = (ThresholdRule(rule or ThresholdRule.SENSITIVITY), number)
+    if "" not in found:
+        raise ValueError(text)
+    return found

@@ -25,6 +25,7 @@ from chexradinet.config.training import (
     RetrainConfig,
     TrainConfig,
 )
+from chexradinet.findings import KNOWN_FINDINGS
 
 WORKER_IMAGE = os.environ.get("CHEXRADINET_IMAGE", f"chexradinet-worker-python:{__version__}")
 """Image that steps are compiled for; the `worker_image` parameter of a run replaces it."""
@@ -139,6 +140,14 @@ class TrainingSettings(Settings):
     evaluate: Assessment = Assessment()
     publish: Publication = Publication()
     placement: TrainingPlacement = TrainingPlacement()
+
+    @model_validator(mode="after")
+    def _targets_are_of_findings(self) -> Self:
+        known = self.ingest.findings or KNOWN_FINDINGS
+        for name in self.evaluate.evaluation.target_findings:
+            needed = f"targets of {', '.join(known)}"
+            require(name in known, "target_sensitivity", name, needed)
+        return self
 
 
 class NightlySettings(Settings):

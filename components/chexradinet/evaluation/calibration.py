@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from chexradinet.config import EvaluationConfig
-from chexradinet.errors import MismatchError
+from chexradinet.config import EvaluationConfig, ThresholdRule
+from chexradinet.errors import ConfigError, MismatchError
 from chexradinet.evaluation.classification import (
     Array,
     FloatArray,
@@ -61,6 +61,8 @@ class FindingCalibration:
     """Fraction of negatives not flagged on the split it was fitted on."""
     reason: str = ""
     """Why the finding is not calibrated."""
+    rule: str = ""
+    """What the threshold holds on the split it was fitted on, as `sensitivity:0.9`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,8 @@ class Calibration:
     """Finding to its calibration."""
     split: str
     """Split it was fitted on."""
-    target_sensitivity: float
-    """Sensitivity that the operating thresholds reach on that split."""
+    target_sensitivity: float | None
+    """Sensitivity that the operating thresholds reach on that split; None for another rule."""
     num_images: int
     """Images of that split."""
     method: str = "Platt scaling a finding, smoothed targets, slope above 0"
@@ -103,23 +105,39 @@ def fit_calibration(
         labels: Shape (N, F).
         logits: Shape (N, F).
         findings: Names of the F columns.
-        config: `min_positives` and `sensitivity` count here; None for the defaults.
+        config: `min_positives` and `target_sensitivity` count here; None for the defaults.
         split: Name of the split the cases come from, for the record.
+
+    Raises:
+        ConfigError: a target is for a finding that is none of these.
     """
     config = config or EvaluationConfig()
     check_columns(labels, logits, len(findings))
-    fitted = {
-        name: _fit_finding(labels[:, i], logits[:, i], config) for i, name in enumerate(findings)
-    }
+    unknown = [name for name in config.target_findings if name not in findings]
+    if unknown:
+        raise ConfigError(
+            f"target_sensitivity names {', '.join(unknown)}; the findings of this data set are "
+            f"{', '.join(findings)}"
+        )
+    rule, target = config.threshold_target("")
+    by_sensitivity = rule == ThresholdRule.SENSITIVITY
     return Calibration(
-        findings=fitted,
+        findings={
+            name: _fit_finding(name, labels[:, i], logits[:, i], config)
+            for i, name in enumerate(findings)
+        },
         split=split,
-        target_sensitivity=config.target_sensitivity,
+        target_sensitivity=target if by_sensitivity else None,
         num_images=len(labels),
+        rule=Calibration.rule
+        if by_sensitivity and not config.target_findings
+        else f"threshold that holds {config.target_sensitivity}; flag at or above it",
     )
 
 
-def _fit_finding(labels: Array, logits: Array, config: EvaluationConfig) -> FindingCalibration:
+def _fit_finding(
+    name: str, labels: Array, logits: Array, config: EvaluationConfig
+) -> FindingCalibration:
     positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
     scaling = fit_platt(labels, logits, config.min_positives)
     if scaling is None:
@@ -128,7 +146,8 @@ def _fit_finding(labels: Array, logits: Array, config: EvaluationConfig) -> Find
         return FindingCalibration(
             status=NOT_CALIBRATED, positives=positives, negatives=negatives, reason=reason
         )
-    point = operating_threshold(labels, scaling.apply(logits), config.target_sensitivity) or {}
+    rule, target = config.threshold_target(name)
+    point = operating_threshold(labels, scaling.apply(logits), target, rule) or {}
     return FindingCalibration(
         status=PLATT,
         slope=scaling.slope,
@@ -138,6 +157,7 @@ def _fit_finding(labels: Array, logits: Array, config: EvaluationConfig) -> Find
         threshold=point.get("threshold"),
         sensitivity=point.get("sensitivity"),
         specificity=point.get("specificity"),
+        rule=f"{rule.value}:{target:g}",
     )
 
 
@@ -287,9 +307,18 @@ def calibration_metrics(
 
 
 def operating_threshold(
-    labels: Array, probabilities: Array, sensitivity: float
+    labels: Array,
+    probabilities: Array,
+    target: float,
+    rule: ThresholdRule = ThresholdRule.SENSITIVITY,
 ) -> dict[str, float | None] | None:
-    """Return the highest threshold whose flags reach a sensitivity; a case at it is flagged.
+    """Return the threshold that holds a target; a case at it is flagged.
+
+    Args:
+        labels: Shape (N,).
+        probabilities: Shape (N,), finite; for a flag rate those of unknown labels count too.
+        target: Fraction in (0, 1], of what the rule says.
+        rule: What the threshold holds.
 
     Returns:
         `threshold` and the `sensitivity` and `specificity` it has here, both at least 0; None if a
@@ -298,10 +327,27 @@ def operating_threshold(
     truth, values = known_cases(labels, probabilities)
     if truth.all() or not truth.any():
         return None
-    positives = np.sort(values[truth])[::-1]
-    needed = int(np.ceil(sensitivity * len(positives) - 1e-9))
-    threshold = float(positives[max(needed, 1) - 1])
+    if rule == ThresholdRule.SENSITIVITY:
+        positives = np.sort(values[truth])[::-1]
+        needed = int(np.ceil(target * len(positives) - 1e-9))
+        threshold = float(positives[max(needed, 1) - 1])
+    elif rule == ThresholdRule.SPECIFICITY:
+        threshold = _lowest_threshold(values, values[~truth], 1 - target)
+    else:
+        everything = np.asarray(probabilities, dtype=np.float64)
+        threshold = _lowest_threshold(everything, everything, target)
     return {"threshold": threshold, **performance_at_threshold(labels, probabilities, threshold)}
+
+
+def _lowest_threshold(candidates: FloatArray, pool: FloatArray, most: float) -> float:
+    """Return the lowest candidate at or above which lies at most this part of the pool.
+
+    Just above the highest one if ties leave none.
+    """
+    levels = np.unique(candidates)
+    flagged = 1 - np.searchsorted(np.sort(pool), levels, side="left") / len(pool)
+    fitting = levels[flagged <= most + 1e-9]
+    return float(fitting[0] if len(fitting) else np.nextafter(levels[-1], np.inf))
 
 
 def performance_at_threshold(

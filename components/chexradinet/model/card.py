@@ -88,8 +88,8 @@ def _calibration(info: "BundleInfo") -> str:
     where = f"{_shown(found.get('num_images'))} images of the {_shown(found.get('split'))} split"
     lines = [
         f"- Probabilities: {found.get('method', 'not recorded')}; fitted on {where}.",
-        f"- Operating thresholds: {found.get('rule', 'not recorded')}; the target is "
-        f"{_shown(found.get('target_sensitivity'))}, on the same images.",
+        f"- Operating thresholds: {found.get('rule', 'not recorded')}{_target(found)}, "
+        "on the same images.",
     ]
     for name, one in (found.get("findings") or {}).items():
         if one.get("status") == "not_calibrated":
@@ -99,6 +99,11 @@ def _calibration(info: "BundleInfo") -> str:
     if outside:
         lines.append(f"- Unlike the training data: {outside}")
     return "\n".join([*head, *lines, ""])
+
+
+def _target(calibration: dict[str, Any]) -> str:
+    target = calibration.get("target_sensitivity")
+    return "" if target is None else f"; the target is {_shown(target)}"
 
 
 def _results(info: "BundleInfo") -> str:

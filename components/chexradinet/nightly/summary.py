@@ -34,10 +34,10 @@ def waiting_images(
     Args:
         images: Of one plan.
         findings: Of its model, in order.
-        calibrated: Those whose scores are probabilities. Only they give priority; where there is
-            none, all do.
+        calibrated: Those whose scores are probabilities. Only they give priority; the others are
+            not assessed.
     """
-    ranked = frozenset(calibrated or findings)
+    ranked = frozenset(calibrated)
     return [
         WaitingImage(
             study_uid=image.study_uid,
@@ -48,6 +48,7 @@ def waiting_images(
                 if finding in ranked
             },
             flagged=flagged_findings(image, findings),
+            not_assessed=[finding for finding in findings if finding not in ranked],
             notes=[
                 *(code for code in image.quality.split(";") if code),
                 *(("out_of_distribution",) if image.out_of_distribution else ()),
@@ -150,6 +151,7 @@ def night_report(
         },
         num_flagged=num_flagged(merged, findings),
         thresholds=thresholds,
+        operating_points=(model.info.metrics.get("test") or {}).get("operating_points") or {},
         drift=found_drift,
         reference={
             finding: distributions[f"score:{finding}"]

@@ -10,7 +10,7 @@ def evaluate(
     region_threshold: float,
     bin_width: float,
     bootstrap_samples: int,
-    target_sensitivity: float,
+    target_sensitivity: str,
     seed: int,
     accelerator_type: str,
     accelerators: str,

@@ -239,6 +239,7 @@ def _summary(document: dict[str, Any]) -> dict[str, Any]:
         "ci95_mean_auroc": test["ci95"]["mean_auroc"],
         "auroc": test["auroc"],
         "ece": test["ece"],
+        "operating_points": test["operating_points"],
         "localization": {
             key: value for key, value in test["localization"].items() if not isinstance(value, dict)
         },

@@ -34,7 +34,7 @@ from chexradinet.errors import ConfigError
         (lambda: RegionConfig(blur_px=4), "blur_px is 4"),
         (lambda: RegionConfig(border_px=0), "border_px is 0"),
         (lambda: RadiomicsConfig(bin_width=0), "bin_width is 0"),
-        (lambda: EvaluationConfig(target_sensitivity=1.0), "target_sensitivity is 1.0"),
+        (lambda: EvaluationConfig(target_sensitivity="1.0"), "target_sensitivity is '1.0'"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from chexradinet.config import EvaluationConfig
-from chexradinet.errors import EvaluationError, MismatchError
+from chexradinet.config import EvaluationConfig, ThresholdRule
+from chexradinet.errors import ConfigError, EvaluationError, MismatchError
 from chexradinet.evaluation.calibration import (
     NOT_CALIBRATED,
     PLATT,
@@ -199,3 +199,65 @@ def test_a_calibration_of_other_findings_is_refused() -> None:
         apply_calibration(calibration.as_dict(), ["Mass", "Edema"], logits)
     with pytest.raises(EvaluationError, match="belong together"):
         fit_calibration(logits, logits, ["Mass"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "target", "threshold"),
+    [
+        (ThresholdRule.SENSITIVITY, 0.75, 0.4),
+        (ThresholdRule.SPECIFICITY, 0.75, 0.6),
+        (ThresholdRule.SPECIFICITY, 0.5, 0.4),
+        (ThresholdRule.FLAG_RATE, 0.5, 0.5),
+        (ThresholdRule.FLAG_RATE, 0.49, 0.6),
+    ],
+)
+def test_a_threshold_is_the_one_that_holds_its_rule(
+    rule: ThresholdRule, target: float, threshold: float
+) -> None:
+    # Negatives at .1, .3, .5, .7; positives at .2, .4, .6, .8.
+    found = operating_threshold(np.arange(8) % 2, np.arange(1, 9) / 10, target, rule)
+    assert found is not None
+    assert found["threshold"] == pytest.approx(threshold)
+
+
+def test_ties_that_leave_no_threshold_flag_nothing() -> None:
+    labels, same = np.array([1.0, 0.0, 0.0]), np.full(3, 0.5)
+    for rule in (ThresholdRule.SPECIFICITY, ThresholdRule.FLAG_RATE):
+        target = 0.9 if rule == ThresholdRule.SPECIFICITY else 0.1
+        found = operating_threshold(labels, same, target, rule)
+        assert found is not None
+        assert found["threshold"] is not None
+        assert not (same >= found["threshold"]).any()
+
+
+def test_a_flag_rate_counts_x_rays_of_unknown_label() -> None:
+    labels, probabilities = np.array([1.0, 0, np.nan, np.nan]), np.array([0.1, 0.2, 0.3, 0.4])
+    found = operating_threshold(labels, probabilities, 0.5, ThresholdRule.FLAG_RATE)
+    assert found is not None
+    assert found["threshold"] == 0.3
+
+
+def test_each_finding_has_the_target_it_was_given_and_says_so() -> None:
+    first, logits = _logistic(400, 0.5, -1.0, 4)
+    table, both = np.stack([first, first], axis=1), np.stack([logits, logits], axis=1)
+    config = EvaluationConfig(target_sensitivity="0.9,Nodule=specificity:0.8")
+    found = fit_calibration(table, both, ["Mass", "Nodule"], config)
+    mass, nodule = found.findings["Mass"], found.findings["Nodule"]
+    assert (mass.rule, nodule.rule) == ("sensitivity:0.9", "specificity:0.8")
+    assert mass.sensitivity is not None
+    assert mass.sensitivity >= 0.9
+    assert nodule.specificity is not None
+    assert 0.8 <= nodule.specificity < 0.81
+    assert "0.9,Nodule=specificity:0.8" in found.rule
+    with pytest.raises(ConfigError, match="names Nodle"):
+        fit_calibration(
+            table, both, ["Mass", "Nodule"], EvaluationConfig(target_sensitivity="0.9,Nodle=0.8")
+        )
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "0", "nan", "Mass=0.8", "0.9,Mass=2", "0.9,0.8", "0.9,Mass=speed:0.1", "x"]
+)
+def test_targets_that_cannot_be_read_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="target_sensitivity is"):
+        EvaluationConfig(target_sensitivity=text)

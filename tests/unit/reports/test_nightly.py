@@ -8,7 +8,12 @@ import pytest
 
 from chexradinet.config.nightly import WorklistConfig
 from chexradinet.evaluation.reference import numeric_distribution
-from chexradinet.reports.nightly import NightReport, OutsideXRay, write_night_report
+from chexradinet.reports.nightly import (
+    FlaggedCase,
+    NightReport,
+    OutsideXRay,
+    write_night_report,
+)
 from chexradinet.reports.plots import reference_density, score_histograms
 from chexradinet.reports.worklist import (
     Omissions,
@@ -59,6 +64,38 @@ def list_page(tmp_path: Path, omissions: Omissions | None) -> str:
 def test_a_night_without_anything_has_a_page(tmp_path: Path) -> None:
     nothing = {"num_planned": 0, "num_scored": 0, "num_studies": 0, "probabilities": {}}
     assert "No X-ray was scored." in page(tmp_path, **nothing)
+
+
+def test_a_model_without_any_threshold_does_not_reassure(tmp_path: Path) -> None:
+    found = page(tmp_path, thresholds={"Mass": None})
+    assert "Not assessed: Mass." in found
+    assert "Not assessed: the model has no operating threshold." in found
+    assert "Scores are not calibrated." in found
+    for reassuring in ("was flagged", "not flagged", "mean probability", "calibrated probab"):
+        assert reassuring not in found
+
+
+def test_a_finding_without_a_threshold_is_not_assessed_beside_one_that_is(tmp_path: Path) -> None:
+    found = page(
+        tmp_path,
+        probabilities={"Mass": [0.1, 0.3], "Pleural_Thickening": [0.2, 0.9]},
+        num_flagged={"Mass": 0, "Pleural_Thickening": 0},
+        thresholds={"Mass": 0.5, "Pleural_Thickening": None},
+    )
+    assert "No X-ray was flagged for Mass. Not assessed: Pleural Thickening." in found
+    assert '<th scope="row" class="text">Mass</th>' in found
+    assert '<th scope="row" class="text">Pleural Thickening</th>' not in found
+
+
+def test_beside_each_flag_stands_how_far_its_threshold_can_be_trusted(tmp_path: Path) -> None:
+    case = FlaggedCase(png=b"", study_uid="1.2", finding="Mass", probability=0.8, threshold=0.5)
+    points = {"Mass": {"threshold": 0.5, "sensitivity": 0.914, "specificity": 0.4}}
+    found = page(tmp_path, num_flagged={"Mass": 1}, cases=[case], operating_points=points)
+    assert "(threshold 0.50: sensitivity 91%, specificity 40%)" in found
+    assert "<td>0.914</td><td>0.400</td>" in found
+    bare = page(tmp_path, num_flagged={"Mass": 1}, cases=[case])
+    assert "(threshold 0.50), study" in bare
+    assert "sensitivity" not in bare
 
 
 def test_objects_without_a_score_are_counted_by_reason_and_not_named(tmp_path: Path) -> None:

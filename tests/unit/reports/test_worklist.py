@@ -106,6 +106,27 @@ def test_csv_has_a_line_a_study_and_text_is_quoted() -> None:
     assert (row["study_uid"], row["position"], row["flagged_findings"]) == ('1,"2', "1", "Mass")
 
 
+def test_a_study_whose_scores_are_not_calibrated_is_not_assessed_and_has_no_priority(
+    tmp_path: Path,
+) -> None:
+    waiting = WaitingImage(
+        study_uid="1.2",
+        arrived=UNTIL - timedelta(hours=1),
+        probabilities={},
+        flagged=[],
+        not_assessed=["Mass", "Pleural_Thickening"],
+    )
+    entries = worklist([image("1.3", Fibrosis=0.01), waiting], UNTIL, WorklistConfig())
+    assert [entry.study_uid for entry in entries] == ["1.3", "1.2"]
+    found = page(tmp_path, entries)
+    assert "<small>not assessed: Mass, Pleural Thickening</small>" in found
+    assert '<td class="text">not assessed</td>' in found
+    assert "0.00" not in found.partition("study-1.2")[2]
+    row = list(csv.DictReader(io.StringIO(worklist_csv(entries))))[1]
+    assert (row["priority"], row["top_finding"], row["top_probability"]) == ("", "", "")
+    assert row["not_assessed"] == "Mass;Pleural_Thickening"
+
+
 def test_the_page_says_the_rule_and_escapes_what_comes_from_outside(tmp_path: Path) -> None:
     entries = worklist([image("<script>", 100.0, Mass=0.7)], UNTIL, WorklistConfig())
     found = page(tmp_path, entries)

@@ -116,6 +116,11 @@ def test_the_best_bundle_carries_what_scoring_needs(judged: Path) -> None:
     loaded = load_bundle(judged / "best")
     assert loaded.info.calibration is not None
     assert set(loaded.info.thresholds or {}) == set(loaded.info.findings)
+    points = loaded.info.metrics["test"]["operating_points"]
+    assert set(points) == set(loaded.info.findings)
+    assert all(
+        set(point) == {"threshold", "sensitivity", "specificity"} for point in points.values()
+    )
     reference = loaded.info.reference or {}
     assert reference["num_images"] == 12
     # Twelve images are too few for an embedding space, and the bundle says so.
