@@ -1,8 +1,11 @@
 """Reading and writing what passes between stages: atomic, versioned, checked.
 
 A directory artifact is written beside its place under a temporary name and renamed when complete,
-so a killed stage leaves nothing that the next one would take for whole. Every document and table
-carries its kind and schema version; a reader refuses what it does not know, naming both versions.
+so a killed stage leaves nothing that the next one would take for whole. An older one is moved aside
+before and removed after, and put back if a kill came in between. A path that a user gives is
+checked before any work: a stage writes to a new place, an empty directory, or over an older
+artifact of its own kind. Every document and table carries its kind and schema version; a reader
+refuses what it does not know, naming both versions.
 """
 
 import hashlib
@@ -12,6 +15,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,108 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chexradinet.errors import ArtifactError, SchemaError
-from chexradinet.replacing import TABLE_KEY, Head, require_replaceable
+from chexradinet.errors import ArtifactError, ConfigError, SchemaError
+
+TABLE_KEY = b"chexradinet"
+"""Key of a Parquet file's metadata under which its kind and schema version are."""
 
 _CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The file by which a directory is known for an artifact of some kind."""
+
+    name: str
+    """Name of a JSON document or a Parquet table, at the directory's top."""
+    kind: str
+    """Kind, as the document or table states it."""
+
+    def is_in(self, directory: Path) -> bool:
+        """Tell whether a directory is an artifact of this kind, of whatever schema version."""
+        return _kind_of(directory / self.name) == self.kind
+
+
+def require_replaceable(target: Path, head: Head) -> None:
+    """Refuse a target that holds anything but an older artifact of the same kind.
+
+    Args:
+        target: Directory that a stage is about to make. Its parents are made here.
+        head: Head of the artifact that it will be.
+
+    Raises:
+        ConfigError: the target has no name, cannot be made, is a file, or is a directory with other
+            content; artifacts are flat, so one with a folder in it is refused too.
+    """
+    if target.name in ("", ".."):
+        raise ConfigError(f"{target} cannot be made; give the new directory a name of its own")
+    try:
+        _try_to_make(target)
+        _settle(target)
+        if os.path.lexists(target):
+            _require_own(target, head)
+    except OSError as error:
+        raise ConfigError(
+            f"{target} cannot be made: {error.strerror}; give another path, or change its rights"
+        ) from error
+
+
+def require_file(target: Path, suffix: str) -> None:
+    """Refuse a file that cannot be written, or whose name says that it is of another kind.
+
+    Raises:
+        ConfigError: its name does not end in `suffix`, it is a directory, or cannot be made.
+    """
+    if target.suffix.casefold() != suffix:
+        raise ConfigError(f"{target} does not end in {suffix}; give a file's name that does")
+    try:
+        _try_to_make(target)
+        if target.is_dir():
+            raise ConfigError(f"{target} is a directory; give the path of a file in it")
+    except OSError as error:
+        raise ConfigError(
+            f"{target} cannot be written: {error.strerror}; give another path, or change its rights"
+        ) from error
+
+
+def _try_to_make(target: Path) -> None:
+    """Make and remove a directory beside the target, with a name as long as any used later."""
+    trial = _temporary_sibling(target)
+    trial.mkdir()
+    trial.rmdir()
+
+
+def _require_own(target: Path, head: Head) -> None:
+    if not target.is_dir():
+        what = "a link that leads to no directory" if target.is_symlink() else "a file"
+        raise ConfigError(f"{target} is {what}; give the path of a directory to make")
+    entries = list(target.iterdir())
+    if not entries:
+        return
+    if not head.is_in(target):
+        raise ConfigError(
+            f"{target} is not empty and has no {head.name} of kind {head.kind!r}, so nothing in it "
+            "is replaced; give another path, or empty it yourself"
+        )
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    if folders:
+        raise ConfigError(
+            f"{target} holds folders beside {head.name}, which this program did not make; move "
+            f"them ({', '.join(sorted(folders)[:3])}) away, or give another path"
+        )
+
+
+def _kind_of(path: Path) -> str | None:
+    document: Any
+    try:
+        if path.suffix == ".parquet":
+            document = _head_of(pq.read_schema(path))
+        else:
+            document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, pa.ArrowException):
+        return None
+    kind = document.get("kind") if isinstance(document, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def _temporary_sibling(target: Path) -> Path:
@@ -47,7 +149,7 @@ def writing_directory(target: Path, head: Head | None) -> Iterator[Path]:
 
     Args:
         target: Directory to make.
-        head: Of the artifact that it becomes; only an older one of its kind is replaced. None
+        head: Head of the artifact that it becomes; only an older one of its kind is replaced. None
             replaces whatever is there: for places that no user names.
 
     Raises:
@@ -68,8 +170,8 @@ def put_in_place(complete: Path, target: Path, head: Head | None) -> None:
     """Rename a complete directory to `target` on its file system, in place of an older one.
 
     Args:
-        complete: The directory.
-        target: Where it goes.
+        complete: Directory to rename.
+        target: Its new name.
         head: As `writing_directory` takes it.
 
     Raises:
@@ -79,12 +181,32 @@ def put_in_place(complete: Path, target: Path, head: Head | None) -> None:
         _sync(path)
     if head is not None:
         require_replaceable(target, head)
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    elif target.exists():
-        target.unlink()
+    _settle(target)
+    older = _aside(target)
+    if os.path.lexists(target):
+        target.rename(older)
     complete.replace(target)
     _sync(target.parent)
+    _remove(older)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.before-chexradinet")
+
+
+def _settle(target: Path) -> None:
+    """End a replacement that a kill broke off: the older artifact is put back, or removed."""
+    older = _aside(target)
+    if os.path.lexists(older) and not os.path.lexists(target):
+        older.rename(target)
+    _remove(older)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -148,16 +270,16 @@ def read_document(path: Path, kind: str, version: int) -> dict[str, Any]:
     """Read a JSON document of one kind and schema version.
 
     Raises:
-        ArtifactError: it is missing, no JSON object, or of another kind or version.
+        ArtifactError: it is missing, not a JSON object, or of another kind or version.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing; needed is a {kind!r} artifact") from error
+        raise ArtifactError(f"{path} is missing; a {kind!r} artifact is needed") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is not JSON ({error}); make the artifact again") from error
     if not isinstance(document, dict):
-        raise ArtifactError(f"{path} holds no JSON object; make the artifact again")
+        raise ArtifactError(f"{path} does not hold a JSON object; make the artifact again")
     check_schema(document, kind, version, path)
     return document
 
@@ -170,11 +292,9 @@ def write_table(
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a Parquet table with its kind, schema version and provenance, atomically."""
-    head = {"schema": version, "kind": kind, "provenance": dict(provenance or {})}
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    table = table.replace_schema_metadata(
-        {**(table.schema.metadata or {}), TABLE_KEY: json.dumps(head, sort_keys=True).encode()}
-    )
+    kept = table.schema.metadata or {}
+    table = table.replace_schema_metadata({**kept, **_head(kind, version, provenance or {})})
     with writing_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
@@ -183,15 +303,17 @@ def read_table(path: Path, kind: str, version: int) -> tuple[pd.DataFrame, dict[
     """Read a Parquet table of one kind and schema version; return it and its provenance.
 
     Raises:
-        ArtifactError: it is missing, no Parquet file, or of another kind or version.
+        ArtifactError: it is missing, not a Parquet file, or of another kind or version.
     """
     try:
         table = pq.read_table(path)
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing; needed is a {kind!r} table") from error
+        raise ArtifactError(f"{path} is missing; a {kind!r} table is needed") from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise ArtifactError(f"{path} is no whole Parquet file ({error}); make it again") from error
-    head = json.loads((table.schema.metadata or {}).get(TABLE_KEY, b"{}"))
+        raise ArtifactError(
+            f"{path} is not a whole Parquet file ({error}); make it again"
+        ) from error
+    head = _head_of(table.schema)
     check_schema(head, kind, version, path)
     provenance: dict[str, Any] = head["provenance"]
     return table.to_pandas(), provenance
@@ -199,8 +321,7 @@ def read_table(path: Path, kind: str, version: int) -> tuple[pd.DataFrame, dict[
 
 def table_bytes(table: pa.Table, kind: str, version: int) -> bytes:
     """Return a Parquet file with its kind and schema version; equal tables give equal bytes."""
-    head = {"schema": version, "kind": kind, "provenance": {}}
-    described = table.replace_schema_metadata({TABLE_KEY: json.dumps(head, sort_keys=True)})
+    described = table.replace_schema_metadata(_head(kind, version, {}))
     sink = pa.BufferOutputStream()
     pq.write_table(described, sink, compression="zstd")
     written: bytes = sink.getvalue().to_pybytes()
@@ -211,12 +332,21 @@ def table_of(data: bytes, kind: str, version: int, where: str) -> pa.Table:
     """Read what `table_bytes` wrote.
 
     Raises:
-        ArtifactError: the bytes are no Parquet file, or of another kind or version.
+        ArtifactError: the bytes are not a Parquet file, or of another kind or version.
     """
     try:
         table = pq.read_table(pa.BufferReader(data))
     except (pa.ArrowInvalid, OSError) as error:
-        raise ArtifactError(f"{where} is no whole Parquet file ({error}); restore it") from error
-    head = json.loads((table.schema.metadata or {}).get(TABLE_KEY, b"{}"))
-    check_schema(head, kind, version, Path(where))
+        raise ArtifactError(f"{where} is not a whole Parquet file ({error}); restore it") from error
+    check_schema(_head_of(table.schema), kind, version, Path(where))
     return table
+
+
+def _head(kind: str, version: int, provenance: Mapping[str, Any]) -> dict[bytes, bytes]:
+    head = {"schema": version, "kind": kind, "provenance": dict(provenance)}
+    return {TABLE_KEY: json.dumps(head, sort_keys=True).encode()}
+
+
+def _head_of(schema: pa.Schema) -> dict[str, Any]:
+    head: dict[str, Any] = json.loads((schema.metadata or {}).get(TABLE_KEY, b"{}"))
+    return head

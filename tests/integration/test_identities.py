@@ -106,7 +106,7 @@ def test_every_stage_works_with_its_own_identity_and_nothing_is_denied(
 
     site.become("ingest")
     config = IngestConfig(
-        preprocessing=PreprocessingConfig(image_side=64), num_workers=1, shard_size=16
+        preprocessing=PreprocessingConfig(image_side=64), ingest_workers=1, ingest_shard_size=16
     )
     dataset = tmp_path / "dataset"
     ingest_to("s3://chexradinet-training/demo", str(dataset), config)
@@ -119,10 +119,10 @@ def test_every_stage_works_with_its_own_identity_and_nothing_is_denied(
     retrain(
         tmp_path / "round-0",
         dataset,
-        tmp_path / "no-features",
+        [],
         tmp_path / "round-1",
         round_number=1,
-        guidance=GuidanceConfig(recipe=GuidanceRecipe.NONE),
+        guidance=GuidanceConfig(guidance=GuidanceRecipe.NONE),
         config=TRAINING,
     )
     evaluate(

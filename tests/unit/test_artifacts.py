@@ -1,18 +1,25 @@
 """Artifacts are whole or absent, and readers refuse what they do not know."""
 
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from chexradinet.artifacts import (
+    Head,
     read_document,
     read_table,
+    require_file,
+    require_replaceable,
     sha256_of,
     write_document,
     write_table,
@@ -20,7 +27,6 @@ from chexradinet.artifacts import (
     writing_file,
 )
 from chexradinet.errors import ArtifactError, ConfigError
-from chexradinet.replacing import Head
 
 HEAD = Head("dataset.json", "dataset")
 
@@ -139,7 +145,7 @@ def test_a_truncated_table_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "regions.parquet"
     write_table(path, pd.DataFrame({"a": range(1000)}), "regions", 1)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ArtifactError, match="no whole Parquet file"):
+    with pytest.raises(ArtifactError, match="not a whole Parquet file"):
         read_table(path, "regions", 1)
 
 
@@ -149,3 +155,155 @@ def test_equal_tables_have_equal_bytes(tmp_path: Path) -> None:
         write_table(tmp_path / name, frame, "regions", 1, {"b": 1, "a": 2})
         time.sleep(0.01)
     assert sha256_of(tmp_path / "one") == sha256_of(tmp_path / "two")
+
+
+STEPS = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")
+
+
+def killed_before(step: int, target: Path) -> bool:
+    """Replace an artifact in another process, and end it before its n-th change of the disk."""
+    child = os.fork()
+    if child == 0:
+        left = itertools.count(step - 1, -1)
+
+        def counted(change: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+                if next(left) == 0:
+                    os._exit(9)
+                return change(*args, **kwargs)
+
+            return call
+
+        for name in STEPS:
+            setattr(os, name, counted(getattr(os, name)))
+        require_replaceable(target, HEAD)
+        write_artifact(target, "new")
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def write_artifact(target: Path, text: str) -> None:
+    with writing_directory(target, HEAD) as folder:
+        write_document(folder / HEAD.name, HEAD.kind, 1, {"text": text})
+
+
+def test_a_kill_at_any_step_of_a_replacement_loses_neither_the_old_nor_the_new(
+    tmp_path: Path,
+) -> None:
+    target = tmp_path / "dataset"
+    aside = 0
+    for step in itertools.count(1):
+        write_artifact(target, "old")
+        killed = killed_before(step, target)
+        aside += not target.exists()
+        require_replaceable(target, HEAD)
+        text = read_document(target / HEAD.name, HEAD.kind, 1)["text"]
+        assert text in ("old", "new")
+        if not killed:
+            assert text == "new"
+            break
+        write_artifact(target, "newest")
+        assert read_document(target / HEAD.name, HEAD.kind, 1)["text"] == "newest"
+        assert [path for path in tmp_path.iterdir() if "before" in path.name] == []
+        for left in tmp_path.glob(".dataset.partial-*"):
+            shutil.rmtree(left)
+    assert step > 8
+    assert aside == 1
+
+
+REGIONS = Head("regions.parquet", "regions")
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "dataset"
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_new_place_and_empty_directory_are_taken(target: Path) -> None:
+    require_replaceable(target, HEAD)
+    assert files_of(target.parent) == []
+    target.mkdir()
+    require_replaceable(target, HEAD)
+    assert files_of(target.parent) == ["dataset"]
+
+
+def test_older_artifact_of_the_same_kind_is_replaced_also_one_of_another_schema(
+    target: Path,
+) -> None:
+    target.mkdir(parents=True)
+    write_document(target / "dataset.json", "dataset", 99, {})
+    require_replaceable(target, HEAD)
+    write_table(target / "regions.parquet", pd.DataFrame({"a": [1]}), "regions", 1)
+    require_replaceable(target, REGIONS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[1]", b'{"kind": 5}', b'{"kind": "bundle"}', b"\xff\xfe", b"[" * 100_000],
+)
+def test_document_of_another_kind_protects_what_lies_beside_it(
+    target: Path, content: bytes
+) -> None:
+    target.mkdir(parents=True)
+    (target / "dataset.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"no dataset\.json of kind 'dataset'"):
+        require_replaceable(target, HEAD)
+
+
+def test_table_of_another_kind_or_of_somebody_else_protects_its_directory(target: Path) -> None:
+    target.mkdir(parents=True)
+    pd.DataFrame({"a": [1]}).to_parquet(target / "regions.parquet")
+    with pytest.raises(ConfigError, match="not empty"):
+        require_replaceable(target, REGIONS)
+    (target / "regions.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match="not empty"):
+        require_replaceable(target, REGIONS)
+
+
+def test_folder_inside_an_artifact_is_not_lost_with_it(target: Path) -> None:
+    (target / "my notes").mkdir(parents=True)
+    write_document(target / "dataset.json", "dataset", 1, {})
+    with pytest.raises(ConfigError, match="my notes"):
+        require_replaceable(target, HEAD)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("/", "a name of its own"),
+        (".", "a name of its own"),
+        ("..", "a name of its own"),
+        ("{folder}/file", "is a file"),
+        ("{folder}/file/dataset", "cannot be made: (Not a directory|File exists)"),
+        ("{folder}/nowhere", "leads to no directory"),
+        ("/proc/x/dataset", "cannot be made"),
+        ("{folder}/" + "x" * 300, "cannot be made: File name too long"),
+        ("{folder}/" + "x" * 240, "cannot be made: File name too long"),
+    ],
+)
+def test_path_that_cannot_become_a_directory_is_told(tmp_path: Path, name: str, told: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError, match=told):
+        require_replaceable(Path(name.format(folder=tmp_path)), HEAD)
+    assert files_of(tmp_path) == ["file", "nowhere"]
+
+
+def test_file_is_checked_by_its_name_and_by_whether_it_can_be_made(tmp_path: Path) -> None:
+    require_file(tmp_path / "new" / "report.html", ".html")
+    assert files_of(tmp_path / "new") == []
+    for path, told in (
+        (tmp_path / "labels.csv", "does not end in .html"),
+        (tmp_path, "does not end in .html"),
+        (Path("/proc/nope/report.html"), "cannot be written"),
+        (tmp_path / ("x" * 300 + ".html"), "File name too long"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            require_file(path, ".html")
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(ConfigError, match="is a directory"):
+        require_file(tmp_path / "folder.html", ".html")

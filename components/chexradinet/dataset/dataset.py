@@ -24,11 +24,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chexradinet.artifacts import read_document, read_table, sha256_of
+from chexradinet.artifacts import Head, read_document, read_table, sha256_of
 from chexradinet.config import PreprocessingConfig, QualityConfig, digest_of
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.records import Box, Geometry, LabelledBox, RejectReason, Split, View
-from chexradinet.replacing import Head
 
 Pixels = NDArray[np.uint8]
 """8-bit grey levels, 0 black."""

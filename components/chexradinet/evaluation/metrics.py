@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from chexradinet.artifacts import read_document, write_document
+from chexradinet.artifacts import Head, read_document, write_document
 from chexradinet.errors import ArtifactError
 from chexradinet.evaluation.localization import LOCALIZATION_KEYS
-from chexradinet.replacing import Head
 
 KIND = "metrics"
 """Kind of the document."""

@@ -4,11 +4,11 @@ import os
 import re
 from pathlib import Path
 
+from chexradinet.artifacts import require_file, require_replaceable
 from chexradinet.config import IngestConfig
 from chexradinet.dataset.dataset import DATASET_HEAD
 from chexradinet.errors import ConfigError
 from chexradinet.ingest.sources import is_archive
-from chexradinet.replacing import require_file, require_replaceable
 from chexradinet.store import exists, join_uri, open_store, parse_uri
 
 DATASET_FILES = re.compile(

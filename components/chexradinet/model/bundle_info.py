@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from chexradinet.artifacts import read_document, sha256_of, write_document, writing_directory
+from chexradinet.artifacts import Head, read_document, sha256_of, write_document, writing_directory
 from chexradinet.config import (
     NetworkConfig,
     PreprocessingConfig,
@@ -22,7 +22,6 @@ from chexradinet.config import (
     digest_of,
 )
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
-from chexradinet.replacing import Head
 
 KIND = "bundle"
 SCHEMA = 1

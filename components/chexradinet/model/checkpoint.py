@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from chexradinet.artifacts import read_document, sha256_of, write_document, writing_directory
+from chexradinet.artifacts import Head, read_document, sha256_of, write_document, writing_directory
 from chexradinet.errors import ArtifactError, MismatchError
-from chexradinet.replacing import Head
 
 KIND = "training-checkpoint"
 SCHEMA = 1

@@ -15,12 +15,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chexradinet.artifacts import read_table, sha256_of, write_table, writing_directory
+from chexradinet.artifacts import Head, read_table, sha256_of, write_table, writing_directory
 from chexradinet.config import canonical_json
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.records import FeatureStatus, Region
 from chexradinet.regions.feature_names import FEATURE_NAMES
-from chexradinet.replacing import Head
 
 BOX_COLUMNS = ("top", "left", "bottom", "right")
 """Half-open box in model pixels; NaN where the status is not `ok`."""

@@ -38,7 +38,7 @@ from chexradinet.store.uri import check_key
 
 _CHECKSUM = "user.chexradinet.sha256"
 # The names of `artifacts.writing_file` and `writing_directory`, and ours: not there yet.
-_IN_THE_MAKING = re.compile(r"^\..*\.(partial|before)-[0-9a-f]{12}$", re.DOTALL)
+_IN_THE_MAKING = re.compile(r"^\..*\.(partial-[0-9a-f]{12}|before-chexradinet)$", re.DOTALL)
 _NO_ATTRIBUTES = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _logger = logging.getLogger(__name__)
 

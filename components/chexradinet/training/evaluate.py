@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chexradinet.artifacts import writing_directory
+from chexradinet.artifacts import require_replaceable, writing_directory
 from chexradinet.config import EvaluationConfig, RadiomicsConfig, RegionConfig
 from chexradinet.dataset.dataset import Dataset, open_dataset, read_headers
 from chexradinet.errors import ArtifactError, ConfigError
@@ -42,7 +42,6 @@ from chexradinet.model.bundle import BUNDLE_HEAD, read_bundle_info, replace_info
 from chexradinet.model.inference import predict
 from chexradinet.monitoring import TrainingTelemetry, push
 from chexradinet.records import Split
-from chexradinet.replacing import require_replaceable
 from chexradinet.reports.evaluation import report_figures, write_report
 from chexradinet.watching import watched
 

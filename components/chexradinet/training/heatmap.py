@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from chexradinet.artifacts import require_replaceable
 from chexradinet.config import RegionConfig
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.model.bundle import load_bundle, require_match
@@ -11,7 +12,6 @@ from chexradinet.model.inference import predict
 from chexradinet.records import Split
 from chexradinet.regions.extract import extract_regions, guiding_findings
 from chexradinet.regions.tables import REGIONS_HEAD, regions_table, write_regions
-from chexradinet.replacing import require_replaceable
 from chexradinet.training.radiomics import Shard
 from chexradinet.watching import watched
 

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chexradinet.artifacts import write_document, writing_directory
+from chexradinet.artifacts import Head, require_replaceable, write_document, writing_directory
 from chexradinet.config import RadiomicsConfig, RegionConfig, require
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import MismatchError
 from chexradinet.processors import available_processors
 from chexradinet.regions.radiomics import extract_features
 from chexradinet.regions.tables import FEATURES_HEAD, read_regions, write_features
-from chexradinet.replacing import Head, require_replaceable
 from chexradinet.watching import watched
 
 

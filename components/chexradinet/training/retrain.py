@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from chexradinet.artifacts import require_replaceable
 from chexradinet.config import GuidanceConfig, GuidanceRecipe, TrainConfig, digest_of
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
@@ -24,7 +25,6 @@ from chexradinet.model.training import Regions, fit, run_digest
 from chexradinet.records import FeatureStatus, Split
 from chexradinet.regions.normalisation import fit_normalisation
 from chexradinet.regions.tables import FeaturesArtifact, read_feature_shards
-from chexradinet.replacing import require_replaceable
 from chexradinet.training.preemption import safeguard
 from chexradinet.training.train import round_summary, training_data
 from chexradinet.watching import Heartbeat, watched

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from chexradinet.artifacts import require_replaceable
 from chexradinet.config import (
     GuidanceConfig,
     GuidanceRecipe,
@@ -19,7 +20,6 @@ from chexradinet.model.losses import build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights
 from chexradinet.model.training import TrainingData, fit, run_digest
 from chexradinet.records import Split
-from chexradinet.replacing import require_replaceable
 from chexradinet.store.opening import open_object
 from chexradinet.training.preemption import safeguard
 from chexradinet.watching import Heartbeat, watched

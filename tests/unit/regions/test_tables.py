@@ -134,7 +134,7 @@ def test_maps_of_another_run_are_refused(written: Path) -> None:
 def test_truncated_table_is_refused(written: Path) -> None:
     whole = (written / "regions.parquet").read_bytes()
     (written / "regions.parquet").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ArtifactError, match="no whole Parquet file"):
+    with pytest.raises(ArtifactError, match="not a whole Parquet file"):
         read_regions(written)
 
 
