@@ -166,6 +166,9 @@ def test_rows_name_files_by_name_or_by_sop_instance_uid(
     assert reasons(dataset) == {code("3"): "not_labelled", code(sop_uid(99)): "missing"}
 
 
+PIXELS = b"\xe0\x7f\x10\x00"
+
+
 def test_every_reason_code_reaches_the_rejections(
     source: Path, run: Callable[..., Dataset]
 ) -> None:
@@ -179,6 +182,7 @@ def test_every_reason_code_reaches_the_rejections(
         "not_chest": dicom(5, BodyPartExamined="HAND"),
         "multi_frame": dicom(6, NumberOfFrames="2"),
         "too_small": dicom(7, chest(7, side=20)),
+        "too_large": dicom(14).replace(PIXELS, b"\xdf\x7f\x10\x00CS\0\0" * 60_000 + PIXELS),
         "constant": dicom(8, np.full((64, 64), 7, np.uint8)),
         "under_age": dicom(10, PatientAge="009Y"),
         "inverted": dicom(11, 255 - chest(11)),
