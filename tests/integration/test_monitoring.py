@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import subprocess
 import time
@@ -14,11 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 from rich.console import Console
 
+from chexradinet.monitoring import STAGES
 from chexradinet.phantom import write_phantom
 from chexradinet.phantom.dicom import write_phantom_inbox
-from chexradinet.run_figures import STAGES
 from pipelines.compile import compile_nightly, compile_training
 from pipelines.parameters import load_compiled, parse_settings
 from pipelines.run import run_locally
@@ -129,14 +129,14 @@ def filled(gateway: str, prometheus: str, tmp_path_factory: pytest.TempPathFacto
     write_phantom(folder / "labelled", 300, 64, seed=1)
     write_phantom_inbox(folder / "inbox", NUM_NEW, 64, seed=2)
     (folder / "inbox" / "cut.dcm").write_bytes(b"no X-ray")
-    # The one thing that this machine lacks: the tool that tells how busy a GPU is.
-    (folder / "bin").mkdir()
-    (folder / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho 70\n")
-    (folder / "bin" / "nvidia-smi").chmod(0o755)
+    # The one thing that this machine lacks: a GPU, and the exporter that measures it.
+    registry = CollectorRegistry()
+    busy = Gauge("DCGM_FI_DEV_GPU_UTIL", "In percent.", ["pod", "gpu"], registry=registry)
+    busy.labels("chexradinet-training-abcde-1", "0").set(70)
+    push_to_gateway(gateway, "dcgm", registry)
     environment = {
         "PUSHGATEWAY_URL": f"http://{gateway}",
         "OMP_NUM_THREADS": "1",
-        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
     }
     models = f"models_uri={folder / 'models'}"
     inbox = f"inbox_uri={folder / 'inbox'}"
@@ -192,8 +192,6 @@ def test_figures_are_those_of_the_runs(filled: str) -> None:
     }
     assert stages["nightly"] == {"plan", "score", "collect"}
     assert stages["training"] == set(STAGES) - stages["nightly"]
-    (busy,) = query(filled, "chexradinet_training_gpu_utilisation_ratio")
-    assert busy["value"][1] == "0.7"
     (running,) = query(filled, "chexradinet_training_running")
     assert running["value"][1] == "0"
 

@@ -14,7 +14,19 @@ import pytest
 from prometheus_client import generate_latest
 
 from chexradinet import monitoring as telemetry
-from chexradinet.monitoring import NightlyTelemetry, RunTelemetry, TrainingTelemetry
+from chexradinet.errors import ConfigError, TrainingError
+from chexradinet.monitoring import (
+    ADDRESS_VARIABLE,
+    BACK_OFF_S,
+    DRIFT_KINDS,
+    PUSH_INTERVAL_S,
+    NightlyTelemetry,
+    ProgressReporter,
+    RunTelemetry,
+    TrainingTelemetry,
+    drift_ratios,
+    timed_stage,
+)
 from chexradinet.records import RejectReason
 
 DIGEST = "ab" * 32
@@ -45,7 +57,6 @@ def a_training() -> TrainingTelemetry:
         stage_seconds={"train": 600.0},
         mean_auroc={0: 0.71, 1: 0.74},
         localization={0: 0.3},
-        gpu_utilisation_ratio=0.8,
     )
 
 
@@ -98,7 +109,7 @@ def test_without_an_address_nothing_happens_and_it_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("PUSHGATEWAY_URL", raising=False)
-    telemetry._say_absent.cache_clear()
+    telemetry._log_absence.cache_clear()
     with caplog.at_level(logging.INFO):
         assert [telemetry.push(a_night()), telemetry.push(a_night())] == [False, False]
     assert [record.levelname for record in caplog.records] == ["INFO"]
@@ -236,17 +247,121 @@ def test_a_gateway_that_never_answers_is_given_up(
     assert "timed out" in caplog.text
 
 
-def test_no_gpu_is_none_and_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
-    assert telemetry.read_gpu_utilisation() is None
-    assert "gpu_utilisation" not in exposition(TrainingTelemetry())
-
-
-def test_utilisation_is_the_mean_over_the_gpus(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"stage_seconds": {"patient 12": 1.0}}, "stage_seconds"),
+        ({"flagged": {"effusion?": 1}}, "flagged"),
+        ({"drift": {"12345": 1.0}}, "drift"),
+        ({"rejected": {"because": 1}}, "rejected"),
+        ({"drift": {"age": float("nan")}}, "finite"),
+        ({"duration_seconds": -1.0}, "duration_seconds"),
+        ({"out_of_distribution_ratio": 1.5}, "out_of_distribution_ratio"),
+        ({"model_digest": "latest"}, "model_digest"),
+        ({"model_round": None}, "model_round"),
+        ({"model_round": 9}, "model_round"),
+    ],
+)
+def test_a_label_or_number_outside_its_list_is_refused(
+    changes: dict[str, object], named: str
 ) -> None:
-    folder = tmp_path_factory.mktemp("bin")
-    (folder / "nvidia-smi").write_text("#!/bin/sh\nprintf '100\\n50\\n'\n")
-    (folder / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder))
-    assert telemetry.read_gpu_utilisation() == 0.75
+    sound = {"model_digest": DIGEST, "model_round": 2}
+    with pytest.raises(ConfigError, match=named):
+        NightlyTelemetry(**(sound | changes))  # type: ignore[arg-type]
+
+
+def test_a_round_beyond_the_limit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="mean_auroc"):
+        TrainingTelemetry(mean_auroc={99: 0.5})
+
+
+def test_drift_is_above_one_exactly_where_the_alarm_is_raised() -> None:
+    p_values = {
+        "score:Mass": 0.5,
+        "score:Edema": 0.0004,
+        "metadata:age": 0.001,
+        "metadata:manufacturer": 0.0002,
+        "image:mean": 0.0005,
+        "embedding": 0.9,
+        "ood": 1.0,
+    }
+    ratios = drift_ratios(p_values, limit=0.0005)
+    assert {kind for kind, ratio in ratios.items() if ratio > 1} == {"scores", "manufacturer"}
+    assert ratios["scores"] == pytest.approx(1.25)
+    assert ratios["exposure"] == 1.0
+    assert set(ratios) == set(DRIFT_KINDS) - {"view", "sex"}
+    assert NightlyTelemetry(drift=ratios).drift == ratios
+
+
+class StandInGateway:
+    """Stands where `push` does, and for the clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pushed: list[TrainingTelemetry] = []
+        self.answers = True
+        self.now_s = 1000.0
+        monkeypatch.setattr(telemetry, "push", self.push)
+        monkeypatch.setattr("chexradinet.monitoring.time.monotonic", lambda: self.now_s)
+
+    def push(self, telemetry: TrainingTelemetry) -> bool:
+        """Take figures, or not."""
+        self.pushed.append(telemetry)
+        return self.answers
+
+
+@pytest.fixture
+def pushes(monkeypatch: pytest.MonkeyPatch) -> StandInGateway:
+    monkeypatch.setenv(ADDRESS_VARIABLE, "http://gateway:9091")
+    return StandInGateway(monkeypatch)
+
+
+def pushes_of(pushes: StandInGateway, seconds: int) -> int:
+    """Make a step each second; return how often something was pushed."""
+    heartbeat = ProgressReporter(None)
+    for step in range(seconds):
+        pushes.now_s += 1
+        heartbeat(step, seconds, 0.5)
+    return len(pushes.pushed)
+
+
+def test_without_a_gateway_nothing_is_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pushes = StandInGateway(monkeypatch)
+    monkeypatch.delenv(ADDRESS_VARIABLE, raising=False)
+    assert pushes_of(pushes, 300) == 0
+
+
+def test_each_step_is_handed_on() -> None:
+    steps: list[tuple[int, int, float]] = []
+    heartbeat = ProgressReporter(lambda *step: steps.append(step))
+    heartbeat(3, 10, 0.25)
+    assert steps == [(3, 10, 0.25)]
+
+
+def test_a_running_training_pushes_once_a_minute(pushes: StandInGateway) -> None:
+    assert pushes_of(pushes, 5 * int(PUSH_INTERVAL_S)) == 5
+    assert {one.success for one in pushes.pushed} == {None}
+
+
+def test_gateway_that_is_away_is_asked_seldom(pushes: StandInGateway) -> None:
+    pushes.answers = False
+    assert pushes_of(pushes, 2 * int(BACK_OFF_S)) == 2
+
+
+def test_stage_that_ends_well_tells_how_long_it_took(pushes: StandInGateway) -> None:
+    @timed_stage("ingest")
+    def stage() -> str:
+        pushes.now_s += 7.0
+        return "done"
+
+    assert stage() == "done"
+    assert [one.stage_seconds for one in pushes.pushed] == [{"ingest": 7.0}]
+
+
+def test_stage_that_fails_tells_nothing(pushes: StandInGateway) -> None:
+    @timed_stage("ingest")
+    def stage() -> None:
+        raise TrainingError("diverged")
+
+    with pytest.raises(TrainingError, match="diverged"):
+        stage()
+    assert pushes.pushed == []

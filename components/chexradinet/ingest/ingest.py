@@ -49,8 +49,8 @@ from chexradinet.ingest.sources import (
     open_source,
 )
 from chexradinet.ingest.targets import require_target
+from chexradinet.monitoring import timed_stage
 from chexradinet.records import RejectReason, Split
-from chexradinet.watching import watched
 
 Progress = Callable[[int, int], None]
 """Called with the number of files done and of all files to decode."""
@@ -58,7 +58,7 @@ Progress = Callable[[int, int], None]
 _logger = logging.getLogger(__name__)
 
 
-@watched("ingest")
+@timed_stage("ingest")
 def ingest(
     source: str,
     target: Path,

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from chexradinet.evaluation.drift import FALSE_ALARMS_PER_NIGHT, drift
 from chexradinet.evaluation.reference import Population
+from chexradinet.monitoring import NightlyTelemetry, drift_ratios
 from chexradinet.nightly.lease import store_time
 from chexradinet.nightly.ledger import Plan, completions, open_ledger, plan_numbers
 from chexradinet.nightly.merge import Merged, NightImage
@@ -23,7 +24,6 @@ from chexradinet.nightly.records import DUPLICATE, REJECTED, TIMINGS, Addresses
 from chexradinet.records import RejectReason
 from chexradinet.reports.nightly import FlaggedCase, NightReport, OutsideXRay
 from chexradinet.reports.worklist import WaitingImage
-from chexradinet.run_figures import NightlyTelemetry, drift_ratios
 
 
 def waiting_images(

@@ -40,10 +40,9 @@ from chexradinet.evaluation.reference import (
 )
 from chexradinet.model.bundle import BUNDLE_HEAD, read_bundle_info, replace_info
 from chexradinet.model.inference import predict
-from chexradinet.monitoring import TrainingTelemetry, push
+from chexradinet.monitoring import TrainingTelemetry, push, timed_stage
 from chexradinet.records import Split
 from chexradinet.reports.evaluation import report_figures, write_report
-from chexradinet.watching import watched
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ class Evaluation:
         return curve["fpr"], curve["tpr"], curve["thresholds"]
 
 
-@watched("evaluate")
+@timed_stage("evaluate")
 def evaluate(
     dataset: Path,
     arms: Arms,

@@ -9,14 +9,14 @@ from chexradinet.config import RegionConfig
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.model.bundle import load_bundle, require_match
 from chexradinet.model.inference import predict
+from chexradinet.monitoring import timed_stage
 from chexradinet.records import Split
 from chexradinet.regions.extract import extract_regions, guiding_findings
 from chexradinet.regions.tables import REGIONS_HEAD, regions_table, write_regions
 from chexradinet.training.radiomics import Shard
-from chexradinet.watching import watched
 
 
-@watched("heatmap")
+@timed_stage("heatmap")
 def heatmap(
     bundle: Path, dataset: Path, target: Path, config: RegionConfig, shard: Shard | None = None
 ) -> int:

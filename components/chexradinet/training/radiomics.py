@@ -12,10 +12,10 @@ from chexradinet.artifacts import Head, require_replaceable, write_document, wri
 from chexradinet.config import RadiomicsConfig, RegionConfig, require
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import MismatchError
+from chexradinet.monitoring import timed_stage
 from chexradinet.processors import available_processors
 from chexradinet.regions.radiomics import extract_features
 from chexradinet.regions.tables import FEATURES_HEAD, read_regions, write_features
-from chexradinet.watching import watched
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def skip(target: Path) -> None:
         write_document(folder / "skipped.json", "skipped", 1, {})
 
 
-@watched("radiomics")
+@timed_stage("radiomics")
 def radiomics(
     dataset: Path,
     regions: Path,

@@ -22,12 +22,12 @@ from chexradinet.model.bundle import (
     save_bundle,
 )
 from chexradinet.model.training import Regions, fit, run_digest
+from chexradinet.monitoring import ProgressReporter, timed_stage
 from chexradinet.records import FeatureStatus, Split
 from chexradinet.regions.normalisation import fit_normalisation
 from chexradinet.regions.tables import FeaturesArtifact, read_feature_shards
 from chexradinet.training.preemption import safeguard
 from chexradinet.training.train import round_summary, training_data
-from chexradinet.watching import Heartbeat, watched
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class RoundOutcome:
     """Whether the validation mean AUROC beat every earlier round's by more than the margin."""
 
 
-@watched("retrain")
+@timed_stage("retrain")
 def retrain(
     bundle: Path,
     dataset: Path,
@@ -99,7 +99,7 @@ def retrain(
         history = fit(
             *parts,
             regions=regions,
-            progress=Heartbeat(progress),
+            progress=ProgressReporter(progress),
             checkpoint=guard.checkpoint,
             should_stop=guard.should_stop,
             should_save=guard.should_save,

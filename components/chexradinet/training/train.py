@@ -19,16 +19,16 @@ from chexradinet.model.bundle import BUNDLE_HEAD, BundleInfo, model_card, save_b
 from chexradinet.model.losses import build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights
 from chexradinet.model.training import TrainingData, fit, run_digest
+from chexradinet.monitoring import ProgressReporter, timed_stage
 from chexradinet.records import Split
 from chexradinet.store.opening import open_object
 from chexradinet.training.preemption import safeguard
-from chexradinet.watching import Heartbeat, watched
 
 Progress = Callable[[int, int, float], None]
 """Called with the step, the number of steps and the loss."""
 
 
-@watched("train")
+@timed_stage("train")
 def train(
     dataset: Path,
     target: Path,
@@ -66,7 +66,7 @@ def train(
     with safeguard(run) as guard:
         history = fit(
             *parts,
-            progress=Heartbeat(progress),
+            progress=ProgressReporter(progress),
             checkpoint=guard.checkpoint,
             should_stop=guard.should_stop,
             should_save=guard.should_save,
