@@ -142,7 +142,10 @@ def filled(gateway: str, prometheus: str, tmp_path_factory: pytest.TempPathFacto
     inbox = f"inbox_uri={folder / 'inbox'}"
     results = f"results_uri={folder / 'results'}"
     for compiled, words in (
-        (compile_training(folder, max_rounds=1, has_arms=False), (f"source={folder / 'labelled'}", *TRAINING)),
+        (
+            compile_training(folder, max_rounds=1, has_arms=False),
+            (f"source={folder / 'labelled'}", *TRAINING),
+        ),
         (compile_nightly(folder), (inbox, results, *NIGHT)),
     ):
         arguments = parse_settings(load_compiled(compiled), [models, *words])
