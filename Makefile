@@ -23,10 +23,11 @@ install: .venv/.ready ## Make .venv with the locked dependencies and this projec
 
 LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-annotate
 WORKER := images/worker
+TEST_TOOLS := chromium dcmtk dicom3tools orthanc orthanc-dicomweb prometheus prometheus-pushgateway
 
 lock: .venv/.ready ## Resolve pyproject.toml into requirements.lock and the image's locks again
 	$(LOCK) --extra dev pyproject.toml -o requirements.lock
-	$(LOCK) --extra dicomweb -c requirements.lock pyproject.toml -o $(WORKER)/requirements.lock
+	$(LOCK) --extra dicomweb --extra radiomics -c requirements.lock pyproject.toml -o $(WORKER)/requirements.lock
 	grep -o '^kfp==[^ ]*' requirements.lock | $(LOCK) --no-deps - -o $(WORKER)/kfp.lock
 	$(LOCK) $(WORKER)/build-requirements.in -o $(WORKER)/build-requirements.lock
 
@@ -50,6 +51,12 @@ demo: .venv/.ready ## Train on generated X-rays and score an inbox, on this mach
 test: .venv/.ready ## Run all tests, on two processes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
+test-fast: .venv/.ready ## Run in under three minutes what needs no server and no training
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope -m "not slow and not trains and not image and not cluster" tests/unit tests/manifests
+
+test-tools: ## Install on Debian the programs that some tests need (root)
+	@apt-get update -qq && apt-get install -y -qq --no-install-recommends $(TEST_TOOLS) >/dev/null
+
 format: .venv/.ready ## Format the code and sort its imports
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
@@ -59,4 +66,4 @@ check: .venv/.ready ## Check format, lint, types and import contracts
 clean: ## Remove what the demo and the tests left (not .venv)
 	rm -rf .demo .kfp build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install lock lock-torch-cpu images test-image test-cluster demo test format check clean
+.PHONY: help install lock lock-torch-cpu images test-image test-cluster demo test test-fast test-tools format check clean

@@ -2,10 +2,13 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+_ABSENT = " is absent: "
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -36,3 +39,21 @@ def tool() -> Callable[[str, str], str]:
         return str(found)
 
     return find
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what trains a network, so that `make test-fast` can leave it out."""
+    for item in items:
+        if "tiny_model" in getattr(item, "fixturenames", ()):
+            item.add_marker("trains")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name what was skipped because a program is absent, and how to get it."""
+    skipped = [str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", [])
+               if isinstance(report.longrepr, tuple)]  # fmt: skip
+    absent = Counter(text.removeprefix("Skipped: ") for text in skipped if _ABSENT in text)
+    if absent:
+        terminalreporter.section("skipped for want of a program: `make test-tools` installs them")
+        for reason, count in sorted(absent.items()):
+            terminalreporter.write_line(f"{count} tests: {reason}")

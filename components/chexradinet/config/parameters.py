@@ -12,7 +12,6 @@ from enum import StrEnum
 from typing import Any, Self, TypeVar
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticUndefined
 
 from chexradinet import __version__
 from chexradinet.config.base import Settings, is_internal, leaves, needed, require
@@ -225,11 +224,11 @@ def nested(model: type[Model], values: Mapping[str, Any]) -> Model:
 
 def _default(model: type[Settings], path: tuple[str, ...]) -> Any:  # noqa: ANN401 - JSON
     field = model.model_fields[path[0]]
+    if field.is_required():
+        return None
     value = field.get_default(call_default_factory=True)
     for part in path[1:]:
         value = getattr(value, part)
-    if value is PydanticUndefined:
-        return None
     if isinstance(value, StrEnum):
         return value.value
     return list(value) if isinstance(value, tuple) else value
