@@ -28,10 +28,12 @@ class Backoff:
         self,
         total_s: float,
         *,
+        where: str = "storage",
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total_s = total_s
+        self._where = where
         self._sleep = sleep
         self._clock = clock
         self._failures = 0
@@ -50,8 +52,8 @@ class Backoff:
         wait_s = min(left_s, _random.uniform(ceiling_s / 2, ceiling_s))
         # The error's class only: its text may hold what does not belong into a log.
         _logger.warning(
-            "storage failed with %s (attempt %d); trying again in %.1f s, for %.0f s more",
-            type(error).__name__, self._failures, wait_s, left_s,
+            "%s failed with %s (attempt %d); trying again in %.1f s, for %.0f s more",
+            self._where, type(error).__name__, self._failures, wait_s, left_s,
         )  # fmt: skip
         self._sleep(wait_s)
         return True

@@ -99,7 +99,7 @@ class S3Store(ObjectStore):
 
         Empty objects whose key ends in `/`, which consoles make to show a folder, are left out.
         """
-        backoff = Backoff(self._config.retry_total_s)
+        backoff = self._backoff()
         last: str | None = None
         while True:
             try:
@@ -161,9 +161,12 @@ class S3Store(ObjectStore):
     def _ask(self, verb: str, key: str, operation: Callable[[], T]) -> T:
         """Do a request that is safe to do twice; repeat it while that can help."""
         try:
-            return retrying(operation, is_transient, Backoff(self._config.retry_total_s))
+            return retrying(operation, is_transient, self._backoff())
         except RAW_ERRORS as error:
             raise self._translated(error, verb, key) from error
+
+    def _backoff(self) -> Backoff:
+        return Backoff(self._config.retry_total_s, where=self._endpoint)
 
     def _translated(self, error: Exception, verb: str, key: str) -> StoreError:
         return translated(error, f"cannot {verb} {self.uri_of(key)} at {self._endpoint}")
@@ -193,7 +196,7 @@ class S3Store(ObjectStore):
 
     def _body(self, key: str, response: BaseHTTPResponse, size: int, etag: str) -> Generator[bytes]:
         """Yield the bytes of a response; if it breaks off, continue with the same object."""
-        backoff = Backoff(self._config.retry_total_s)
+        backoff = self._backoff()
         offset = 0
         while True:
             try:

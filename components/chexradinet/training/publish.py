@@ -1,11 +1,9 @@
 """Publication: a model becomes the champion if it beats the one before on equal terms."""
 
-import json
 import logging
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,7 @@ from chexradinet.evaluation.metrics import read_metrics
 from chexradinet.model.bundle_info import read_bundle_info, verify_bundle
 from chexradinet.monitoring import TrainingTelemetry, push
 from chexradinet.records import Split
-from chexradinet.registry.champion import POINTER, POINTER_SCHEMA, fetch_bundle, read_pointer
-from chexradinet.store.opening import open_store
+from chexradinet.registry.champion import POINTER, fetch_bundle, move_pointer, read_pointer
 from chexradinet.store.transfer import add_directory
 
 _log = logging.getLogger(__name__)
@@ -85,7 +82,7 @@ def publish(
         add_directory(candidate, f"{models_uri}/{digest}")
         if pointer.get("digest") != digest:
             try:
-                _move_pointer(models_uri, pointer, tag, digest, reason)
+                move_pointer(models_uri, pointer, tag, digest, reason)
             except StoreConflictError:
                 continue
         _log.info("champion is %s: %s", digest[:12], reason)
@@ -167,25 +164,3 @@ def _gain(candidate: Path, champion: Path, data: Dataset) -> dict[str, Any]:
     ]
     patients = data.manifest["patient_id"].to_numpy()[rows]
     return paired_bootstrap_difference(data.labels[rows], logits[0], logits[1], patients)
-
-
-def _move_pointer(
-    models_uri: str, pointer: dict[str, Any], tag: str, digest: str, reason: str
-) -> None:
-    entry = {
-        "digest": digest,
-        "reason": reason,
-        "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    document = {
-        "schema": POINTER_SCHEMA,
-        "kind": "champion",
-        "digest": digest,
-        "history": [*pointer.get("history", []), entry],
-    }
-    store, prefix = open_store(models_uri)
-    data = (json.dumps(document, indent=1) + "\n").encode()
-    if tag:
-        store.put(prefix + POINTER, data, if_match=tag)
-    else:
-        store.create(prefix + POINTER, data)

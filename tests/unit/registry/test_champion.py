@@ -1,7 +1,8 @@
-"""Back to an earlier champion, and what stands in the way of it."""
+"""The champion's pointer, what is refused of it, and back to an earlier champion."""
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from chexradinet.config import Backbone, NetworkConfig, PreprocessingConfig
 from chexradinet.errors import ArtifactError, ConfigError
 from chexradinet.model.bundle import BundleInfo, model_card, save_bundle, verify_bundle
 from chexradinet.model.resnet import build_network
-from chexradinet.registry import roll_back
-from chexradinet.registry.champion import fetch_champion, read_pointer
+from chexradinet.registry.champion import fetch_bundle, fetch_champion, read_pointer, roll_back
+from chexradinet.registry.roll_back import main
 
 
 def published(models: Path, seed: int) -> str:
@@ -48,7 +49,7 @@ def test_the_older_model_is_the_champion_again_and_the_history_tells_it(
     tmp_path: Path, digests: tuple[str, str]
 ) -> None:
     older, champion = digests
-    assert roll_back.roll_back(str(tmp_path), older[:8]) == older
+    assert roll_back(str(tmp_path), older[:8]) == older
     assert fetch_champion(str(tmp_path), tmp_path / "fetched") == older
     history = read_pointer(str(tmp_path))[0]["history"]
     assert [entry["digest"] for entry in history] == [older, champion, older]
@@ -60,14 +61,14 @@ def test_rolling_back_to_the_champion_changes_nothing(
     tmp_path: Path, digests: tuple[str, str]
 ) -> None:
     before = (tmp_path / "champion.json").read_bytes()
-    assert roll_back.roll_back(str(tmp_path), digests[1]) == digests[1]
+    assert roll_back(str(tmp_path), digests[1]) == digests[1]
     assert (tmp_path / "champion.json").read_bytes() == before
 
 
 def test_it_can_be_taken_back(tmp_path: Path, digests: tuple[str, str]) -> None:
     older, champion = digests
-    roll_back.roll_back(str(tmp_path), older)
-    assert roll_back.roll_back(str(tmp_path), champion) == champion
+    roll_back(str(tmp_path), older)
+    assert roll_back(str(tmp_path), champion) == champion
 
 
 @pytest.mark.parametrize("digest", ["", "0" * 64, "abc"])
@@ -75,12 +76,12 @@ def test_an_unknown_or_short_digest_lists_what_there_is(
     tmp_path: Path, digests: tuple[str, str], digest: str
 ) -> None:
     with pytest.raises(ConfigError, match=digests[0][:12]):
-        roll_back.roll_back(str(tmp_path), digest)
+        roll_back(str(tmp_path), digest)
 
 
 def test_nothing_published_yet_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none"):
-        roll_back.roll_back(str(tmp_path), "0" * 64)
+        roll_back(str(tmp_path), "0" * 64)
 
 
 def test_a_changed_bundle_does_not_become_champion(
@@ -89,7 +90,7 @@ def test_a_changed_bundle_does_not_become_champion(
     weights = tmp_path / digests[0] / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
     with pytest.raises(ArtifactError):
-        roll_back.roll_back(str(tmp_path), digests[0])
+        roll_back(str(tmp_path), digests[0])
     assert read_pointer(str(tmp_path))[0]["digest"] == digests[1]
 
 
@@ -99,14 +100,68 @@ def test_a_bundle_under_anothers_name_does_not_become_champion(
     (tmp_path / digests[0]).rename(tmp_path / "aside")
     (tmp_path / digests[1]).rename(tmp_path / digests[0])
     with pytest.raises(ArtifactError, match="has digest"):
-        roll_back.roll_back(str(tmp_path), digests[0])
+        roll_back(str(tmp_path), digests[0])
 
 
 def test_the_command_ends_in_a_message_not_a_traceback(
     tmp_path: Path, digests: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        assert roll_back.main([str(tmp_path)]) == 2
-        assert roll_back.main([str(tmp_path), "0" * 64]) == 1
-        assert roll_back.main([str(tmp_path), digests[0]]) == 0
+        assert main([str(tmp_path)]) == 2
+        assert main([str(tmp_path), "0" * 64]) == 1
+        assert main([str(tmp_path), digests[0]]) == 0
     assert "names 0 bundles" in caplog.text
+
+
+FAR = "../../../../etc"
+GOOD = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("document", "fault"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b"{}", "of schema"),
+        ({"schema": 2}, "of schema '2'"),
+        ({"digest": FAR}, "its 'digest' is not a SHA-256"),
+        ({"digest": f"{GOOD}/.."}, "its 'digest' is not a SHA-256"),
+        ({"digest": f"{GOOD}\n"}, "its 'digest' is not a SHA-256"),
+        ({"digest": GOOD.replace("0", "A")}, "its 'digest' is not a SHA-256"),
+        ({"digest": 7}, "its 'digest' is not a SHA-256"),
+        ({"digest": None}, "its 'digest' is not a SHA-256"),
+        ({"history": None}, "'history' is not a list"),
+        ({"history": {}}, "'history' is not a list"),
+        ({"history": [{"digest": GOOD}, {"digest": FAR}]}, "history entry 2's 'digest'"),
+        ({"history": ["x"]}, "history entry 1's 'digest'"),
+        ({"history": [{}]}, "history entry 1's 'digest'"),
+    ],
+)
+def test_a_malformed_pointer_is_one_error_that_names_it_and_says_what_to_do(
+    tmp_path: Path, document: bytes | dict[str, Any], fault: str
+) -> None:
+    sound = {"schema": 1, "kind": "champion", "digest": GOOD, "history": []}
+    data = document if isinstance(document, bytes) else json.dumps(sound | document).encode()
+    (tmp_path / "champion.json").write_bytes(data)
+    models = str(tmp_path)
+    for use in (
+        partial(fetch_champion, models, tmp_path / "out"),
+        partial(roll_back, models, GOOD),
+    ):
+        with pytest.raises(ArtifactError, match=r"champion\.json names no champion") as caught:
+            use()
+        assert fault in str(caught.value)
+        assert "bring back its last version" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("digest", [FAR, "..", "", f"{GOOD}/..", f"{GOOD}/"])
+def test_a_digest_that_is_a_path_is_not_fetched(tmp_path: Path, digest: str) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "beside").write_text("x")
+    with pytest.raises(ArtifactError, match="is not the digest of a bundle"):
+        fetch_bundle(str(tmp_path / "models"), digest, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
