@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,7 +89,9 @@ def start_minio(
     """
     started: list[SimpleNamespace] = []
 
-    def make(certificates: Path | None = None) -> SimpleNamespace:
+    def make(
+        certificates: Path | None = None, settings: Mapping[str, str] | None = None
+    ) -> SimpleNamespace:
         folder = tmp_path_factory.mktemp("minio")
         server = SimpleNamespace(
             address=f"127.0.0.1:{free_port()}",
@@ -105,6 +107,7 @@ def start_minio(
             "MINIO_ROOT_USER": server.access_key,
             "MINIO_ROOT_PASSWORD": server.secret_key,
             "MINIO_BROWSER": "off",
+            **(settings or {}),
         }
         command = [minio_binary, "server", "--quiet", "--address", server.address]
         command += ["--certs-dir", str(certificates or folder / "none"), f"{folder}/data"]
@@ -146,7 +149,10 @@ def use_server(monkeypatch: pytest.MonkeyPatch) -> Callable[[SimpleNamespace], N
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.access_key)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret_key)
-        for name in ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_CA_BUNDLE"):
+        for name in (
+            "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_CA_BUNDLE", "AWS_WEB_IDENTITY_TOKEN_FILE",
+            "AWS_SHARED_CREDENTIALS_FILE", "AWS_PROFILE",
+        ):  # fmt: skip
             monkeypatch.delenv(name, raising=False)
 
     return use

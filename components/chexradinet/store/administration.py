@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 from minio import Minio, MinioAdmin
 from minio.commonconfig import ENABLED, Filter
-from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException, S3Error
 from minio.lifecycleconfig import (
     AbortIncompleteMultipartUpload,
@@ -31,6 +30,7 @@ from minio.versioningconfig import VersioningConfig
 from chexradinet.artifacts import read_document
 from chexradinet.config import StoreConfig, require
 from chexradinet.errors import ConfigError, StoreAccessError, StoreError
+from chexradinet.store.credentials import provider_of
 from chexradinet.store.minio_private import status_of
 from chexradinet.store.retry import Backoff, retrying
 from chexradinet.store.s3 import RAW_ERRORS, connect, is_transient, open_pool, translated
@@ -209,12 +209,13 @@ def apply_policies(
         names = ", ".join(sorted(policies))
         _LOG.warning("the store is not MinIO: apply these policies with its own tools: %s", names)
         return False
+    pool = open_pool(access, _CONFIG)
     administrator = MinioAdmin(
         endpoint=access.endpoint,
-        credentials=StaticProvider(access.access_key, access.secret_key, access.session_token),
+        credentials=provider_of(access, pool),
         region=access.region,
         secure=access.secure,
-        http_client=open_pool(access, _CONFIG),
+        http_client=pool,
     )
     with _store_errors("cannot set up policies and users", access):
         for name, policy in policies.items():

@@ -36,6 +36,7 @@ from chexradinet.errors import (
 )
 from chexradinet.store import minio_private
 from chexradinet.store.checksums import CHUNK_BYTES, Expected, file_chunks, file_errors, verified
+from chexradinet.store.credentials import provider_of
 from chexradinet.store.protocol import ObjectInfo, ObjectStore
 from chexradinet.store.retry import Backoff, retrying
 from chexradinet.store.uri import S3Access, check_key
@@ -66,14 +67,13 @@ def open_pool(access: S3Access, config: StoreConfig) -> urllib3.PoolManager:
 
 def connect(access: S3Access, config: StoreConfig) -> Minio:
     """Return a client."""
+    pool = open_pool(access, config)
     return Minio(
         access.endpoint,
-        access_key=access.access_key,
-        secret_key=access.secret_key,
-        session_token=access.session_token,
+        credentials=provider_of(access, pool),
         secure=access.secure,
         region=access.region,
-        http_client=open_pool(access, config),
+        http_client=pool,
     )
 
 

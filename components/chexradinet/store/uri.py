@@ -134,12 +134,22 @@ class S3Access:
     """`host` or `host:port`."""
     secure: bool
     """Whether it speaks TLS."""
-    access_key: str = field(repr=False)
-    """Name of the credentials."""
-    secret_key: str = field(repr=False)
+    access_key: str = field(repr=False, default="")
+    """Name of the credentials; empty if a file gives them."""
+    secret_key: str = field(repr=False, default="")
     """Key that requests are signed with."""
     session_token: str | None = field(repr=False, default=None)
     """Third part of temporary credentials."""
+    token_file: str = ""
+    """File of a web identity token, to be exchanged for credentials."""
+    role_arn: str = ""
+    """Role to assume with it; MinIO needs none."""
+    sts_url: str = ""
+    """Security token service that exchanges it."""
+    credentials_file: str = ""
+    """Shared credentials file, as the tools of AWS write it."""
+    profile: str = ""
+    """Section of that file; empty for `default`."""
     region: str = DEFAULT_REGION
     """Region that requests are signed for."""
     ca_bundle: str | None = None
@@ -147,16 +157,21 @@ class S3Access:
 
 
 def access_from_environment(environ: Mapping[str, str] = os.environ) -> S3Access:
-    """Read `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and the optional ones.
+    """Read `AWS_ENDPOINT_URL`, where credentials come from, `AWS_REGION` and `AWS_CA_BUNDLE`.
 
-    Optional are `AWS_SESSION_TOKEN`, `AWS_REGION` and `AWS_CA_BUNDLE`. Nothing is cached: changed
-    credentials count from the next call on.
+    Credentials are `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and maybe `AWS_SESSION_TOKEN`, else
+    `AWS_WEB_IDENTITY_TOKEN_FILE`, else `AWS_SHARED_CREDENTIALS_FILE`. Nothing is cached: changed
+    variables count from the next call on.
 
     Raises:
         StoreAccessError: a needed variable is missing or cannot be used; no value is repeated.
     """
     given = {name: environ.get(name, "").strip() for name in environ if name.startswith("AWS_")}
-    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+    region = given.get("AWS_REGION") or DEFAULT_REGION
+    files = given.get("AWS_WEB_IDENTITY_TOKEN_FILE") or given.get("AWS_SHARED_CREDENTIALS_FILE")
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    from_file = bool(files) and not any(given.get(name) for name in keys)
+    for name in ("AWS_ENDPOINT_URL", *(() if from_file else keys)):
         if not given.get(name):
             raise StoreAccessError(
                 f"the environment variable {name} is not set, and s3:// and minio:// need it; "
@@ -172,11 +187,24 @@ def access_from_environment(environ: Mapping[str, str] = os.environ) -> S3Access
     return S3Access(
         endpoint=endpoint,
         secure=secure,
-        access_key=given["AWS_ACCESS_KEY_ID"],
-        secret_key=given["AWS_SECRET_ACCESS_KEY"],
+        access_key=given.get("AWS_ACCESS_KEY_ID", ""),
+        secret_key=given.get("AWS_SECRET_ACCESS_KEY", ""),
         session_token=given.get("AWS_SESSION_TOKEN") or None,
-        region=given.get("AWS_REGION") or DEFAULT_REGION,
+        token_file=given.get("AWS_WEB_IDENTITY_TOKEN_FILE", ""),
+        role_arn=given.get("AWS_ROLE_ARN", ""),
+        sts_url=given.get("AWS_ENDPOINT_URL_STS") or _sts_url(given["AWS_ENDPOINT_URL"], region),
+        credentials_file=given.get("AWS_SHARED_CREDENTIALS_FILE", ""),
+        profile=given.get("AWS_PROFILE", ""),
+        region=region,
         ca_bundle=bundle or None,
+    )
+
+
+def _sts_url(endpoint_url: str, region: str) -> str:
+    """Return the security token service of a store: MinIO is its own, AWS has one per region."""
+    host = urlsplit(endpoint_url).hostname or ""
+    return (
+        f"https://sts.{region}.amazonaws.com" if host.endswith(".amazonaws.com") else endpoint_url
     )
 
 
