@@ -68,3 +68,31 @@ def test_secrets_are_not_in_the_repr() -> None:
 def test_missing_bundle_of_certificates_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreAccessError, match="AWS_CA_BUNDLE"):
         access_from_environment({**COMPLETE, "AWS_CA_BUNDLE": str(tmp_path / "none.pem")})
+
+
+FILES = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/token", "AWS_SHARED_CREDENTIALS_FILE": "/file"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_takes_the_place_of_keys_unless_one_is_set(name: str) -> None:
+    environ = {"AWS_ENDPOINT_URL": COMPLETE["AWS_ENDPOINT_URL"], name: FILES[name]}
+    access = access_from_environment(environ)
+    assert (access.access_key, access.secret_key) == ("", "")
+    with pytest.raises(StoreAccessError, match="AWS_SECRET_ACCESS_KEY"):
+        access_from_environment({**environ, "AWS_ACCESS_KEY_ID": "planted-name"})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "more", "service"),
+    [
+        ("https://s3.eu-west-1.amazonaws.com", {}, "https://sts.eu-west-1.amazonaws.com"),
+        ("https://minio.example.org", {}, "https://minio.example.org"),
+        ("https://amazonaws.com.example.org", {}, "https://amazonaws.com.example.org"),
+        ("http://minio:9000", {"AWS_ENDPOINT_URL_STS": "https://sts.lan"}, "https://sts.lan"),
+    ],
+)
+def test_the_token_service_is_the_one_named_else_the_one_that_belongs_to_the_store(
+    endpoint: str, more: dict[str, str], service: str
+) -> None:
+    environ = {**COMPLETE, **more, "AWS_ENDPOINT_URL": endpoint, "AWS_REGION": "eu-west-1"}
+    assert access_from_environment(environ).sts_url == service
