@@ -66,6 +66,8 @@ class RejectReason(StrEnum):
     """The label table names a file that is not there."""
     NOT_LABELLED = "not_labelled"
     """The label table does not name this file."""
+    NOT_FINITE = "not_finite"
+    """The model gave a score or a map that is not a finite number."""
 
 
 class RegionStatus(StrEnum):

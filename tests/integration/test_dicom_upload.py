@@ -268,26 +268,52 @@ def test_file_that_is_no_dicom_is_refused(trusted: SimpleNamespace) -> None:
         upload_instance(b"no DICOM", trusted.uri, AT_ONCE)
 
 
-def answered(failure: int | None = None) -> bytes:
-    """Return a STOW-RS answer in JSON: stored, or failed with a reason."""
-    item: dict[str, Any] = {"00081155": {"vr": "UI", "Value": ["1.2.3"]}}
+def answered(failure: int | None = None, uid: str = "") -> bytes:
+    """Return a STOW-RS answer in JSON: stored, or failed with a reason; the UID is filled in."""
+    item: dict[str, Any] = {"00081155": {"vr": "UI", "Value": [uid or "SENT"]}}
     if failure is None:
         return json.dumps({"00081199": {"vr": "SQ", "Value": [item]}}).encode()
     item["00081197"] = {"vr": "US", "Value": [failure]}
     return json.dumps({"00081198": {"vr": "SQ", "Value": [item]}}).encode()
 
 
+def sent_uid(body: bytes) -> bytes:
+    """Return the SOP Instance UID of the file in a request."""
+    content = body.split(b"\r\n\r\n", 1)[1].rpartition(b"\r\n--")[0]
+    return str(pydicom.dcmread(io.BytesIO(content)).SOPInstanceUID).encode()
+
+
+def in_xml(sequence: str, reason: str = "") -> bytes:
+    """Return an answer in XML; the UID is filled in."""
+    values = f'<DicomAttribute tag="00081197"><Value number="1">{reason}</Value></DicomAttribute>'
+    return (
+        '<?xml version="1.0"?><NativeDicomModel xmlns="http://dicom.nema.org/PS3.19/models/NativeDICOM">'
+        f'<DicomAttribute tag="{sequence}" vr="SQ"><Item number="1"><DicomAttribute tag="00081155">'
+        f'<Value number="1">SENT</Value></DicomAttribute>{values if reason else ""}</Item>'
+        "</DicomAttribute></NativeDicomModel>"
+    ).encode()
+
+
+@pytest.fixture
+def content(results: DicomResults) -> bytes:
+    """Return a file to send."""
+    return results.structured_report
+
+
 @pytest.fixture
 def archive() -> Iterator[SimpleNamespace]:
     """Return a server that gives the `answers` in turn, the last one again, and keeps requests."""
-    state = SimpleNamespace(answers=[(200, answered())], asked=[])
+    state = SimpleNamespace(answers=[(200, answered())], asked=[], elsewhere="")
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             state.asked.append((self.path, self.headers["Content-Type"], body))
             status, answer = state.answers.pop(0) if len(state.answers) > 1 else state.answers[0]
+            answer = answer.replace(b"SENT", sent_uid(body))
             self.send_response(status)
+            if status == 302:
+                self.send_header("Location", state.elsewhere)
             self.send_header("Content-Type", "application/dicom+json")
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
@@ -313,8 +339,7 @@ def test_address_that_is_no_archive_is_a_config_error() -> None:
         upload_instance(b"x", "ftp://archive/path", AT_ONCE)
 
 
-def test_file_is_sent_as_it_is_in_one_part(archive: SimpleNamespace) -> None:
-    content = bytes(range(256)) * 8
+def test_file_is_sent_as_it_is_in_one_part(archive: SimpleNamespace, content: bytes) -> None:
     assert upload_instance(content, archive.uri, AT_ONCE) == UploadOutcome(stored=1)
     ((path, kind, body),) = archive.asked
     assert path == "/x/studies"
@@ -327,9 +352,11 @@ def test_file_is_sent_as_it_is_in_one_part(archive: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 202, 409])
-def test_instance_that_the_archive_has_is_no_error(archive: SimpleNamespace, status: int) -> None:
+def test_instance_that_the_archive_has_is_no_error(
+    archive: SimpleNamespace, content: bytes, status: int
+) -> None:
     archive.answers = [(status, answered(0x0111))]
-    assert upload_instance(b"x", archive.uri, AT_ONCE) == UploadOutcome(already_there=1)
+    assert upload_instance(content, archive.uri, AT_ONCE) == UploadOutcome(already_there=1)
 
 
 @pytest.mark.parametrize(
@@ -346,36 +373,80 @@ def test_instance_that_the_archive_has_is_no_error(archive: SimpleNamespace, sta
         (503, b"", StoreUnavailableError),
         (202, b"", StoreIntegrityError),
         (409, b"<html>", StoreIntegrityError),
-        (409, b'{"00081198": {"Value": [{}]}}', StoreIntegrityError),
+        (409, b'{"00081198": {"Value": [{}]}}', StoreRefusedError),
+        (200, b'{"00081198": {"Value": [{"00081155": {"Value": ["SENT"]}}]}}', StoreRefusedError),
+        (200, b'{"00081198": {"Value": [{"00081197": {}}]}}', StoreRefusedError),
+        (200, in_xml("00081198", "272"), StoreRefusedError),
+        (409, in_xml("00081198", "272"), StoreRefusedError),
+        (302, b"", StoreAccessError),
+        (307, b"", StoreAccessError),
+        (200, b"<!DOCTYPE html><html>Sign in</html>", StoreIntegrityError),
+        (200, b'<!DOCTYPE x [<!ENTITY a "b">]><x>&a;</x>', StoreIntegrityError),
+        (200, b"", StoreIntegrityError),
+        (200, b"<xml/>", StoreIntegrityError),
+        (200, b"null", StoreIntegrityError),
+        (200, b"[]", StoreIntegrityError),
+        (200, b'"stored"', StoreIntegrityError),
+        (200, b"{}", StoreIntegrityError),
+        (200, b'{"00081199": {"Value": [{}]}}', StoreIntegrityError),
+        (200, b'{"00081199": {"Value": "SENT"}}', StoreIntegrityError),
+        (200, answered(uid="1.2.3"), StoreIntegrityError),
+        (202, answered(0x0110, uid="1.2.3"), StoreIntegrityError),
     ],
 )
 def test_refusals_become_errors_of_the_store_without_patient_data(
-    archive: SimpleNamespace, status: int, answer: bytes, error: type[StoreError]
+    archive: SimpleNamespace,
+    content: bytes,
+    status: int,
+    answer: bytes,
+    error: type[StoreError],
 ) -> None:
     archive.answers = [(status, answer)]
     with pytest.raises(error, match="cannot store a DICOM result at 127") as raised:
-        upload_instance(b"planted-patient", archive.uri, AT_ONCE)
+        upload_instance(content, archive.uri, AT_ONCE)
     assert type(raised.value) is error or error is StoreError
     assert "planted" not in str(raised.value)
 
 
-def test_success_without_a_readable_body_counts_as_stored(archive: SimpleNamespace) -> None:
-    for answer in (b"", b"<xml/>", b"null", b"[]"):
-        archive.answers = [(200, answer)]
-        assert upload_instance(b"x", archive.uri, AT_ONCE) == UploadOutcome(stored=1)
+def test_answers_in_xml_are_read_as_those_in_json(archive: SimpleNamespace, content: bytes) -> None:
+    archive.answers = [(409, in_xml("00081198", "273"))]
+    assert upload_instance(content, archive.uri, AT_ONCE) == UploadOutcome(already_there=1)
+    archive.answers = [(200, in_xml("00081199"))]
+    assert upload_instance(content, archive.uri, AT_ONCE) == UploadOutcome(stored=1)
 
 
-def test_overloaded_archive_is_asked_again(archive: SimpleNamespace) -> None:
+def test_an_answer_in_a_list_and_with_other_instances_is_read(
+    archive: SimpleNamespace, content: bytes
+) -> None:
+    document = json.loads(answered())
+    document["00081198"] = json.loads(answered(0x0110, uid="1.2.3"))["00081198"]
+    archive.answers = [(202, json.dumps([document]).encode())]
+    assert upload_instance(content, archive.uri, AT_ONCE) == UploadOutcome(stored=1)
+
+
+def test_a_redirect_is_not_followed_so_no_other_host_gets_the_results(
+    archive: SimpleNamespace, content: bytes
+) -> None:
+    archive.answers, archive.elsewhere = [(302, b""), (200, answered())], "/login"
+    with pytest.raises(StoreAccessError, match=r"302.*login"):
+        upload_instance(content, archive.uri, AT_ONCE)
+    assert len(archive.asked) == 1
+
+
+def test_overloaded_archive_is_asked_again_and_named_in_the_log(
+    archive: SimpleNamespace, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     archive.answers = [(503, b""), (500, b""), (200, answered())]
     patient = StoreConfig(retry_total_s=30)
-    assert upload_instance(b"x", archive.uri, patient) == UploadOutcome(stored=1)
+    assert upload_instance(content, archive.uri, patient) == UploadOutcome(stored=1)
     assert [body for _, _, body in archive.asked].count(archive.asked[0][2]) == 1
     assert len(archive.asked) == 3
+    assert caplog.text.count("127.0.0.1") == 2
 
 
-def test_absent_archive_is_unavailable(free_port: Callable[[], int]) -> None:
+def test_absent_archive_is_unavailable(free_port: Callable[[], int], content: bytes) -> None:
     with pytest.raises(StoreUnavailableError, match="no answer"):
-        upload_instance(b"x", f"dicomweb://127.0.0.1:{free_port()}/x", QUICK)
+        upload_instance(content, f"dicomweb://127.0.0.1:{free_port()}/x", QUICK)
 
 
 def test_one_refused_result_does_not_hold_up_the_others(
@@ -388,5 +459,5 @@ def test_one_refused_result_does_not_hold_up_the_others(
 
 
 def test_a_folder_that_is_not_there_is_said_before_anything_is_sent(tmp_path: Path) -> None:
-    with pytest.raises(StoreNotFoundError, match="needed is a night's folder"):
+    with pytest.raises(StoreNotFoundError, match="give a night's folder"):
         upload_results(str(tmp_path / "nowhere"), "dicomweb://127.0.0.1:1/dicom-web")

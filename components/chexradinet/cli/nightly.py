@@ -108,10 +108,13 @@ def upload(
     results_uri: Annotated[str, typer.Option(help="Folder of a night's DICOM results.")],
     archive_uri: Annotated[str, typer.Option(help="dicomweb://host[:port]/path of the archive.")],
 ) -> None:
-    """Send a night's DICOM results to an archive by STOW-RS; sending again is no error."""
+    """Send a night's DICOM results to an archive by STOW-RS; exit code 3 if there are none."""
     from chexradinet.dicom_results.upload import upload_results
 
     outcome = upload_results(results_uri, archive_uri)
+    if not outcome.stored + outcome.already_there:
+        console.print(f"nothing to send: no DICOM results below {results_uri}", highlight=False)
+        raise typer.Exit(3)
     console.print(f"{outcome.stored} stored, {outcome.already_there} already there")
 
 

@@ -7,15 +7,22 @@ and `DICOMWEB_PASSWORD`, and `DICOMWEB_CA_BUNDLE` (see `dicom.web`). Identifiers
 derived, so that sending them again gives the archive nothing new: an instance that it has already
 counts as done. A run that broke off is simply repeated. Send a night's results once its plans are
 complete: before, some may still be taken away, such as those of a duplicate.
+
+A result counts as stored only if the archive's answer names it among what it stored: a status of
+200 alone may come from a login page or a gateway.
 """
 
+import io
 import json
 import logging
 import secrets
+import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pydicom
+from pydicom.errors import InvalidDicomError
 from requests.exceptions import HTTPError  # type: ignore[import-untyped]
 
 from chexradinet.config import StoreConfig
@@ -36,7 +43,8 @@ from chexradinet.store.retry import Backoff, retrying
 DICOM_SUFFIX = ".dcm"
 """How names of DICOM results end."""
 
-_FAILED_SEQUENCE, _STORED_SEQUENCE, _REASON = "00081198", "00081199", "00081197"
+_FAILED_SEQUENCE, _STORED_SEQUENCE = "00081198", "00081199"
+_INSTANCE, _REASON = "00081155", "00081197"
 _DUPLICATE = 0x0111
 _NOT_AUTHORIZED = 0x0124
 _OUT_OF_RESOURCES = range(0xA700, 0xA800)
@@ -74,7 +82,7 @@ def upload_results(
     """
     if not exists(results_uri, config):
         raise StoreNotFoundError(
-            f"{results_uri} is not there; needed is a night's folder, such as "
+            f"{results_uri} is not there; give a night's folder, such as "
             "RESULTS/dicom/date=2026-01-31"
         )
     store, prefix = open_store(results_uri, config)
@@ -105,14 +113,17 @@ def upload_instance(
 
     Raises:
         StoreRefusedError: the archive does not take this instance; the message has its reason.
-        StoreIntegrityError: the archive's answer does not say what became of it.
+        StoreIntegrityError: the archive's answer does not say what became of this instance.
         StoreError: as `upload_results`.
     """
     archive = parse_archive(archive_uri, dates_needed=False)
     start = f"cannot store a DICOM result at {archive.host}"
+    uid = _instance_uid(content, start)
     try:
         status, answer = retrying(
-            lambda: _post(content, archive, config), is_transient, Backoff(config.retry_total_s)
+            lambda: _post(content, archive, config),
+            is_transient,
+            Backoff(config.retry_total_s, where=archive.host),
         )
     except HTTPError as error:
         if error.response.status_code == _NO_SPACE:
@@ -120,11 +131,24 @@ def upload_instance(
         raise translated(error, start) from error
     except RAW_ERRORS as error:
         raise translated(error, start) from error
-    return _outcome(status, answer, start)
+    if 300 <= status < 400:
+        raise StoreAccessError(
+            f"{start}: it sends requests on to another address ({status}), as to a login page; "
+            "give the archive's final address, and its credentials"
+        )
+    return _outcome(status, _answer(answer), uid, start)
+
+
+def _instance_uid(content: bytes, start: str) -> str:
+    try:
+        header = pydicom.dcmread(io.BytesIO(content), specific_tags=["SOPInstanceUID"])
+        return str(header.SOPInstanceUID)
+    except (InvalidDicomError, AttributeError, EOFError) as error:
+        raise StoreRefusedError(f"{start}: it is not a DICOM file with a UID") from error
 
 
 def _post(content: bytes, archive: Archive, config: StoreConfig) -> tuple[int, bytes]:
-    """Send one file; return status and body of an answer that tells what became of it."""
+    """Send one file; return status and body of an answer that may say what became of it."""
     client = client_for(archive.url, config)
     boundary = secrets.token_hex(16)
     head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n"
@@ -137,39 +161,76 @@ def _post(content: bytes, archive: Archive, config: StoreConfig) -> tuple[int, b
             "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
         },
         timeout=(config.connect_timeout_s, config.read_timeout_s),
+        # The X-ray's body must not go to a host that nobody named.
+        allow_redirects=False,
     )
     if response.status_code != _CONFLICT:
         response.raise_for_status()
     return int(response.status_code), bytes(response.content)
 
 
-def _outcome(status: int, answer: bytes, start: str) -> UploadOutcome:
+def _answer(body: bytes) -> Mapping[str, Any]:
+    """Read a data set in JSON, or in XML, that some archives answer in whatever they are asked."""
     try:
-        told = json.loads(answer)
-        # Some archives put the data set into a list, as search results are.
-        told = told[0] if isinstance(told, list) and told else told
-        failures = [_reason(item) for item in told.get(_FAILED_SEQUENCE, {}).get("Value", [])]
-        stored = told.get(_STORED_SEQUENCE, {}).get("Value", [])
-    except (ValueError, AttributeError, TypeError, LookupError):
-        failures, stored = [], []
-        if status == 200:
-            return UploadOutcome(stored=1)
-    if failures:
-        return _refused(failures[0], start)
-    if stored or status == 200:
+        document = json.loads(body)
+    except ValueError:
+        return _xml_answer(body)
+    # Some archives put the data set into a list, as search results are.
+    found = document[0] if isinstance(document, list) and document else document
+    return found if isinstance(found, Mapping) else {}
+
+
+def _xml_answer(body: bytes) -> Mapping[str, Any]:
+    if b"<!DOCTYPE" in body:  # a web page, or a bomb of entities
+        return {}
+    try:
+        return _attributes(ET.fromstring(body))  # noqa: S314 (without a DTD it cannot expand)
+    except ET.ParseError:
+        return {}
+
+
+def _attributes(element: ET.Element) -> dict[str, Any]:
+    """Return a Native DICOM Model (PS3.19 annex A) as the DICOM JSON model has it."""
+    found = {}
+    for attribute in element.findall("{*}DicomAttribute"):
+        values: list[Any] = [value.text for value in attribute.findall("{*}Value")]
+        values += [_attributes(item) for item in attribute.findall("{*}Item")]
+        found[attribute.get("tag", "")] = {"Value": values}
+    return found
+
+
+def _outcome(status: int, answer: Mapping[str, Any], uid: str, start: str) -> UploadOutcome:
+    """Judge an answer: the instance failed, is stored by name, or nothing is known of it."""
+    for item in _items(answer, _FAILED_SEQUENCE):
+        if _value(item, _INSTANCE) in (uid, None):
+            return _refused(_value(item, _REASON), start)
+    if any(_value(item, _INSTANCE) == uid for item in _items(answer, _STORED_SEQUENCE)):
         return UploadOutcome(stored=1)
     raise StoreIntegrityError(
-        f"{start}: its answer ({status}) does not say whether it was stored; look into its log, "
-        "then send again: what it has already is no error"
+        f"{start}: its answer ({status}) does not say whether the result was stored; check that "
+        "the address is that of STOW-RS, look into its log, then send again: what it has already "
+        "is no error"
     )
 
 
-def _reason(item: Mapping[str, Any]) -> int:
-    return int(item[_REASON]["Value"][0])
+def _items(answer: Mapping[str, Any], tag: str) -> list[Mapping[str, Any]]:
+    sequence = answer.get(tag)
+    items = sequence.get("Value") if isinstance(sequence, Mapping) else None
+    return [item for item in items or () if isinstance(item, Mapping)]
 
 
-def _refused(reason: int, start: str) -> UploadOutcome:
+def _value(item: Mapping[str, Any], tag: str) -> str | None:
+    """Return the first value of an attribute as text, None if there is none."""
+    attribute = item.get(tag)
+    values = attribute.get("Value") if isinstance(attribute, Mapping) else None
+    return str(values[0]).strip() if isinstance(values, list) and values else None
+
+
+def _refused(stated: str | None, start: str) -> UploadOutcome:
     """Judge a Failure Reason (0008,1197) of PS3.18 table I.2-2 and PS3.7 annex C."""
+    if stated is None or not stated.isdecimal():
+        raise StoreRefusedError(f"{start}: it refused without a reason; its log may say more")
+    reason = int(stated)
     if reason == _DUPLICATE:
         return UploadOutcome(already_there=1)
     if reason in _OUT_OF_RESOURCES:

@@ -25,17 +25,17 @@ import pyarrow.parquet as pq
 
 from chexradinet.errors import ArtifactError, StoreConflictError, StoreError, StoreNotFoundError
 from chexradinet.nightly.dicom import keep_dicom
+from chexradinet.nightly.history import History, read_history, write_index
+from chexradinet.nightly.lease import store_time
 from chexradinet.nightly.ledger import (
     Ledger,
     Plan,
     document_bytes,
     open_ledger,
-    plan_numbers,
     read_completion,
     read_plan,
-    write_index,
 )
-from chexradinet.nightly.merge import Merged, earlier_scores, merge, shards_of, unscored_files
+from chexradinet.nightly.merge import Merged, merge, shards_of, unscored_files
 from chexradinet.nightly.model import NightModel, open_model
 from chexradinet.nightly.outcome import Night, night_of
 from chexradinet.nightly.records import EXCLUDED, SCHEMA, SCORES, TIMINGS, Addresses
@@ -70,11 +70,14 @@ def collect(addresses: Addresses, number: int) -> Night:
 def collect_plan(ledger: Ledger, plan: Plan, model: NightModel) -> Night:
     """Collect a plan with its model at hand; see `collect`."""
     started = time.perf_counter()
-    numbers, complete = plan_numbers(ledger)
-    _require_order(plan, numbers, complete)
-    merged = merge(ledger, plan, earlier_scores(ledger, plan, complete))
-    listed = studies_of(ledger, plan, merged, complete, model.settings.worklist)
-    unscored = unscored_files(ledger, listed.earlier, merged)
+    history = read_history(ledger)
+    skipped = _skipped(history, plan)
+    merged = merge(plan, history, skipped)
+    listed = studies_of(history, plan, merged, skipped, model.settings.worklist)
+    unscored = {
+        **unscored_files(history, listed.earlier, merged),
+        **_not_seen(history, plan, skipped),
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files, drift, report = _write(ledger, plan, merged, model, folder)
@@ -85,21 +88,50 @@ def collect_plan(ledger: Ledger, plan: Plan, model: NightModel) -> Night:
         page = report.read_bytes()
     if model.settings.dicom_results:
         keep_dicom(ledger, plan, (image.object_key for image in merged.images))
-    write_index(ledger, plan.number, merged.index)
-    _complete(ledger, plan, merged, digests, scores_digest)
+    index_sha256 = write_index(ledger, plan.number, merged.index)
+    _complete(
+        ledger,
+        plan,
+        merged,
+        {
+            "index_sha256": index_sha256,
+            "files": dict(sorted(digests.items())),
+            "scores_sha256": scores_digest,
+            **({"skipped": list(skipped)} if skipped else {}),
+        },
+    )
     night = night_of(plan, merged, model, drift, (page, time.perf_counter() - started))
     _log.info("%s", night.as_text())
     return night
 
 
-def _require_order(plan: Plan, numbers: Sequence[int], complete: Sequence[int]) -> None:
-    """Refuse to complete a plan before an earlier one: duplicates are told by the earlier ones."""
-    before = [number for number in numbers if number < plan.number and number not in complete]
+def _skipped(history: History, plan: Plan) -> tuple[int, ...]:
+    """Return the earlier plans that a plan does not wait for.
+
+    Raises:
+        ArtifactError: another earlier plan is unfinished, and duplicates are known by the earlier.
+    """
+    if plan.number in history.heads:
+        return history.heads[plan.number].skipped
+    aside = history.set_aside(store_time(history.ledger).date().isoformat())
+    earlier = [number for number in history.unfinished() if number < plan.number]
+    before = [number for number in earlier if number not in aside]
     if before:
         raise ArtifactError(
             f"plan {before[0]} comes before plan {plan.number} and is not complete; collect "
             f"plan {before[0]} first"
         )
+    return tuple(earlier)
+
+
+def _not_seen(history: History, plan: Plan, skipped: Sequence[int]) -> dict[tuple[str, str], int]:
+    """Count what no shard knows: what could not be listed, and the X-rays of plans set aside."""
+    waiting = sum(len(read_plan(history.ledger, number).images) for number in skipped)
+    counts = {
+        ("left_out", "link_or_folder_unreadable"): plan.num_unreadable,
+        ("waiting", "plan_set_aside"): waiting,
+    }
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def _write(
@@ -163,13 +195,7 @@ def _put_of_night(ledger: Ledger, plan: Plan, name: str, data: bytes) -> None:
     )
 
 
-def _complete(
-    ledger: Ledger,
-    plan: Plan,
-    merged: Merged,
-    digests: Mapping[str, str],
-    scores_digest: str,
-) -> None:
+def _complete(ledger: Ledger, plan: Plan, merged: Merged, written: Mapping[str, Any]) -> None:
     statuses = Counter(merged.index.column("status").to_pylist())
     document = {
         "number": plan.number,
@@ -177,11 +203,7 @@ def _complete(
         "bundle_digest": plan.bundle_digest,
         "newest_arrival": max(image.arrived for image in plan.images).isoformat(),
         "counts": dict(sorted(statuses.items())),
-        "index_sha256": hashlib.sha256(
-            ledger.store.get(ledger.plan_key(plan.number, "index.parquet"))
-        ).hexdigest(),
-        "files": dict(sorted(digests.items())),
-        "scores_sha256": scores_digest,
+        **written,
     }
     key = ledger.plan_key(plan.number, "complete.json")
     try:

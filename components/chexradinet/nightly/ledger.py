@@ -4,33 +4,30 @@
     <results>/ledger/plans/000001/shards/00000.zip    all that came of a shard, in one object
     <results>/ledger/plans/000001/index.parquet       what became of each X-ray of the plan
     <results>/ledger/plans/000001/complete.json       the results of the plan are all written
+    <results>/ledger/plans/000001/tries/2026-01-31    the plan was worked on that day
 
 Numbers have no gaps, so of two runs that plan at once one creates the next number and the other
-finds it there. Plans are completed in the order of their numbers. No clock takes part (ADR 0007).
+finds it there. Plans are completed in the order of their numbers, except for those that were set
+aside; see `history`. No clock takes part (ADR 0007).
 """
 
 import bisect
 import hashlib
 import json
-import logging
-import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from chexradinet.artifacts import check_schema, table_bytes, table_of
+from chexradinet.artifacts import check_schema
 from chexradinet.errors import ArtifactError, StoreConflictError, StoreNotFoundError
 from chexradinet.store.opening import open_store
 from chexradinet.store.protocol import ObjectStore
 
 SCHEMA = 1
 """Version of every document and table of the ledger."""
-_log = logging.getLogger(__name__)
-_PLAN = re.compile(r"^(\d{6})/(plan|complete)\.json$")
 
 
 @dataclass(frozen=True)
@@ -69,35 +66,37 @@ def document_bytes(kind: str, content: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
+@contextmanager
+def well_formed(key: str) -> Iterator[None]:
+    """Turn what reading a malformed document raises into one error that names the document.
+
+    Raises:
+        ArtifactError: the document lacks something, or holds a value of another type.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{key} is malformed ({type(error).__name__}); restore it from an earlier version or a "
+            "replica, as docs/operations.md says under 'Restore from a lost bucket'"
+        ) from error
+
+
 def read_json(ledger: Ledger, key: str, kind: str) -> dict[str, Any]:
     """Read a document of the ledger.
 
     Raises:
         StoreNotFoundError: there is none.
-        ArtifactError: it is no JSON object, or of another kind or schema version.
+        ArtifactError: it is not a JSON object, or of another kind or schema version.
     """
-    try:
-        document = json.loads(ledger.store.get(key))
-    except ValueError as error:
-        raise ArtifactError(f"{key} is no JSON; restore it from an earlier version") from error
-    if not isinstance(document, dict):
-        raise ArtifactError(f"{key} holds no JSON object; restore it from an earlier version")
+    data = ledger.store.get(key)
+    with well_formed(key):
+        document = dict(json.loads(data))
     check_schema(document, kind, SCHEMA, Path(key))
     return document
 
 
-def plan_numbers(ledger: Ledger) -> tuple[list[int], list[int]]:
-    """Return the numbers of all plans and of those that are complete, both ascending."""
-    folder = ledger.key("ledger", "plans", "")
-    found: dict[str, list[int]] = {"plan": [], "complete": []}
-    for info in ledger.store.list(folder):
-        match = _PLAN.match(info.key[len(folder) :])
-        if match:
-            found[match[2]].append(int(match[1]))
-    return found["plan"], found["complete"]
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedImage:
     """One object of the inbox, as it was when planned."""
 
@@ -133,11 +132,18 @@ class Plan:
     shard_size: int
     images: tuple[PlannedImage, ...]
     """In order of their keys."""
+    num_unreadable: int = 0
+    """Links and folders of the inbox that could not be read when it was planned."""
 
     @property
     def salt(self) -> bytes:
-        """What patients of this plan are coded with: the same for equal plans, for no others."""
+        """Key that codes the patients of this plan: the same for equal plans, for no others."""
         return hashlib.sha256(document_bytes("nightly-plan", self.as_dict())).digest()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names this plan in its shards; it does not give away the salt."""
+        return hashlib.sha256(self.salt).hexdigest()
 
     @property
     def num_shards(self) -> int:
@@ -154,8 +160,10 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; `plan_of` reads them back."""
+        left_out = {"num_unreadable": self.num_unreadable} if self.num_unreadable else {}
         return {
             **{name: getattr(self, name) for name in _PLAIN},
+            **left_out,
             "planned_at": self.planned_at.isoformat(),
             "findings": list(self.findings),
             "calibrated": list(self.calibrated),
@@ -173,23 +181,40 @@ _PLAIN = ("number", "date", "inbox_uri", "bundle_digest", "preprocessing_digest"
 
 
 def plan_of(document: Mapping[str, Any]) -> Plan:
-    """Return the plan that a document describes."""
+    """Return the plan that a document describes.
+
+    Raises:
+        LookupError, TypeError, ValueError: the document is malformed.
+    """
     columns = document["images"]
     rows = zip(
         columns["key"], columns["etag"], columns["size_bytes"], columns["arrived"], strict=True
     )
+    images = tuple(
+        PlannedImage(
+            key=str(key), etag=str(etag), size_bytes=int(size),
+            arrived=datetime.fromisoformat(arrived),
+        )
+        for key, etag, size, arrived in rows
+    )  # fmt: skip
+    if [image.key for image in images] != sorted({image.key for image in images}):
+        raise ValueError("keys are not in order, or not unique")
+    number, shard_size = int(document["number"]), int(document["shard_size"])
+    if number < 1 or shard_size < 1:
+        raise ValueError("a number is not positive")
     return Plan(
-        **{name: document[name] for name in _PLAIN},
+        number=number,
+        date=str(document["date"]),
         planned_at=datetime.fromisoformat(document["planned_at"]),
+        inbox_uri=str(document["inbox_uri"]),
+        bundle_digest=str(document["bundle_digest"]),
+        preprocessing_digest=str(document["preprocessing_digest"]),
         findings=tuple(document["findings"]),
         calibrated=tuple(document["calibrated"]),
-        settings=document["settings"],
-        images=tuple(
-            PlannedImage(
-                key=key, etag=etag, size_bytes=size, arrived=datetime.fromisoformat(arrived)
-            )
-            for key, etag, size, arrived in rows
-        ),
+        settings=dict(document["settings"]),
+        shard_size=shard_size,
+        images=images,
+        num_unreadable=int(document.get("num_unreadable", 0)),
     )
 
 
@@ -208,56 +233,17 @@ def read_plan(ledger: Ledger, number: int) -> Plan:
 
     Raises:
         StoreNotFoundError: there is no plan of this number.
-        ArtifactError: it is of another schema version.
+        ArtifactError: it is malformed, or of another schema version.
     """
-    return plan_of(read_json(ledger, ledger.plan_key(number, "plan.json"), "nightly-plan"))
+    key = ledger.plan_key(number, "plan.json")
+    document = read_json(ledger, key, "nightly-plan")
+    with well_formed(key):
+        return plan_of(document)
 
 
 def read_completion(ledger: Ledger, number: int) -> dict[str, Any] | None:
-    """Return what `complete.json` of a plan says, None where the plan is unfinished."""
+    """Return what `complete.json` of a plan says, None if the plan is unfinished."""
     try:
         return read_json(ledger, ledger.plan_key(number, "complete.json"), "nightly-completion")
     except StoreNotFoundError:
         return None
-
-
-def completions(ledger: Ledger, numbers: list[int]) -> Iterator[dict[str, Any]]:
-    """Yield `complete.json` of each of these plans."""
-    for number in numbers:
-        document = read_completion(ledger, number)
-        if document is not None:
-            yield document
-
-
-def write_index(ledger: Ledger, number: int, index: pa.Table) -> None:
-    """Write what became of each X-ray of a plan, once: `key`, `etag`, `image_key`, `status`."""
-    data = table_bytes(index, "nightly-index", SCHEMA)
-    try:
-        ledger.store.create(ledger.plan_key(number, "index.parquet"), data)
-    except StoreConflictError:
-        # Equal rows in perhaps other bytes, by another release: `complete.json` has their digest.
-        _log.info("plan %d has its index already", number)
-
-
-def read_index(ledger: Ledger, number: int, head: Mapping[str, Any] | None = None) -> pa.Table:
-    """Read what became of each X-ray of a complete plan.
-
-    Args:
-        ledger: Of the results.
-        number: Of the plan.
-        head: Its `complete.json`, if read already.
-
-    Raises:
-        ArtifactError: the plan is not complete, or its index is not the one it was completed with.
-    """
-    head = head or read_completion(ledger, number)
-    if head is None:
-        raise ArtifactError(f"plan {number} is not complete; collect it first")
-    key = ledger.plan_key(number, "index.parquet")
-    data = ledger.store.get(key)
-    found, written = hashlib.sha256(data).hexdigest(), head["index_sha256"]
-    if found != written:
-        raise ArtifactError(
-            f"{key} has SHA-256 {found}, written was {written}; restore it from an earlier version"
-        )
-    return table_of(data, "nightly-index", SCHEMA, key)

@@ -5,7 +5,7 @@ earlier plan scored it with the same model. So the answer does not depend on the
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from chexradinet.errors import ArtifactError, StoreNotFoundError
-from chexradinet.nightly.ledger import Ledger, Plan, completions, read_index
+from chexradinet.nightly.history import History, read_index
+from chexradinet.nightly.ledger import Ledger, Plan
 from chexradinet.nightly.records import DUPLICATE, INDEX, SCORED, ShardResult, table_from, unpack
 from chexradinet.records import RejectReason
 
@@ -59,21 +60,36 @@ class Merged:
     """Seconds that the shards took, added up."""
 
 
-def read_shard(ledger: Ledger, number: int, shard: int) -> ShardResult:
-    """Read the results of a shard."""
-    key = ledger.shard_key(number, shard)
-    return unpack(ledger.store.get(key), key)
+def read_shard(ledger: Ledger, plan: Plan, shard: int) -> ShardResult:
+    """Read the results of a shard.
+
+    Raises:
+        StoreNotFoundError: it was not scored yet.
+        ArtifactError: it is damaged, or was scored for another plan of this number.
+    """
+    key = ledger.shard_key(plan.number, shard)
+    result = unpack(ledger.store.get(key), key)
+    tables = (result.images, result.rejected)
+    names = sorted(key for table in tables for key in table.column("object_key").to_pylist())
+    if result.plan_sha256 != plan.digest or names != [image.key for image in plan.shard(shard)]:
+        raise ArtifactError(
+            f"{key} holds results of another plan {plan.number} than the plan.json beside it: the "
+            "ledger was restored in part, or a plan was deleted; restore the folder as a whole, as "
+            "docs/operations.md says under 'Restore from a lost bucket', or move this shard away "
+            "to have it scored"
+        )
+    return result
 
 
 def shards_of(ledger: Ledger, plan: Plan) -> Iterator[ShardResult]:
     """Yield the results of each shard of a plan, in order.
 
     Raises:
-        ArtifactError: a shard was not scored yet.
+        ArtifactError: a shard was not scored yet, is damaged, or is of another plan.
     """
     for shard in range(plan.num_shards):
         try:
-            yield read_shard(ledger, plan.number, shard)
+            yield read_shard(ledger, plan, shard)
         except StoreNotFoundError as error:
             raise ArtifactError(
                 f"shard {shard} of plan {plan.number} is not scored; run `score` for it, or the "
@@ -81,25 +97,26 @@ def shards_of(ledger: Ledger, plan: Plan) -> Iterator[ShardResult]:
             ) from error
 
 
-def merge(ledger: Ledger, plan: Plan, earlier: Mapping[str, int]) -> Merged:
+def merge(plan: Plan, history: History, skipped: Collection[int] = ()) -> Merged:
     """Combine a plan's shards.
 
     Args:
-        ledger: Results ledger.
         plan: A plan whose shards are all scored.
-        earlier: Image key to plan of what earlier plans scored with the same model.
+        history: Past plans; an X-ray that one of them scored with the same model is a duplicate.
+        skipped: Earlier plans that this one does not wait for.
 
     Raises:
-        ArtifactError: a shard is missing or damaged.
+        ArtifactError: a shard is missing or damaged, or an earlier plan's index is.
     """
     images: list[NightImage] = []
     excluded: list[dict[str, Any]] = []
     score_s = 0.0
-    for result in shards_of(ledger, plan):
+    for result in shards_of(history.ledger, plan):
         images += _night_images(result.images)
         excluded += result.rejected.to_pylist()
         score_s += result.wall_s
     images.sort(key=lambda image: image.object_key)
+    earlier = _earlier_scores(plan, history, skipped, {image.image_key for image in images})
     kept, duplicates = _split(images, earlier)
     excluded += [_duplicate_row(plan, image, detail) for image, detail in duplicates]
     excluded.sort(key=lambda row: str(row["object_key"]))
@@ -112,30 +129,37 @@ def merge(ledger: Ledger, plan: Plan, earlier: Mapping[str, int]) -> Merged:
     )
 
 
-def earlier_scores(ledger: Ledger, plan: Plan, complete: Sequence[int]) -> dict[str, int]:
-    """Return image key to plan of all that earlier plans scored with this plan's model."""
+def _earlier_scores(
+    plan: Plan, history: History, skipped: Collection[int], image_keys: Collection[str]
+) -> dict[str, int]:
+    """Return image key to plan of those X-rays that an earlier plan scored with the same model."""
+    earlier = [
+        head.number
+        for head in history.before(plan.number, skipped)
+        if head.bundle_digest == plan.bundle_digest
+    ]
+    wanted = pa.array(sorted(image_keys), pa.string())
     found: dict[str, int] = {}
-    for head in completions(ledger, [number for number in complete if number < plan.number]):
-        if head["bundle_digest"] == plan.bundle_digest:
-            index = read_index(ledger, head["number"], head)
-            scored = index.filter(pc.field("status") == SCORED).column("image_key").to_pylist()
-            found |= {key: head["number"] for key in scored if key not in found}
+    for index in history.indexes(earlier):
+        scored = index.filter((pc.field("status") == SCORED) & pc.field("image_key").isin(wanted))
+        for row in scored.select(["image_key", "plan"]).to_pylist():
+            found[row["image_key"]] = min(row["plan"], found.get(row["image_key"], row["plan"]))
     return found
 
 
-def merged_before(ledger: Ledger, plan: Plan) -> list[NightImage]:
+def merged_before(history: History, plan: Plan) -> list[NightImage]:
     """Return the X-rays that count of a plan that is complete."""
-    scored = _keys(ledger, plan, SCORED)
+    scored = _keys(history, plan, SCORED)
     return [
         image
-        for result in shards_of(ledger, plan)
+        for result in shards_of(history.ledger, plan)
         for image in _night_images(result.images)
         if image.object_key in scored
     ]
 
 
 def unscored_files(
-    ledger: Ledger, earlier: Iterable[Plan], merged: Merged
+    history: History, earlier: Iterable[Plan], merged: Merged
 ) -> dict[tuple[str, str], int]:
     """Count the files without a score by status and reason: a reader of the list sees none of them.
 
@@ -143,7 +167,7 @@ def unscored_files(
     does a duplicate, as its scores are elsewhere.
 
     Args:
-        ledger: Results ledger.
+        history: Past plans.
         earlier: Complete plans whose X-rays are on the same worklist, in order of their numbers.
         merged: What became of the last plan.
 
@@ -152,8 +176,10 @@ def unscored_files(
     """
     reasons: dict[str, tuple[str, str]] = {}
     for plan in earlier:
-        rows = [row for result in shards_of(ledger, plan) for row in result.rejected.to_pylist()]
-        _count_last(reasons, rows, _keys(ledger, plan, SCORED, DUPLICATE))
+        rows = [
+            row for result in shards_of(history.ledger, plan) for row in result.rejected.to_pylist()
+        ]
+        _count_last(reasons, rows, _keys(history, plan, SCORED, DUPLICATE))
     rows = [row for row in merged.excluded if row["status"] != DUPLICATE]
     _count_last(reasons, rows, {image.object_key for image in merged.images} | merged.duplicates)
     return dict(sorted(Counter(reasons.values()).items()))
@@ -169,10 +195,10 @@ def _count_last(
         reasons.pop(key, None)
 
 
-def _keys(ledger: Ledger, plan: Plan, *statuses: str) -> set[str]:
+def _keys(history: History, plan: Plan, *statuses: str) -> set[str]:
     """Return the object keys of a complete plan that have one of these statuses."""
-    index = read_index(ledger, plan.number).select(["key", "status"]).to_pylist()
-    return {row["key"] for row in index if row["status"] in statuses}
+    index = read_index(history.ledger, plan.number, history.heads[plan.number].index_sha256)
+    return set(index.filter(pc.field("status").isin(statuses)).column("key").to_pylist())
 
 
 def _night_images(table: pa.Table) -> Iterator[NightImage]:
@@ -213,13 +239,14 @@ def _index(
     plan: Plan, images: Sequence[NightImage], excluded: Sequence[Mapping[str, Any]]
 ) -> pa.Table:
     image_keys = {image.object_key: image.image_key for image in images}
-    statuses = {str(row["object_key"]): row["status"] for row in excluded}
+    statuses = dict.fromkeys(image_keys, SCORED)
+    statuses |= {str(row["object_key"]): row["status"] for row in excluded}
     rows = [
         {
             "key": image.key,
             "etag": image.etag,
             "image_key": image_keys.get(image.key, ""),
-            "status": statuses.get(image.key, SCORED),
+            "status": statuses[image.key],
         }
         for image in plan.images
     ]

@@ -6,36 +6,35 @@ own. Time is the store's: this machine's clock does not matter.
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from chexradinet.config.nightly import PlanConfig
 from chexradinet.errors import ConfigError, MismatchError, SourceError, StoreError
 from chexradinet.model.bundle_info import BundleInfo, read_bundle_info
+from chexradinet.nightly.history import MAX_FAILED_NIGHTS, History, read_history, roll_up
 from chexradinet.nightly.lease import store_time
 from chexradinet.nightly.ledger import (
-    Ledger,
     Plan,
     PlannedImage,
-    completions,
     create_plan,
     open_ledger,
-    plan_numbers,
-    read_index,
     read_plan,
 )
 from chexradinet.nightly.model import check_model
-from chexradinet.nightly.records import POSTPONED, VANISHED, Addresses
+from chexradinet.nightly.records import NOT_SCORED, POSTPONED, VANISHED, Addresses
 from chexradinet.registry.champion import fetch_champion
 from chexradinet.store import ObjectInfo, open_store, parse_uri, require_conditional_create
 
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
-NOT_DONE = frozenset({POSTPONED, VANISHED})
+NOT_DONE = frozenset({POSTPONED, VANISHED, NOT_SCORED})
 """What an X-ray may have come to that does not count as done: it is planned again."""
 
 
@@ -49,6 +48,8 @@ class Inbox:
     """Left for the next night because they may still be written."""
     num_left: int = 0
     """Left for the next night because the plan is full."""
+    num_unreadable: int = 0
+    """Links that lead nowhere or out of the inbox, and folders that may not be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,10 @@ class PlanOutcome:
     """Objects left for the next night because they may still be written."""
     num_left: int = 0
     """Objects left for the next night because the plan is full."""
+    num_unreadable: int = 0
+    """Links that lead nowhere or out of the inbox, and folders that may not be read."""
+    set_aside: tuple[int, ...] = ()
+    """Plans that were tried on three nights, are not complete and are left out."""
 
     @property
     def work(self) -> str:
@@ -80,13 +85,25 @@ class PlanOutcome:
         """Return the outcome as one sentence."""
         said = {
             "planned": f"plan {self.work}: {self.num_images} X-rays",
-            "continued": f"an unfinished plan goes on ({self.work}): {self.num_images} X-rays",
+            "continued": f"an unfinished plan continues ({self.work}): {self.num_images} X-rays",
             "nothing_new": "nothing new in the inbox: nothing to score",
             "another_run_active": "another run is at work: nothing to do (one that was stopped "
             "between two stages gives way when its lease runs out)",
         }[self.status]
-        left = f"{self.num_young} still settling, {self.num_left} over the plan's size"
-        return f"{said} ({left})" if self.num_young or self.num_left else said
+        if self.num_young or self.num_left:
+            said += f" ({self.num_young} still settling, {self.num_left} over the plan's size)"
+        if self.num_unreadable:
+            said += (
+                f"; {self.num_unreadable} links or folders of the inbox cannot be read and are "
+                "left out"
+            )
+        if self.set_aside:
+            said += (
+                f"; set aside after {MAX_FAILED_NIGHTS} nights without an end: plan "
+                f"{', '.join(map(str, self.set_aside))}; once the cause is gone, delete the "
+                "`tries` beside its plan.json in the ledger to have it tried again"
+            )
+        return said
 
 
 def parts_of(work: str) -> tuple[tuple[int, int], ...]:
@@ -135,21 +152,26 @@ def plan(addresses: Addresses, config: PlanConfig) -> PlanOutcome:
     require_conditional_create(ledger.store, ledger.key("ledger", ""))
     champion = _champion(addresses.models_uri)
     for _ in range(_ATTEMPTS):
-        numbers, complete = plan_numbers(ledger)
-        unfinished = [read_plan(ledger, n) for n in numbers if n not in complete]
+        now, history = store_time(ledger), read_history(ledger)
+        aside = history.set_aside(now.date().isoformat())
+        pending = [read_plan(ledger, number) for number in history.unfinished()]
+        unfinished = [found for found in pending if found.number not in aside]
         for found in unfinished:
             _check_inbox(found, addresses.inbox_uri)
-        listed = {image.key: image for image in inbox_images(addresses.inbox_uri)}
-        past = list(completions(ledger, complete))
-        model = (champion[1], config.rescore_since)
-        taken = taken_images(ledger, past, unfinished, listed, model)
-        inbox = new_images(listed, taken, store_time(ledger), config)
+        left_out: list[str] = []
+        listed = inbox_images(addresses.inbox_uri, left_out)
+        waiting = {image.key: image for image in listed}
+        drop_taken(waiting, history, pending, (champion[1], config.rescore_since))
+        inbox = replace(new_images(waiting.values(), now, config), num_unreadable=len(left_out))
+        roll_up(history)
         if not inbox.images:
-            return _outcome("continued" if unfinished else "nothing_new", unfinished, inbox)
-        made = _new_plan(ledger, max(numbers, default=0) + 1, addresses, champion, config, inbox)
+            status = "continued" if unfinished else "nothing_new"
+            return _outcome(status, unfinished, inbox, aside)
+        number = max(history.numbers, default=0) + 1
+        made = _new_plan(number, now, addresses, champion, config, inbox)
         if create_plan(ledger, made):
             status = "continued" if unfinished else "planned"
-            return _outcome(status, [*unfinished, made], inbox)
+            return _outcome(status, [*unfinished, made], inbox, aside)
     raise StoreError(
         f"{addresses.results_uri} got {_ATTEMPTS} plans from other runs while this one planned; "
         "let them end and run again"
@@ -177,28 +199,31 @@ def _check_inbox(found: Plan, inbox_uri: str) -> None:
         )
 
 
-def _outcome(status: str, plans: Sequence[Plan], inbox: Inbox) -> PlanOutcome:
+def _outcome(
+    status: str, plans: Sequence[Plan], inbox: Inbox, set_aside: tuple[int, ...]
+) -> PlanOutcome:
     outcome = PlanOutcome(
         status=status,
         parts=tuple((found.number, found.num_shards) for found in plans),
         num_images=sum(len(found.images) for found in plans),
         num_young=inbox.num_young,
         num_left=inbox.num_left,
+        num_unreadable=inbox.num_unreadable,
+        set_aside=set_aside,
     )
     _log.info("%s", outcome.as_text())
     return outcome
 
 
 def _new_plan(
-    ledger: Ledger,
     number: int,
+    now: datetime,
     addresses: Addresses,
     champion: tuple[BundleInfo, str],
     config: PlanConfig,
     inbox: Inbox,
 ) -> Plan:
     info, digest = champion
-    now = store_time(ledger)
     return Plan(
         number=number,
         date=now.date().isoformat(),
@@ -211,11 +236,16 @@ def _new_plan(
         settings=config.results.record(),
         shard_size=config.shard_size,
         images=inbox.images,
+        num_unreadable=inbox.num_unreadable,
     )
 
 
-def inbox_images(inbox_uri: str) -> Iterator[PlannedImage]:
+def inbox_images(inbox_uri: str, left_out: list[str] | None = None) -> Iterator[PlannedImage]:
     """Yield the objects of the inbox; hidden ones, as of a copy in progress, are left out.
+
+    Args:
+        inbox_uri: The inbox.
+        left_out: Collects links that lead nowhere or out of it, and folders that may not be read.
 
     Raises:
         SourceError: the inbox is a path without a folder.
@@ -223,9 +253,9 @@ def inbox_images(inbox_uri: str) -> Iterator[PlannedImage]:
     """
     location = parse_uri(inbox_uri)
     if location.bucket is None and not Path(location.key).is_dir():
-        raise SourceError(f"{inbox_uri} is no folder; give the folder that X-rays arrive in")
+        raise SourceError(f"{inbox_uri} is not a folder; give the folder that X-rays arrive in")
     store, prefix = open_store(inbox_uri)
-    for info in store.list(prefix):
+    for info in store.list(prefix, [] if left_out is None else left_out):
         name = info.key[len(prefix) :]
         if not any(part.startswith(".") for part in name.split("/")):
             yield _planned(name, info)
@@ -235,21 +265,15 @@ def _planned(name: str, info: ObjectInfo) -> PlannedImage:
     return PlannedImage(key=name, etag=info.etag, size_bytes=info.size_bytes, arrived=info.modified)
 
 
-def new_images(
-    listed: Mapping[str, PlannedImage],
-    taken: set[tuple[str, str]],
-    now: datetime,
-    config: PlanConfig,
-) -> Inbox:
+def new_images(waiting: Iterable[PlannedImage], now: datetime, config: PlanConfig) -> Inbox:
     """Choose what to plan.
 
     Args:
-        listed: Key to object of the inbox.
-        taken: Key and ETag of what earlier plans have done or are at.
-        now: By the store's clock.
+        waiting: Objects of the inbox that no plan has done or is at.
+        now: Time by the store's clock.
         config: Settling time and size.
     """
-    new = [image for image in listed.values() if (image.key, image.etag) not in taken]
+    new = list(waiting)
     settled = [image for image in new if _is_settled(image, now, config.settle_s)]
     first = sorted(settled, key=lambda image: (image.arrived, image.key))[: config.max_images]
     return Inbox(
@@ -264,45 +288,46 @@ def _is_settled(image: PlannedImage, now: datetime, settle_s: float) -> bool:
     return abs((now - image.arrived).total_seconds()) >= settle_s
 
 
-def taken_images(
-    ledger: Ledger,
-    past: Sequence[Mapping[str, Any]],
+def drop_taken(
+    waiting: dict[str, PlannedImage],
+    history: History,
     unfinished: Sequence[Plan],
-    listed: Mapping[str, PlannedImage],
-    model: tuple[str, str],
-) -> set[tuple[str, str]]:
-    """Return key and ETag of the listed objects that earlier plans have done or are at.
+    model: tuple[str, str] = ("", ""),
+) -> None:
+    """Drop the listed objects that earlier plans have done or are at.
 
     Args:
-        ledger: Of the results.
-        past: `complete.json` of the complete plans.
-        unfinished: The other plans.
-        listed: Key to object of the inbox.
+        waiting: Key to object of the inbox; loses what is taken.
+        history: Past plans.
+        unfinished: The plans of it that are not complete.
         model: Digest of the model that scores now, and a date (`YYYY-MM-DD`, or empty) since which
-            a plan counts only where it used this model.
+            a plan counts only if it used this model.
     """
     digest, rescore_since = model
 
     def counts(bundle_digest: str, date: str) -> bool:
         return not rescore_since or bundle_digest == digest or date < rescore_since
 
-    taken = {
-        (image.key, image.etag)
-        for plan in unfinished
-        if counts(plan.bundle_digest, plan.date)
-        for image in plan.images
-    }
-    oldest = min((image.arrived for image in listed.values()), default=None)
-    for head in past:
-        newest = datetime.fromisoformat(head["newest_arrival"])
-        # A plan whose newest X-ray is older than all that is listed did nothing of it.
-        if oldest is None or newest < oldest or not counts(head["bundle_digest"], head["date"]):
-            continue
-        index = read_index(ledger, head["number"], head)
-        columns = (index.column(name).to_pylist() for name in ("key", "etag", "status"))
-        taken |= {
-            (key, etag)
-            for key, etag, status in zip(*columns, strict=True)
-            if key in listed and status not in NOT_DONE
-        }
-    return taken
+    for plan in unfinished:
+        if counts(plan.bundle_digest, plan.date):
+            _drop(waiting, ((image.key, image.etag) for image in plan.images))
+    oldest = min((image.arrived for image in waiting.values()), default=None)
+    if oldest is None:
+        return
+    # A plan whose newest X-ray is older than all that is listed did nothing of it.
+    wanted = [
+        head.number
+        for head in history.heads.values()
+        if head.newest_arrival >= oldest and counts(head.bundle_digest, head.date)
+    ]
+    for index in history.indexes(wanted):
+        done = index.filter(~pc.field("status").isin(sorted(NOT_DONE)))
+        columns = (done.column(name).to_pylist() for name in ("key", "etag"))
+        _drop(waiting, zip(*columns, strict=True))
+
+
+def _drop(waiting: dict[str, PlannedImage], taken: Iterable[tuple[str, str]]) -> None:
+    for key, etag in taken:
+        found = waiting.get(key)
+        if found is not None and found.etag == etag:
+            del waiting[key]

@@ -6,6 +6,7 @@ Runs in processes of its own beside the network, so nothing here imports torch.
 import hashlib
 import hmac
 import io
+import re
 import time
 from dataclasses import replace
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from chexradinet.errors import (
     StoreAccessError,
     StoreBucketError,
     StoreConflictError,
+    StoreError,
     StoreIntegrityError,
     StoreNotFoundError,
 )
@@ -30,6 +32,9 @@ from chexradinet.records import RejectReason
 from chexradinet.store import open_store
 from chexradinet.unforeseen import refusing_faults
 
+_SHORTEST_NAME = 3
+_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*\Z")
+"""What counts as a UID (DICOM PS3.5 chapter 9): anything else may be a formula or a name."""
 _IMAGE_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 
@@ -52,8 +57,8 @@ def read_xray(reading: Reading, image: PlannedImage) -> XRay | Excluded:
     started = time.perf_counter()
     try:
         content = planned_content(reading.inbox_uri, image)
-    except StoreBucketError:
-        raise
+    except StoreBucketError as error:
+        raise _unnamed(error, image) from None
     except StoreNotFoundError:
         return _excluded(image, VANISHED, VANISHED, "gone since it was planned")
     except StoreConflictError:
@@ -63,6 +68,8 @@ def read_xray(reading: Reading, image: PlannedImage) -> XRay | Excluded:
         return _excluded(image, POSTPONED, "no_access", "it may not be read")
     except RejectedImageError as error:
         return _excluded(image, REJECTED, error.reason, error.detail)
+    except StoreError as error:
+        raise _unnamed(error, image) from None
     read = time.perf_counter()
     try:
         with refusing_faults():
@@ -88,10 +95,19 @@ def planned_content(inbox_uri: str, image: PlannedImage) -> bytes:
         damaged = True  # or it grew while it was read: the next line tells
     found = store.stat(prefix + image.key)
     if (found.etag, found.size_bytes) != (image.etag, image.size_bytes):
-        raise StoreConflictError(f"{image.key} changed since it was planned")
+        raise StoreConflictError("an object of the inbox changed since it was planned")
     if damaged or len(content) != image.size_bytes:
         raise RejectedImageError(RejectReason.UNREADABLE, "its checksum does not hold")
     return content
+
+
+def _unnamed(error: StoreError, image: PlannedImage) -> StoreError:
+    """Return an error without the object's name: a sender may have put a patient's into it."""
+    text = str(error).replace(image.key, "an object of the inbox")
+    stems = (part.partition(".")[0] for part in image.key.split("/"))
+    if any(stem in text for stem in stems if len(stem) >= _SHORTEST_NAME):  # in quotes, cut, …
+        text = f"the inbox cannot be read ({type(error).__name__}); check it, then run again"
+    return type(error)(text)
 
 
 def _excluded(image: PlannedImage, status: str, reason: str, detail: str) -> Excluded:
@@ -152,14 +168,14 @@ def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:
     if verdict.reason is not None:
         raise RejectedImageError(verdict.reason, verdict.detail)
     pixels, geometry = to_model(radiograph, reading.preprocessing)
-    named = header.sop_instance_uid.encode()
-    key = hashlib.sha256(named or content).hexdigest()
-    study = header.study_instance_uid or key
+    instance = header.sop_instance_uid if _UID.match(header.sop_instance_uid) else ""
+    key = hashlib.sha256(instance.encode() or content).hexdigest()
+    study = header.study_instance_uid if _UID.match(header.study_instance_uid) else key
     return XRay(
         object_key=object_key,
         image_key=key,
         study_uid=study,
-        sop_uid=header.sop_instance_uid,
+        sop_uid=instance,
         patient_key=_patient_key(reading.salt, header.patient_id or f"study {study}"),
         pixels=pixels,
         geometry=geometry,

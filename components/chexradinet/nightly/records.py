@@ -28,11 +28,13 @@ from chexradinet.regions.feature_names import FEATURE_NAMES
 from chexradinet.store import parse_uri
 
 SCORED, DUPLICATE = "scored", "duplicate"
-POSTPONED, VANISHED, REJECTED = "postponed", "vanished", "rejected"
+POSTPONED, VANISHED, REJECTED, NOT_SCORED = "postponed", "vanished", "rejected", "not_scored"
 """Statuses of an object of a plan; the first two have scores."""
 
 SCHEMA = 3
 """Version of every table here."""
+SHARD_SCHEMA = 4
+"""Version of a shard's archive: 4 names the plan that it was scored for."""
 
 RADIOMICS_COLUMNS = tuple(f"radiomics_{name}" for name in FEATURE_NAMES)
 """The 102 features, in their stored order."""
@@ -163,9 +165,9 @@ class Excluded:
 
     object_key: str
     status: str
-    """`rejected`, `postponed` or `vanished`."""
+    """`rejected`, `postponed`, `vanished` or `not_scored`."""
     reason: str
-    """A `RejectReason` if it is rejected, else a word."""
+    """A `RejectReason` if it is rejected or not scored, else a word."""
     detail: str
     """Without patient data."""
 
@@ -211,6 +213,8 @@ def urgency(case: NightCase, settings: ResultSettings) -> tuple[float, NightFind
 class ShardResult:
     """All results of a shard."""
 
+    plan_sha256: str
+    """Digest of the plan that it was scored for; see `Plan.digest`."""
     scores: pa.Table
     rejected: pa.Table
     images: pa.Table
@@ -227,7 +231,12 @@ def table_from(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table
 
 def pack(result: ShardResult) -> bytes:
     """Return a shard's results as one ZIP archive; equal results give equal bytes."""
-    head = {"schema": SCHEMA, "kind": "nightly-shard", "wall_s": result.wall_s}
+    head = {
+        "schema": SHARD_SCHEMA,
+        "kind": "nightly-shard",
+        "plan_sha256": result.plan_sha256,
+        "wall_s": result.wall_s,
+    }
     members = {"shard.json": json.dumps(head, sort_keys=True).encode()}
     for name in _TABLES:
         data = table_bytes(getattr(result, name), f"nightly-{name}", SCHEMA)
@@ -249,8 +258,8 @@ def unpack(data: bytes, where: str) -> ShardResult:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            head = json.loads(archive.read("shard.json"))
-            check_schema(head, "nightly-shard", SCHEMA, Path(where))
+            head = dict(json.loads(archive.read("shard.json")))
+            check_schema(head, "nightly-shard", SHARD_SCHEMA, Path(where))
             tables = {
                 name: table_of(archive.read(f"{name}.parquet"), f"nightly-{name}", SCHEMA, where)
                 for name in _TABLES
@@ -260,6 +269,7 @@ def unpack(data: bytes, where: str) -> ShardResult:
                 for name in archive.namelist()
                 if name.startswith("pictures/")
             }
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+            of_plan, wall_s = str(head["plan_sha256"]), float(head["wall_s"])
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{where} is not a whole shard ({error}); restore it") from error
-    return ShardResult(**tables, wall_s=float(head["wall_s"]), pictures=pictures)
+    return ShardResult(**tables, plan_sha256=of_plan, wall_s=wall_s, pictures=pictures)

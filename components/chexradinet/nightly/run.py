@@ -15,6 +15,7 @@ from chexradinet.config.nightly import PlanConfig, Run, ScoreConfig
 from chexradinet.errors import ChexRadiNetError, StoreNotFoundError
 from chexradinet.monitoring import NightlyTelemetry, push
 from chexradinet.nightly.collect import collect, collect_plan
+from chexradinet.nightly.history import note_try
 from chexradinet.nightly.lease import holding, release, store_time, this_process
 from chexradinet.nightly.ledger import (
     Ledger,
@@ -89,6 +90,7 @@ def score_stage(
     ledger = open_ledger(addresses.results_uri)
     # Without the lease it goes on: whoever has it finds what is done, and nothing is done twice.
     with holding(ledger, this_process(run.run_id, run.lease_ttl_s)):
+        note_try(ledger, number, store_time(ledger).date().isoformat())
         return score(addresses, number, shard, config)
 
 
@@ -161,6 +163,7 @@ def _work(
     nights, done = [], 0
     for number, shards in outcome.parts:
         found = read_plan(ledger, number)
+        note_try(ledger, number, store_time(ledger).date().isoformat())
         scorer = open_scorer(addresses, found, scoring)
         for shard in range(shards):
             score_shard(ledger, found, shard, scorer, scoring)

@@ -20,7 +20,7 @@ import torch
 
 from chexradinet.config import require
 from chexradinet.config.nightly import ScoreConfig
-from chexradinet.errors import RejectedImageError, StoreConflictError
+from chexradinet.errors import RejectedImageError, StoreConflictError, StoreNotFoundError
 from chexradinet.evaluation.calibration import NOT_CALIBRATED, PLATT, apply_calibration
 from chexradinet.evaluation.reference import ood_flags, ood_scores
 from chexradinet.ingest.decoding import decode_in_order
@@ -29,12 +29,14 @@ from chexradinet.model.inference import Predictions, choose_device, folded, pred
 from chexradinet.model.resnet import ChexRadiNet
 from chexradinet.nightly.dicom import write_dicom
 from chexradinet.nightly.ledger import Ledger, Plan, PlannedImage, open_ledger, read_plan
+from chexradinet.nightly.merge import read_shard
 from chexradinet.nightly.model import NightModel, fetched, read_model
 from chexradinet.nightly.outcome import ShardOutcome
 from chexradinet.nightly.read import Reading, read_xray
 from chexradinet.nightly.records import (
     EXCLUDED,
     IMAGES,
+    NOT_SCORED,
     REJECTED,
     SCORES,
     Addresses,
@@ -47,7 +49,7 @@ from chexradinet.nightly.records import (
     table_from,
     urgency,
 )
-from chexradinet.records import Box, FeatureStatus, Geometry, Region
+from chexradinet.records import Box, FeatureStatus, Geometry, Region, RejectReason
 from chexradinet.regions.extract import extract_region
 from chexradinet.regions.radiomics import features_of
 from chexradinet.regions.tables import FeatureRow, rejected_row
@@ -76,6 +78,10 @@ class _Collected:
     images: list[dict[str, Any]] = field(default_factory=list)
     urgent: list[tuple[float, str, NightCase, NightFinding]] = field(default_factory=list)
     """The most urgent flagged X-rays so far, for the report's pictures."""
+
+    def exclude(self, plan: Plan, excluded: Excluded) -> None:
+        """Add an object of the plan that has no scores."""
+        self.rejected.append(asdict(excluded) | {"plan": plan.number})
 
 
 def open_scorer(addresses: Addresses, plan: Plan, config: ScoreConfig) -> Scorer:
@@ -107,30 +113,43 @@ def score(addresses: Addresses, number: int, shard: int, config: ScoreConfig) ->
     ledger = open_ledger(addresses.results_uri)
     plan = read_plan(ledger, number)
     require(0 <= shard < plan.num_shards, "shard", shard, f"in [0, {plan.num_shards})")
-    if ledger.store.exists(ledger.shard_key(number, shard)):
+    if is_scored(ledger, plan, shard):
         return ShardOutcome(status="done_before")
     return score_shard(ledger, plan, shard, open_scorer(addresses, plan, config), config)
+
+
+def is_scored(ledger: Ledger, plan: Plan, shard: int) -> bool:
+    """Tell whether a shard's results are there.
+
+    Raises:
+        ArtifactError: what is there is damaged, or was scored for another plan of this number.
+    """
+    try:
+        read_shard(ledger, plan, shard)
+    except StoreNotFoundError:
+        return False
+    return True
 
 
 def score_shard(
     ledger: Ledger, plan: Plan, shard: int, scorer: Scorer, config: ScoreConfig
 ) -> ShardOutcome:
     """Score a shard with a model that is open already; see `score`."""
-    key = ledger.shard_key(plan.number, shard)
-    if ledger.store.exists(key):
+    if is_scored(ledger, plan, shard):
         return ShardOutcome(status="done_before")
     started = time.perf_counter()
     collected = _Collected()
     outcomes = _read(plan, plan.shard(shard), scorer, config)
     for batch in _batches(outcomes, scorer.settings.batch_size):
-        excluded = [asdict(one) for one in batch if isinstance(one, Excluded)]
-        collected.rejected += [row | {"plan": plan.number} for row in excluded]
+        for one in batch:
+            if isinstance(one, Excluded):
+                collected.exclude(plan, one)
         xrays = [one for one in batch if isinstance(one, XRay)]
         if xrays:
             _score_batch(collected, ledger, plan, scorer, xrays)
-    result = _result(collected, time.perf_counter() - started)
+    result = _result(collected, plan, time.perf_counter() - started)
     try:
-        ledger.store.create(key, pack(result))
+        ledger.store.create(ledger.shard_key(plan.number, shard), pack(result))
     except StoreConflictError:
         _log.info("shard %d of plan %d was done meanwhile by another run", shard, plan.number)
         return ShardOutcome(status="done_before")
@@ -180,7 +199,17 @@ def _score_batch(
     pixels = np.stack([xray.pixels for xray in xrays])
     found = predict_folded(scorer.network, pixels, np.arange(len(xrays)))
     passed = time.perf_counter()
-    cases = _cases(scorer, xrays, found)
+    calibration: Mapping[str, Any] = scorer.info.calibration or {}
+    probabilities = apply_calibration(calibration, scorer.findings, found.logits)
+    usable = _finite_rows(found, probabilities)
+    for xray, is_usable in zip(xrays, usable, strict=True):
+        if not is_usable:
+            collected.exclude(plan, _not_finite(xray))
+    found = Predictions(
+        found.rows[usable], found.logits[usable], found.embedding[usable], found.maps[usable]
+    )
+    kept = [xray for xray, is_usable in zip(xrays, usable, strict=True) if is_usable]
+    cases = _cases(scorer, kept, found, probabilities[usable])
     forward_s = (passed - started) / len(xrays)
     regions_s = (time.perf_counter() - passed) / len(xrays)
     settings = scorer.settings
@@ -203,8 +232,9 @@ def _score_batch(
     collected.urgent = sorted(collected.urgent, key=itemgetter(0, 1))[: settings.report_cases]
 
 
-def _result(collected: _Collected, wall_s: float) -> ShardResult:
+def _result(collected: _Collected, plan: Plan, wall_s: float) -> ShardResult:
     return ShardResult(
+        plan_sha256=plan.digest,
         scores=pa.concat_tables([SCORES.empty_table(), *collected.scores]).combine_chunks(),
         rejected=table_from(collected.rejected, EXCLUDED),
         images=table_from(collected.images, IMAGES),
@@ -215,13 +245,33 @@ def _result(collected: _Collected, wall_s: float) -> ShardResult:
     )
 
 
-def _cases(model: NightModel, xrays: Sequence[XRay], found: Predictions) -> list[NightCase]:
+def _finite_rows(
+    found: Predictions, probabilities: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
+    """Tell of each X-ray whether all that the model gave is finite."""
+    finite = np.ones(len(probabilities), dtype=np.bool_)
+    for values in (found.logits, found.embedding, found.maps, probabilities):
+        finite &= np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    return finite
+
+
+def _not_finite(xray: XRay) -> Excluded:
+    return Excluded(
+        object_key=xray.object_key, status=NOT_SCORED, reason=RejectReason.NOT_FINITE.value,
+        detail="the model gave a score or a map that is not a finite number",
+    )  # fmt: skip
+
+
+def _cases(
+    model: NightModel,
+    xrays: Sequence[XRay],
+    found: Predictions,
+    probabilities: npt.NDArray[np.float64],
+) -> list[NightCase]:
     """Return the cases of a batch, in its order."""
-    calibration: Mapping[str, Any] = model.info.calibration or {}
-    probabilities = apply_calibration(calibration, model.findings, found.logits)
     distances: Sequence[float | None] = [None] * len(xrays)
     outside: Sequence[bool | None] = [None] * len(xrays)
-    if model.reference is not None:
+    if model.reference is not None and xrays:
         measured = ood_scores(model.reference, found.embedding)
         if np.isfinite(measured).all():
             distances = [float(value) for value in measured]

@@ -14,16 +14,19 @@ import pyarrow.parquet as pq
 from chexradinet.evaluation.drift import FALSE_ALARMS_PER_NIGHT, drift
 from chexradinet.evaluation.reference import Population
 from chexradinet.monitoring import NightlyTelemetry, drift_ratios
+from chexradinet.nightly.history import read_history
 from chexradinet.nightly.lease import store_time
-from chexradinet.nightly.ledger import Plan, completions, open_ledger, plan_numbers
+from chexradinet.nightly.ledger import Plan, open_ledger
 from chexradinet.nightly.merge import Merged, NightImage
 from chexradinet.nightly.model import NightModel
 from chexradinet.nightly.outcome import Night, num_flagged, num_outside
-from chexradinet.nightly.plan import inbox_images, taken_images
-from chexradinet.nightly.records import DUPLICATE, REJECTED, TIMINGS, Addresses
+from chexradinet.nightly.plan import drop_taken, inbox_images
+from chexradinet.nightly.records import DUPLICATE, NOT_SCORED, REJECTED, TIMINGS, Addresses
 from chexradinet.records import RejectReason
 from chexradinet.reports.nightly import FlaggedCase, NightReport, OutsideXRay
 from chexradinet.reports.worklist import WaitingImage
+
+_UNREADABLE = {"status": "left_out", "reason": "link_or_folder_unreadable"}
 
 
 def waiting_images(
@@ -144,7 +147,7 @@ def night_report(
         num_planned=len(plan.images),
         num_scored=len(images),
         num_studies=len({image.study_uid for image in images}),
-        excluded=merged.excluded,
+        excluded=(*merged.excluded, *[_UNREADABLE] * plan.num_unreadable),
         probabilities={
             finding: [image.probabilities[column] for image in images]
             for column, finding in enumerate(findings)
@@ -253,19 +256,16 @@ def oldest_unscored_age_s(addresses: Addresses) -> float:
     By the store's clock; an object with a time ahead of it is 0 seconds old.
     """
     ledger = open_ledger(addresses.results_uri)
-    listed = {image.key: image for image in inbox_images(addresses.inbox_uri)}
-    past = list(completions(ledger, plan_numbers(ledger)[1]))
-    done = taken_images(ledger, past, [], listed, ("", ""))
-    waiting = [i.arrived for i in listed.values() if (i.key, i.etag) not in done]
-    if not waiting:
-        return 0.0
-    return max(0.0, (store_time(ledger) - min(waiting)).total_seconds())
+    waiting = {image.key: image for image in inbox_images(addresses.inbox_uri)}
+    drop_taken(waiting, read_history(ledger), [])
+    oldest = min((image.arrived for image in waiting.values()), default=None)
+    return 0.0 if oldest is None else max(0.0, (store_time(ledger) - oldest).total_seconds())
 
 
 def _rejected(excluded: Mapping[str, Mapping[str, int]]) -> dict[RejectReason, int]:
-    """Return rejected and duplicate objects by reason; what is tried again is not rejected."""
+    """Return objects without a score by reason, but for those that changed or vanished."""
     counted: dict[RejectReason, int] = {}
-    for status in (REJECTED, DUPLICATE):
+    for status in (REJECTED, DUPLICATE, NOT_SCORED):
         for reason, num in excluded.get(status, {}).items():
             counted[RejectReason(reason)] = counted.get(RejectReason(reason), 0) + num
     return counted

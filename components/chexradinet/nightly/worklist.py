@@ -7,13 +7,14 @@ the cap, whether it has been read or not: nothing here knows that.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from chexradinet.config.nightly import WorklistConfig
 from chexradinet.errors import SchemaError
-from chexradinet.nightly.ledger import Ledger, Plan, read_completion, read_plan
+from chexradinet.nightly.history import History, PlanHead
+from chexradinet.nightly.ledger import Plan, read_plan
 from chexradinet.nightly.merge import Merged, NightImage, merged_before
 from chexradinet.nightly.summary import waiting_images
 from chexradinet.reports.worklist import WaitingImage
@@ -39,34 +40,32 @@ def end_of(day: str) -> datetime:
 
 
 def studies_of(
-    ledger: Ledger, plan: Plan, merged: Merged, complete: Sequence[int], config: WorklistConfig
+    history: History, plan: Plan, merged: Merged, skipped: Collection[int], config: WorklistConfig
 ) -> WorklistScope:
     """Return the list of a plan's day; an X-ray that was scored again counts by its last scores.
 
     Args:
-        ledger: Of the results.
-        plan: That is being collected.
+        history: Past plans.
+        plan: The plan that is being collected.
         merged: What became of its X-rays.
-        complete: Numbers of the complete plans, ascending.
+        skipped: Earlier plans that it does not wait for.
         config: Cap and interval.
     """
     found: dict[str, WaitingImage] = {}
     earlier, foreign = [], []
-    window = _newly_due(ledger, plan, complete, config)
-    for number in complete:
-        head = read_completion(ledger, number) if number < plan.number else None
-        if head is None:
+    past = [head for head in history.before(plan.number, skipped) if head.number < plan.number]
+    window = _newly_due(past, plan, config)
+    for head in past:
+        is_new = head.date == plan.date or head.completed_on >= plan.date
+        if not is_new and head.newest_arrival <= window[0]:
             continue
-        is_new = head["date"] == plan.date or _completed_on(ledger, number) >= plan.date
-        if not is_new and datetime.fromisoformat(head["newest_arrival"]) <= window[0]:
-            continue
-        other = read_plan(ledger, number)
+        other = read_plan(history.ledger, head.number)
         try:
-            scored = merged_before(ledger, other)
+            scored = merged_before(history, other)
         except SchemaError as error:
             # This night is not to fail over a list that its X-rays were on already.
-            _log.warning("plan %d is left off the worklist: %s", number, error)
-            foreign.append(number)
+            _log.warning("plan %d is left off the worklist: %s", head.number, error)
+            foreign.append(head.number)
             continue
         earlier += [other] if is_new else []
         images = [image for image in scored if is_new or window[0] < image.arrived <= window[1]]
@@ -78,23 +77,15 @@ def studies_of(
 
 
 def _newly_due(
-    ledger: Ledger, plan: Plan, complete: Sequence[int], config: WorklistConfig
+    past: Sequence[PlanHead], plan: Plan, config: WorklistConfig
 ) -> tuple[datetime, datetime]:
     """Return after when, and until when, a study arrived that is due on this list for the first.
 
-    Where no night was scored before, nothing is.
+    If no night was scored before, nothing is.
     """
-    dates = [read_plan(ledger, number).date for number in complete if number < plan.number]
-    last = max((day for day in dates if day < plan.date), default=plan.date)
+    last = max((head.date for head in past if head.date < plan.date), default=plan.date)
     before = timedelta(hours=config.max_wait_h - config.interval_h)
     return end_of(last) - before, end_of(plan.date) - before
-
-
-def _completed_on(ledger: Ledger, number: int) -> str:
-    """Return the day on which a plan was completed, by the store's clock in UTC."""
-    info = ledger.store.stat(ledger.plan_key(number, "complete.json"))
-    day: date = info.modified.astimezone(UTC).date()
-    return day.isoformat()
 
 
 def _by_key(images: Sequence[NightImage], plan: Plan) -> dict[str, WaitingImage]:

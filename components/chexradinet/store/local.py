@@ -7,6 +7,7 @@ same instant as the content. File systems without such attributes keep no checks
 Links to files are followed while they stay inside the directory; links to directories are not.
 """
 
+import builtins
 import errno
 import fcntl
 import hashlib
@@ -59,10 +60,12 @@ class LocalStore(ObjectStore):
         with file_errors("read", path):
             return self._info(key, path)
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", left_out: builtins.list[str] | None = None
+    ) -> Iterator[ObjectInfo]:
         """Yield the files whose key starts with a prefix, in key order; see `ObjectStore.list`.
 
-        Links that leave the directory or lead nowhere, pipes and devices, and names that are no
+        Links that leave the directory or lead nowhere, pipes and devices, and names that are not
         valid Unicode are left out and counted in one warning.
         """
         folder = prefix.rpartition("/")[0]
@@ -70,24 +73,35 @@ class LocalStore(ObjectStore):
             check_key(folder, str(self._root))
         if os.path.realpath(self._root / folder) != str(self._root / folder):
             return
-        left_out = 0
-        for key in _walk(self._root, folder, prefix):
-            path = self._root / key
-            with file_errors("read", path):
-                try:
-                    info = self._info(key, self._inside(key))
-                except FileNotFoundError:
-                    left_out += path.is_symlink()  # else it was removed since its folder was read
-                    continue
-                except (StoreAccessError, StoreNotFoundError, ConfigError):
-                    left_out += 1
-                    continue
+        skipped: builtins.list[str] = []
+        for key in _walk(self._root, folder, prefix, left_out):
+            info = self._listed(key, skipped)
+            if info is not None:
                 yield info
-        if left_out:
+        if left_out is not None:
+            left_out += skipped
+        if skipped:
             _logger.warning(
                 "left out %d links that leave %s or lead nowhere, pipes, or names not in Unicode",
-                left_out, self._root,
+                len(skipped), self._root,
             )  # fmt: skip
+
+    def _listed(self, key: str, skipped: builtins.list[str]) -> ObjectInfo | None:
+        """Return what is known of a file; None if it is gone, or is skipped and noted there."""
+        path = self._root / key
+        with file_errors("read", path):
+            try:
+                return self._info(key, self._inside(key))
+            except FileNotFoundError:
+                leads_nowhere = path.is_symlink()  # else it was removed since its folder was read
+            except (StoreAccessError, StoreNotFoundError, ConfigError):
+                leads_nowhere = True
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                leads_nowhere = True
+        skipped += [key] * leads_nowhere
+        return None
 
     def chunks(self, key: str) -> Iterator[bytes]:
         """Yield a file's bytes, verified; see `ObjectStore.chunks`."""
@@ -186,8 +200,17 @@ class LocalStore(ObjectStore):
             )
 
 
-def _walk(root: Path, folder: str, prefix: str) -> Iterator[str]:
-    """Yield keys of files and of links below a folder, in the order of their bytes."""
+def _walk(
+    root: Path, folder: str, prefix: str, left_out: list[str] | None = None
+) -> Iterator[str]:
+    """Yield keys of files and of links below a folder, in the order of their bytes.
+
+    Args:
+        root: The store's directory.
+        folder: Folder below it.
+        prefix: Start of the keys.
+        left_out: Collects the folders that may not be read; None makes them an error.
+    """
     path = root / folder
     with file_errors("list", path):
         try:
@@ -195,13 +218,18 @@ def _walk(root: Path, folder: str, prefix: str) -> Iterator[str]:
                 found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
         except (FileNotFoundError, NotADirectoryError):
             return
+        except PermissionError:
+            if left_out is None:
+                raise
+            left_out.append(folder)
+            return
     # As in a bucket, a folder's keys sort by its name with the slash: `a.b` before `a/b`.
     for name, is_folder in sorted(found, key=lambda item: os.fsencode(item[0] + "/" * item[1])):
         key = f"{folder}/{name}" if folder else name
         if _IN_THE_MAKING.match(name) or not (key + "/").startswith(prefix[: len(key) + 1]):
             continue
         if is_folder:
-            yield from _walk(root, key, prefix)
+            yield from _walk(root, key, prefix, left_out)
         elif key.startswith(prefix) and not (root / key).is_dir():
             yield key
 

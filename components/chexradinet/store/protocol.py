@@ -5,6 +5,7 @@ order of the keys' UTF-8 bytes. Objects appear whole or not at all, and what is 
 checksum is read with one.
 """
 
+import builtins
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -59,11 +60,15 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", left_out: builtins.list[str] | None = None
+    ) -> Iterator[ObjectInfo]:
         """Yield the objects whose key starts with a prefix, in key order.
 
         Args:
             prefix: Any start of a key; ends in `/` if a folder is meant.
+            left_out: Collects what cannot be read, such as a folder without permission; by default
+                a folder that cannot be read is an error.
 
         Raises:
             StoreBucketError: there is no such bucket. A missing folder is just empty.

@@ -7,6 +7,7 @@ No message of the server is repeated: some carry names of keys or the text that 
 Sources: the S3 API reference's list of error codes, and the codes that MinIO adds to it.
 """
 
+import builtins
 import hashlib
 import re
 import secrets
@@ -94,7 +95,9 @@ class S3Store(ObjectStore):
         """Return what is known of an object; see `ObjectStore.stat`."""
         return self._info(self._head(key))
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", left_out: builtins.list[str] | None = None
+    ) -> Iterator[ObjectInfo]:
         """Yield the objects whose key starts with a prefix; see `ObjectStore.list`.
 
         Empty objects whose key ends in `/`, which consoles make to show a folder, are left out.

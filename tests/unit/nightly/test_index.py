@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from chexradinet.artifacts import table_bytes
 from chexradinet.errors import ArtifactError
 from chexradinet.nightly.collect import collect
-from chexradinet.nightly.ledger import Ledger, open_ledger, read_index, write_index
+from chexradinet.nightly.history import read_index, write_index
+from chexradinet.nightly.ledger import Ledger, open_ledger, read_completion
 from chexradinet.nightly.records import INDEX, table_from
 from tests.nightly_world import World, make_world
 
@@ -26,17 +28,26 @@ def put_other_index(ledger: Ledger) -> None:
     ledger.store.put(ledger.plan_key(1, "index.parquet"), data)
 
 
-def test_a_plan_that_is_not_complete_has_no_index(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="plan 1 is not complete; collect it first"):
-        read_index(open_ledger(str(tmp_path)), 1)
+def index_of(ledger: Ledger) -> pa.Table:
+    """Return the index of the first plan, as it was completed with."""
+    completion = read_completion(ledger, 1)
+    assert completion is not None
+    return read_index(ledger, 1, completion["index_sha256"])
+
+
+def test_an_index_that_is_gone_is_named_with_what_to_restore(world: World) -> None:
+    ledger = open_ledger(world.results_uri)
+    ledger.store.delete(ledger.plan_key(1, "index.parquet"))
+    with pytest.raises(ArtifactError, match=r"000001/index\.parquet is missing; restore it"):
+        index_of(ledger)
 
 
 def test_an_index_that_was_changed_is_refused_instead_of_scoring_again(world: World) -> None:
     ledger = open_ledger(world.results_uri)
-    assert read_index(ledger, 1).num_rows == 1
+    assert index_of(ledger).num_rows == 1
     put_other_index(ledger)
     with pytest.raises(ArtifactError, match=r"index\.parquet has SHA-256 .* restore it"):
-        read_index(ledger, 1)
+        index_of(ledger)
     with pytest.raises(ArtifactError, match="restore it"):
         world.run()
     assert world.scored_keys() == ["x0000.png"]
@@ -47,6 +58,6 @@ def test_collecting_again_leaves_the_index_that_the_plan_was_completed_with(worl
     before = ledger.store.get(ledger.plan_key(1, "index.parquet"))
     # As a release does whose Parquet writes the same rows in other bytes.
     write_index(ledger, 1, table_from([], INDEX))
-    assert read_index(ledger, 1).num_rows == 1
+    assert index_of(ledger).num_rows == 1
     collect(world.addresses, 1)
     assert ledger.store.get(ledger.plan_key(1, "index.parquet")) == before

@@ -51,6 +51,7 @@ def test_a_plan_of_another_schema_is_refused(tmp_path: Path) -> None:
 
 def test_a_shard_is_packed_into_equal_bytes_and_read_back() -> None:
     result = ShardResult(
+        plan_sha256="ab" * 32,
         scores=SCORES.empty_table(),
         rejected=EXCLUDED.empty_table(),
         images=IMAGES.empty_table(),

@@ -51,7 +51,7 @@ def test_an_empty_inbox_is_nothing_new_and_no_failure(world: World) -> None:
 
 def test_an_inbox_that_is_no_folder_is_told_from_an_empty_one(world: World) -> None:
     world.inbox.rmdir()
-    with pytest.raises(SourceError, match="no folder"):
+    with pytest.raises(SourceError, match="is not a folder"):
         planned(world)
 
 

@@ -16,8 +16,9 @@ from chexradinet.config.nightly import DEFAULT_URGENCY, PlanConfig, ResultSettin
 from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import predict
 from chexradinet.nightly import read as nightly_read
-from chexradinet.nightly.ledger import open_ledger, plan_numbers, read_completion, read_plan
-from chexradinet.nightly.merge import earlier_scores, merge, read_shard, unscored_files
+from chexradinet.nightly.history import read_history
+from chexradinet.nightly.ledger import open_ledger, read_completion, read_plan
+from chexradinet.nightly.merge import merge, read_shard, unscored_files
 from chexradinet.nightly.plan import plan
 from chexradinet.nightly.records import XRay
 from chexradinet.phantom import draw_phantom
@@ -255,11 +256,11 @@ def test_files_without_a_score_are_counted_by_what_they_came_to_last(world: Worl
     world.add_png(2, "changes.png")
     world.run()
     ledger = open_ledger(world.results_uri)
-    numbers, complete = plan_numbers(ledger)
-    assert numbers == [1, 2]
-    plans = [read_plan(ledger, number) for number in numbers]
-    merged = [merge(ledger, one, earlier_scores(ledger, one, complete)) for one in plans]
+    history = read_history(ledger)
+    assert history.numbers == (1, 2)
+    plans = [read_plan(ledger, number) for number in history.numbers]
+    merged = [merge(one, history) for one in plans]
     junk = {("rejected", "not_an_image"): 1, ("rejected", "truncated"): 1}
-    assert unscored_files(ledger, [], merged[0]) == {("postponed", "changed"): 1, **junk}
-    assert unscored_files(ledger, plans[:1], merged[1]) == junk
-    assert read_shard(ledger, 2, 0).images.num_rows == 1
+    assert unscored_files(history, [], merged[0]) == {("postponed", "changed"): 1, **junk}
+    assert unscored_files(history, plans[:1], merged[1]) == junk
+    assert read_shard(ledger, plans[1], 0).images.num_rows == 1

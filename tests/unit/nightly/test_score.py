@@ -46,10 +46,16 @@ def planned(world: World, **settings: object) -> None:
     plan(world.addresses, PlanConfig(settle_s=0.0, results=results))
 
 
+def first_shard(world: World) -> ShardResult:
+    """Return what the first shard of the first plan holds."""
+    ledger = open_ledger(world.results_uri)
+    return read_shard(ledger, read_plan(ledger, 1), 0)
+
+
 def scored(world: World) -> ShardResult:
     """Score the only shard of the first plan."""
     score(world.addresses, 1, 0, SCORING)
-    return read_shard(open_ledger(world.results_uri), 1, 0)
+    return first_shard(world)
 
 
 def scores(world: World) -> pd.DataFrame:
@@ -202,7 +208,7 @@ def test_results_do_not_depend_on_processes_and_a_second_run_leaves_them_alone(
     other = world.with_results("other")
     planned(other)
     score(other.addresses, 1, 0, replace(SCORING, num_decoders=2))
-    found = read_shard(open_ledger(other.results_uri), 1, 0)
+    found = first_shard(other)
     timings = list(TIMINGS)
     assert found.scores.drop_columns(timings).equals(alone.scores.drop_columns(timings))
 
