@@ -174,7 +174,7 @@ def plan_of_night(number: int) -> Plan:
         preprocessing_digest=model().info.preprocessing_digest,
         findings=FINDINGS,
         calibrated=FINDINGS,
-        settings=ResultSettings().as_dict(),
+        settings=ResultSettings().record(),
         shard_size=NUM_IMAGES,
         images=tuple(images_of(night)),
     )

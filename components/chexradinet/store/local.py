@@ -200,9 +200,7 @@ class LocalStore(ObjectStore):
             )
 
 
-def _walk(
-    root: Path, folder: str, prefix: str, left_out: list[str] | None = None
-) -> Iterator[str]:
+def _walk(root: Path, folder: str, prefix: str, left_out: list[str] | None = None) -> Iterator[str]:
     """Yield keys of files and of links below a folder, in the order of their bytes.
 
     Args:
