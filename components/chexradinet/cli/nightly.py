@@ -1,14 +1,17 @@
 """Commands of the nightly run."""
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from chexradinet.cli.options import with_settings
-from chexradinet.cli.progress import bar, console
+from chexradinet.cli.progress import bar, console, show
 from chexradinet.config import Settings
 from chexradinet.config.nightly import PlanConfig, Run, ScoreConfig
+
+if TYPE_CHECKING:
+    from chexradinet.nightly.outcome import Night
 
 InboxUri = Annotated[str, typer.Option(help="Folder or s3:// prefix that X-rays arrive in.")]
 ModelsUri = Annotated[str, typer.Option(help="Folder or s3:// prefix of published models.")]
@@ -70,7 +73,8 @@ def score(
     addresses = Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri)
     outcome = score_stage(addresses, work, shard, settings.score, settings.run)
     counts = f"{outcome.num_scored} scored, {outcome.num_excluded} not"
-    console.print(f"{outcome.status.replace('_', ' ')}: {counts}", highlight=False)
+    show(f"{outcome.status.replace('_', ' ')}: {counts}", status=outcome.status,
+         scored=outcome.num_scored, not_scored=outcome.num_excluded)  # fmt: skip
 
 
 @with_settings(Run, run_id=SHELL_RUN)
@@ -87,7 +91,7 @@ def collect(
     from chexradinet.nightly.run import collect_stage
 
     addresses = Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri)
-    console.print(collect_stage(addresses, work, settings).as_text(), highlight=False)
+    _show_night(collect_stage(addresses, work, settings))
 
 
 @with_settings(NightlyCommand)
@@ -101,7 +105,10 @@ def nightly(
     addresses = Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri)
     with bar("nightly", "shards") as progress:
         outcome, night = run(addresses, settings.plan, settings.score, progress=progress)
-    console.print(night.as_text() if night else outcome.as_text(), highlight=False)
+    if night is None:
+        show(outcome.as_text(), status=outcome.status, scored=0, not_scored={})
+    else:
+        _show_night(night)
 
 
 def upload(
@@ -112,10 +119,15 @@ def upload(
     from chexradinet.dicom_results.upload import upload_results
 
     outcome = upload_results(results_uri, archive_uri)
-    if not outcome.stored + outcome.already_there:
-        console.print(f"nothing to send: no DICOM results below {results_uri}", highlight=False)
+    stored, before = outcome.stored, outcome.already_there
+    if not stored + before:
+        show(f"nothing to send: no DICOM results below {results_uri}", stored=0, already_there=0)
         raise typer.Exit(3)
-    console.print(f"{outcome.stored} stored, {outcome.already_there} already there")
+    show(f"{stored} stored, {before} already there", stored=stored, already_there=before)
+
+
+def _show_night(night: "Night") -> None:
+    show(night.as_text(), status="collected", scored=night.num_scored, not_scored=night.excluded)
 
 
 def register(app: typer.Typer) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from chexradinet.cli.options import with_settings
-from chexradinet.cli.progress import bar, console
+from chexradinet.cli.progress import bar, show
 from chexradinet.config import IngestConfig, RadiomicsConfig, RegionConfig, RetrainConfig
 from chexradinet.config.parameters import Assessment, Publication, RoundZero
 
@@ -34,7 +34,7 @@ def phantom(
     from chexradinet.phantom import write_phantom
 
     write_phantom(out, images, side, seed, shortcut=shortcut)
-    console.print(f"wrote {images} X-rays and labels.csv to {out}", highlight=False)
+    show(f"wrote {images} X-rays and labels.csv to {out}", images=images, out=out)
 
 
 @with_settings(IngestConfig)
@@ -52,9 +52,9 @@ def ingest(
 
     with bar("ingest", "files") as progress:
         info = ingest_to(source, out, settings, progress, labels=labels, report=report)
-    console.print(f"{info.counts['images']} images in {out}", highlight=False)
-    if info.counts["rejected"]:
-        console.print(f"rejected: {format_counts(info.counts['rejected'])}", highlight=False)
+    rejected = info.counts["rejected"]
+    text = f"; rejected: {format_counts(rejected)}" if rejected else ""
+    show(f"{info.counts['images']} images in {out}{text}", counts=info.counts, digest=info.digest)
 
 
 @with_settings(RoundZero)
@@ -74,7 +74,7 @@ def heatmap(model: Model, dataset: Dataset, out: Out, *, settings: RegionConfig)
     from chexradinet.training.heatmap import heatmap as run
 
     count = run(model, dataset, out, settings)
-    console.print(f"{count} regions in {out}", highlight=False)
+    show(f"{count} regions in {out}", regions=count)
 
 
 @with_settings(RadiomicsConfig)
@@ -91,7 +91,7 @@ def radiomics(
 
     with bar("radiomics", "regions") as progress:
         count = run(dataset, regions, out, settings, num_workers=num_workers, progress=progress)
-    console.print(f"{count} rows of features in {out}", highlight=False)
+    show(f"{count} rows of features in {out}", rows=count)
 
 
 @with_settings(RetrainConfig)
@@ -148,7 +148,9 @@ def evaluate(
         regions=settings.regions,
         radiomics=settings.radiomics,
     )
-    console.print(f"best round {outcome.best_round}; report in {out / 'report.html'}")
+    report = out / "report.html"
+    text = f"best round {outcome.best_round}; report in {report}"
+    show(text, **{**outcome.headline(), "best_round": outcome.best_round, "report": report})
 
 
 @with_settings(Publication)
@@ -164,13 +166,13 @@ def publish(
     from chexradinet.training.publish import publish as run
 
     outcome = run(model, evaluation, dataset, models_uri, **settings.struct())
-    console.print(outcome.as_markdown(), highlight=False, markup=False)
+    show(outcome.as_markdown(), champion=outcome.champion_digest)
 
 
 def _show_validation(metrics: dict[str, Any]) -> None:
     mean = metrics["mean_auroc"]
     shown = "not defined" if mean is None else f"{mean:.3f}"
-    console.print(f"validation: mean AUROC {shown}", highlight=False)
+    show(f"validation: mean AUROC {shown}", validation=metrics)
 
 
 def register(app: typer.Typer) -> None:

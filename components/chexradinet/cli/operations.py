@@ -1,0 +1,36 @@
+"""Commands of whoever operates an installation: buckets, and going back to an earlier model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chexradinet.cli.progress import show
+
+
+def buckets(
+    folder: Annotated[Path, typer.Argument(help="Folder of buckets.json and policy-*.json.")],
+) -> None:
+    """Create buckets, policies and users as the administrator of the object store."""
+    from chexradinet.store.administration import set_up_buckets
+
+    has_users = set_up_buckets(folder)
+    show("buckets are set up" + ("" if has_users else "; not MinIO, so create users yourself"),
+         users=has_users)  # fmt: skip
+
+
+def roll_back(
+    models_uri: Annotated[str, typer.Argument(help="Folder or s3:// prefix of published models.")],
+    digest: Annotated[str, typer.Argument(help="Digest of the model, or its first characters.")],
+) -> None:
+    """Make an earlier model the champion again."""
+    from chexradinet.registry.roll_back import roll_back as run
+
+    champion = run(models_uri, digest)
+    show(f"the champion is {champion}", champion=champion)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of whoever operates an installation."""
+    app.command("buckets")(buckets)
+    app.command("roll-back")(roll_back)
