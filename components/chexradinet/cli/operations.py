@@ -24,7 +24,7 @@ def roll_back(
     digest: Annotated[str, typer.Argument(help="Digest of the model, or its first characters.")],
 ) -> None:
     """Make an earlier model the champion again."""
-    from chexradinet.registry.roll_back import roll_back as run
+    from chexradinet.registry.champion import roll_back as run
 
     champion = run(models_uri, digest)
     show(f"the champion is {champion}", champion=champion)

@@ -1,7 +1,6 @@
 """The champion's pointer, what is refused of it, and back to an earlier champion."""
 
 import json
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from chexradinet.errors import ArtifactError, ConfigError
 from chexradinet.model.bundle import BundleInfo, model_card, save_bundle, verify_bundle
 from chexradinet.model.resnet import build_network
 from chexradinet.registry.champion import fetch_bundle, fetch_champion, read_pointer, roll_back
-from chexradinet.registry.roll_back import main
 
 
 def published(models: Path, seed: int) -> str:
@@ -103,43 +101,6 @@ def test_a_bundle_under_anothers_name_does_not_become_champion(
         roll_back(str(tmp_path), digests[0])
 
 
-def test_the_command_ends_in_a_message_not_a_traceback(
-    tmp_path: Path, digests: tuple[str, str], caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO):
-        assert main([str(tmp_path)]) == 2
-        assert main([str(tmp_path), "0" * 64]) == 1
-        assert main([str(tmp_path), digests[0]]) == 0
-    assert "names 0 bundles" in caplog.text
-
-
-FAR = "../../../../etc"
-GOOD = "0" * 64
-
-
-@pytest.mark.parametrize(
-    ("document", "fault"),
-    [
-        (b"", "not JSON"),
-        (b"{", "not JSON"),
-        (b"\xff", "not JSON"),
-        (b"[" * 100_000, "not JSON"),
-        (b"[]", "not a JSON object"),
-        (b"{}", "of schema"),
-        ({"schema": 2}, "of schema '2'"),
-        ({"digest": FAR}, "its 'digest' is not a SHA-256"),
-        ({"digest": f"{GOOD}/.."}, "its 'digest' is not a SHA-256"),
-        ({"digest": f"{GOOD}\n"}, "its 'digest' is not a SHA-256"),
-        ({"digest": GOOD.replace("0", "A")}, "its 'digest' is not a SHA-256"),
-        ({"digest": 7}, "its 'digest' is not a SHA-256"),
-        ({"digest": None}, "its 'digest' is not a SHA-256"),
-        ({"history": None}, "'history' is not a list"),
-        ({"history": {}}, "'history' is not a list"),
-        ({"history": [{"digest": GOOD}, {"digest": FAR}]}, "history entry 2's 'digest'"),
-        ({"history": ["x"]}, "history entry 1's 'digest'"),
-        ({"history": [{}]}, "history entry 1's 'digest'"),
-    ],
-)
 def test_a_malformed_pointer_is_one_error_that_names_it_and_says_what_to_do(
     tmp_path: Path, document: bytes | dict[str, Any], fault: str
 ) -> None:

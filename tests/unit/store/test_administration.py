@@ -8,7 +8,6 @@ import pytest
 
 from chexradinet.errors import ArtifactError, ConfigError, StoreAccessError
 from chexradinet.store import administration
-from chexradinet.store.buckets import main
 
 SHIPPED = Path(__file__).resolve().parents[3] / "manifests" / "base" / "storage"
 
@@ -77,12 +76,3 @@ def test_a_users_secret_is_not_in_its_repr() -> None:
 def test_missing_credentials_name_the_variable(folder: Path) -> None:
     with pytest.raises(StoreAccessError, match="AWS_ENDPOINT_URL"):
         administration.set_up_buckets(folder, {})
-
-
-def test_the_command_ends_in_a_message_not_a_traceback(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    assert main([]) == 2
-    assert main([str(folder)]) == 1
-    assert "AWS_ENDPOINT_URL" in caplog.text
