@@ -69,6 +69,10 @@ def test_it_can_be_taken_back(tmp_path: Path, digests: tuple[str, str]) -> None:
     assert roll_back(str(tmp_path), champion) == champion
 
 
+FAR = "../../../../etc"
+GOOD = "0" * 64
+
+
 @pytest.mark.parametrize("digest", ["", "0" * 64, "abc"])
 def test_an_unknown_or_short_digest_lists_what_there_is(
     tmp_path: Path, digests: tuple[str, str], digest: str
