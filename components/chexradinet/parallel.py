@@ -1,21 +1,27 @@
 """Work on a pool of processes: in order, with bounded memory, whatever happens to a process.
 
-The pool spawns: a forked copy of a process that runs threads, torch's among them, can hang.
+Each process works on one item at a time, and a thread here waits for its answer: so a process that
+dies is known to have died of its item, is replaced, and the others work on. Processes are spawned:
+a forked copy of a process that runs threads, torch's among them, can hang.
 """
 
 import ctypes
-import itertools
 import logging
 import multiprocessing
 import os
+import queue
+import resource
 import signal
 import threading
+import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from enum import Enum
 from multiprocessing import connection
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from chexradinet.errors import WorkerError
@@ -24,13 +30,23 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _LARGEST_ARRAY_BYTES = 128 << 20
 KEPT_BYTES = 512 << 20
 """Most freed memory that a process keeps for itself."""
-BATCHES_AHEAD = 3
-"""Batches a worker that are read ahead."""
+ITEMS_AHEAD = 24
+"""Items per worker that are read ahead."""
 
+_SPAWN = multiprocessing.get_context("spawn")
 _logger = logging.getLogger(__name__)
+_is_worker = False
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Failure(Enum):
+    """What became of an item that ended the process it was worked on in, twice if need be."""
+
+    CRASHED = "it crashed the process that worked on it"
+    TOO_SLOW = "it took longer than a file may take"
+    KILLED = "its process was killed, most likely for the memory it took"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +54,20 @@ class Job(Generic[Item, Result]):
     """What the processes do."""
 
     work: Callable[[Item], Result]
-    """Of one item; picklable, so of a module's top level. What it raises is raised."""
-    crashed: Callable[[], Result]
-    """What comes of an item that kills the process it is worked on in."""
-    batch_size: int
-    """Items a process is given at once."""
+    """Work on one item; picklable, so of a module's top level. What it raises is raised."""
+    failed: Callable[[Failure], Result]
+    """What comes of an item that ends the process it is worked on in."""
+    memory_bytes: int = 0
+    """Most that a process may allocate beside what it has when it starts; 0 for no limit."""
 
 
 def in_processes(
     items: Iterable[Item], job: Job[Item, Result], num_workers: int
 ) -> Iterator[Result]:
-    """Yield the result of each item, in order.
+    """Yield the result of each item, in order; at most `ITEMS_AHEAD` per worker are read ahead.
 
-    At most `BATCHES_AHEAD` batches a worker are read ahead. A process that dies (killed for memory,
-    a crash in compiled code) costs its batch one more attempt, item by item; the item that kills
-    its process again comes to what `job.crashed` gives.
+    An item whose process dies (killed for memory, a crash in compiled code) gets one more attempt
+    in a new process, as another item's may have been to blame; one that runs out of time does not.
 
     Args:
         items: Read once.
@@ -63,23 +78,32 @@ def in_processes(
         WorkerError: no process can be started.
     """
     pool = _Pool(job, num_workers)
+    waiting: deque[Future[Result]] = deque()
     try:
-        waiting: deque[tuple[list[Item], Future[list[Result]]]] = deque()
-        for batch in batches(items, job.batch_size):
-            waiting.append((batch, pool.submit(batch)))
-            if len(waiting) >= num_workers * BATCHES_AHEAD:
-                yield from pool.results(*waiting.popleft())
+        for item in items:
+            waiting.append(pool.submit(item))
+            if len(waiting) >= num_workers * ITEMS_AHEAD:
+                yield waiting.popleft().result()
         while waiting:
-            yield from pool.results(*waiting.popleft())
+            yield waiting.popleft().result()
     finally:
         pool.close()
 
 
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield lists of at most so many items."""
-    remaining = iter(items)
-    while batch := list(itertools.islice(remaining, size)):
-        yield batch
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """End this worker process if the block takes longer, also where it hangs in compiled code.
+
+    In a process that is no worker of `in_processes` there is no limit.
+    """
+    if not _is_worker:
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM ends a process that does not handle it
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def keep_freed_memory() -> None:
@@ -95,79 +119,151 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def _work_on(work: Callable[[Item], Result], batch: Sequence[Item]) -> list[Result]:
-    return [work(item) for item in batch]
+class _Died(Exception):
+    """A worker process ended before it answered."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
 
 
 class _Pool(Generic[Item, Result]):
-    """Processes that are replaced when one of them dies."""
+    """Threads, each with a process that is replaced when it dies."""
 
     def __init__(self, job: Job[Item, Result], num_workers: int) -> None:
         self._job = job
-        self._num_workers = num_workers
-        self._executor = _started(num_workers)
+        self._is_closed = False
+        self._threads = ThreadPoolExecutor(num_workers)
+        self._workers: list[_Worker[Item, Result]] = []
+        self._idle: queue.SimpleQueue[_Worker[Item, Result]] = queue.SimpleQueue()
 
-    def submit(self, batch: Sequence[Item]) -> Future[list[Result]]:
-        """Queue a batch, also when a process has just died."""
-        try:
-            return self._executor.submit(_work_on, self._job.work, batch)
-        except BrokenProcessPool:
-            self.close()
-            self._executor = _started(self._num_workers)
-            return self._executor.submit(_work_on, self._job.work, batch)
-
-    def results(self, batch: Sequence[Item], future: Future[list[Result]]) -> list[Result]:
-        """Wait for a batch; when a process died meanwhile, work on its items one by one."""
-        try:
-            return future.result()
-        except BrokenProcessPool:
-            _logger.warning("a worker process died; %d items are tried singly", len(batch))
-            return self._singly(batch)
+    def submit(self, item: Item) -> Future[Result]:
+        """Queue an item."""
+        return self._threads.submit(self._work_on, item)
 
     def close(self) -> None:
-        """Drop what is queued and wait for the processes to end."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Drop what is queued and end the processes."""
+        self._is_closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for wait in (False, True):
+            for worker in list(self._workers):
+                worker.close()
+            self._threads.shutdown(wait=wait)
 
-    def _singly(self, batch: Sequence[Item]) -> list[Result]:
-        results: list[Result] = []
-        executor = _started(1)
+    def _work_on(self, item: Item) -> Result:
         try:
-            _require_start(executor)
-            for item in batch:
-                try:
-                    results += executor.submit(_work_on, self._job.work, [item]).result()
-                except BrokenProcessPool:
-                    _logger.warning("an item killed its worker process again; it is given up")
-                    results.append(self._job.crashed())
-                    executor.shutdown()
-                    executor = _started(1)
-        finally:
-            executor.shutdown()
-        return results
+            return self._attempt(item)
+        except _Died as first:
+            if self._is_closed:
+                raise
+            if first.failure is Failure.TOO_SLOW:
+                _logger.warning("an item took too long; its worker process is replaced")
+                return self._job.failed(first.failure)
+        _logger.warning("a worker process died; its item is tried once more")
+        try:
+            return self._attempt(item)
+        except _Died as second:
+            _logger.warning("an item killed its worker process again; it is given up")
+            return self._job.failed(second.failure)
+
+    def _attempt(self, item: Item) -> Result:
+        try:
+            worker = self._idle.get_nowait()
+        except queue.Empty:
+            worker = _Worker(self._job)
+            self._workers.append(worker)
+        try:
+            result = worker.ask(item)
+        except _Died:
+            self._workers.remove(worker)
+            worker.close()
+            raise
+        except BaseException:
+            self._idle.put(worker)
+            raise
+        self._idle.put(worker)
+        return result
 
 
-def _started(num_workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(
-        num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker
-    )
+class _Worker(Generic[Item, Result]):
+    """One process and the pipe to it."""
+
+    def __init__(self, job: Job[Item, Result]) -> None:
+        self._pipe, theirs = _SPAWN.Pipe()
+        arguments = (theirs, job.work, job.memory_bytes)
+        self._process = _SPAWN.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerError(
+                "worker processes end before they do anything; a script that calls this must keep "
+                'its own work under `if __name__ == "__main__":`, they need memory, or set '
+                "num_workers to 1"
+            ) from error
+
+    def ask(self, item: Item) -> Result:
+        """Return the result of an item, or raise what it raised or `_Died`."""
+        try:
+            self._pipe.send(item)
+            is_result, answer = self._pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise _Died(self._why_it_ended()) from error
+        if is_result:
+            result: Result = answer
+            return result
+        raise answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+
+    def _why_it_ended(self) -> Failure:
+        self._process.join()
+        known = {-signal.SIGALRM: Failure.TOO_SLOW, -signal.SIGKILL: Failure.KILLED}
+        return known.get(self._process.exitcode or 0, Failure.CRASHED)
 
 
-def _require_start(executor: ProcessPoolExecutor) -> None:
-    """Tell processes that cannot start from items that kill them."""
-    try:
-        executor.submit(int).result()
-    except BrokenProcessPool as error:
-        raise WorkerError(
-            "worker processes end before they do anything; a script that calls this must keep its "
-            'own work under `if __name__ == "__main__":`, they need memory, or set num_workers to 1'
-        ) from error
+def _serve(
+    pipe: "connection.Connection", work: Callable[[Item], Result], memory_bytes: int
+) -> None:
+    """Answer one item after the other until the pipe is closed."""
+    _prepare_worker(memory_bytes)
+    pipe.send(None)
+    with suppress(EOFError):
+        while True:
+            item = pipe.recv()
+            try:
+                answer: tuple[bool, object] = (True, work(item))
+            except Exception as error:  # noqa: BLE001 - raised in the process that asked
+                error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+                answer = (False, error)
+            pipe.send(answer)
 
 
-def _prepare_worker() -> None:
+def _prepare_worker(memory_bytes: int) -> None:
+    global _is_worker
+    _is_worker = True
     # Ctrl-C reaches the whole process group; only the parent answers it, by closing the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
+    if memory_bytes:
+        most = _data_bytes() + memory_bytes
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if hard in (resource.RLIM_INFINITY, -1) or most < hard:
+            resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+def _data_bytes() -> int:
+    """Return what this process has of the memory that RLIMIT_DATA counts."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _end_with_parent() -> None:

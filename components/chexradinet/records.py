@@ -68,6 +68,12 @@ class RejectReason(StrEnum):
     """The label table does not name this file."""
     NOT_FINITE = "not_finite"
     """The model gave a score or a map that is not a finite number."""
+    AMBIGUOUS = "ambiguous"
+    """Several rows of the label table name this file."""
+    TOO_SLOW = "too_slow"
+    """Decoding took longer than a file may take."""
+    TOO_LARGE = "too_large"
+    """The file, or what it inflates to, takes more memory than a file may take."""
 
 
 class RegionStatus(StrEnum):

@@ -10,7 +10,11 @@ from pathlib import Path
 import cv2
 
 from chexradinet.errors import ChexRadiNetError, RejectedImageError
+from chexradinet.parallel import time_limit
 from chexradinet.records import RejectReason
+
+DECODE_TIMEOUT_S = 60.0
+"""Most seconds that the decoding of one file may take."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,18 +31,38 @@ _UNFORESEEN = (
 )
 
 
+def is_memory_error(error: Exception) -> bool:
+    """Tell whether Python or OpenCV had no memory left."""
+    of_opencv = isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
+    return of_opencv or isinstance(error, MemoryError)
+
+
+def out_of_memory() -> RejectedImageError:
+    """Return the rejection of a file that takes more memory than it may."""
+    detail = "decoding it takes more memory than a process may use"
+    return RejectedImageError(RejectReason.TOO_LARGE, detail)
+
+
 @contextmanager
-def refusing_faults() -> Iterator[None]:
+def refusing_faults(timeout_s: float = DECODE_TIMEOUT_S) -> Iterator[None]:
     """Turn an unforeseen fault of the block into a rejection; the log asks to report it.
+
+    Args:
+        timeout_s: Most seconds that the block may take in a worker process.
 
     Raises:
         RejectedImageError: it says where the fault is, and nothing of the file.
     """
     try:
-        yield
+        with time_limit(timeout_s):
+            yield
     except ChexRadiNetError:
         raise
+    except MemoryError:
+        raise out_of_memory() from None
     except _UNFORESEEN as error:
+        if is_memory_error(error):
+            raise out_of_memory() from None
         # The text of such an error may quote the file, its type and place cannot.
         place = traceback.extract_tb(error.__traceback__)[-1]
         fault = f"{type(error).__name__} at line {place.lineno} of {Path(place.filename).name}"

@@ -122,7 +122,7 @@ class QualityConfig(Settings):
     min_side_px: int = Field(default=32, ge=1)
     """Shortest side of a DICOM image, in pixels."""
     check_inversion: bool = True
-    """Reject DICOM images that contradict their header's polarity."""
+    """Reject images whose black and white are swapped, whatever the header says."""
 
 
 class IngestConfig(Settings):
@@ -171,6 +171,8 @@ class IngestConfig(Settings):
         serialization_alias="num_workers",
     )
     """Processes that decode; 0 takes what processors and memory allow, 1 only this process."""
+    decode_timeout_s: float = Field(default=60.0, gt=0)
+    """Most seconds that decoding one file may take in a worker process."""
     store: StoreConfig = internal(StoreConfig())
     """How object storage or an archive is talked to."""
 

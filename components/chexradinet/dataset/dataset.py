@@ -118,8 +118,9 @@ class DatasetInfo:
     """Whether codes stand for the source's identifiers."""
     ingest: Mapping[str, Any] = field(default_factory=dict)
     """By which settings it was made: `format`, `uncertain`, `validation_fraction` and
-    `test_fraction`; and `ignored_files`, how many files of the source were of other kinds. Empty in
-    data sets of earlier releases."""
+    `test_fraction`; and how many files of the source were of other kinds (`ignored_files`) and, if
+    any, how many folders could not be listed (`unlisted_folders`). Empty in data sets of earlier
+    releases."""
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ makes reading fast, and a linear map commutes with it.
 
 import hashlib
 import io
+import logging
 import struct
 import warnings
 import zlib
@@ -29,11 +30,21 @@ from PIL import ExifTags, Image
 from chexradinet.config import GeometryMode, PreprocessingConfig
 from chexradinet.errors import ConfigError, RejectedImageError
 from chexradinet.records import Geometry, RejectReason
+from chexradinet.unforeseen import is_memory_error, out_of_memory
+
+logging.getLogger("PIL").setLevel(logging.INFO)  # it logs EXIF texts when it debugs
 
 MIN_SIDE_PX = 32
 """Shortest side that an X-ray can have and still show anything."""
 MAX_PIXELS = 64_000_000
 """Most pixels of an image; the largest detectors have 18 million."""
+_MAX_LAYERED_PIXELS = 20_000_000
+"""Most pixels of a picture that is decoded into several layers (transparency, CMYK, 16-bit colour):
+up to 20 bytes per pixel, so no more than 512 MiB with the file itself."""
+_MAX_BYTES = 96 << 20
+"""Largest picture file; 16-bit grey levels of all of `MAX_PIXELS` fill 128 MB uncompressed."""
+_MAX_SCANS = 256
+"""Most passes of a progressive JPEG over its pixels; encoders make about ten."""
 
 _FORMATS = ("PNG", "JPEG")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -77,17 +88,20 @@ def read_image(source: Path | IO[bytes]) -> NDArray[np.uint8]:
     Raises:
         RejectedImageError: the file is no such image, is broken, or shows nothing; the reason is
             one of `missing`, `unreadable`, `truncated`, `not_an_image`, `multi_frame`,
-            `implausible`, `too_small` and `constant`.
+            `implausible`, `too_large`, `too_slow`, `too_small` and `constant`.
     """
     content = _content(source)
+    if len(content) > _MAX_BYTES:
+        detail = f"{len(content)} bytes; a picture has at most {_MAX_BYTES}"
+        raise RejectedImageError(RejectReason.TOO_LARGE, detail)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-                _check_head(image)
+                _check_head(image, content)
                 pixels = _upright(_grey(image, content), image)
         except _TOO_LARGE as error:
-            raise _too_large("over 89 million") from error
+            raise _too_large("over 89 million", MAX_PIXELS) from error
         except _BROKEN as error:
             raise _broken(content, error) from error
     check_pixels(pixels)
@@ -125,11 +139,18 @@ def _content(source: Path | IO[bytes]) -> bytes:
         raise RejectedImageError(RejectReason.UNREADABLE, detail) from error
 
 
-def _check_head(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_large(f"{image.height}x{image.width}")
+def _check_head(image: Image.Image, content: bytes) -> None:
+    layered = image.mode == "CMYK" or image.has_transparency_data or _has_wide_layers(content)
+    most = _MAX_LAYERED_PIXELS if layered else MAX_PIXELS
+    if image.width * image.height > most:
+        raise _too_large(f"{image.height}x{image.width}", most)
+    scans = 0 if content.startswith(_PNG) else content.count(b"\xff\xda")
+    if scans > _MAX_SCANS:
+        detail = f"a JPEG of {scans} scans; at most {_MAX_SCANS} are read"
+        raise RejectedImageError(RejectReason.TOO_SLOW, detail)
     frames = getattr(image, "n_frames", 1)
-    if frames != 1:
+    # Pictures behind the first of a JPEG are previews, which other readers do not show either.
+    if frames != 1 and image.format != "MPO":
         raise RejectedImageError(RejectReason.MULTI_FRAME, f"{frames} frames; needed is one")
 
 
@@ -142,7 +163,7 @@ def _upright(pixels: NDArray[np.uint8], image: Image.Image) -> NDArray[np.uint8]
 def _grey(image: Image.Image, content: bytes) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):
         return _eight_bits(np.asarray(image), _significant_bits(content))
-    if content.startswith(_PNG) and (content[24], content[25]) in _SIXTEEN_BIT_LAYERS:
+    if _has_wide_layers(content):
         image.load()  # which finds damage that OpenCV passes over
         return _grey_of_layers(content)
     if image.has_transparency_data:
@@ -152,6 +173,10 @@ def _grey(image: Image.Image, content: bytes) -> NDArray[np.uint8]:
     if image.mode == "P":
         image = image.convert("RGB")
     return np.asarray(image.convert("L"))
+
+
+def _has_wide_layers(content: bytes) -> bool:
+    return content.startswith(_PNG) and (content[24], content[25]) in _SIXTEEN_BIT_LAYERS
 
 
 def _grey_of_layers(content: bytes) -> NDArray[np.uint8]:
@@ -198,14 +223,16 @@ def _eight_bits(pixels: NDArray[np.integer], significant_bits: int | None) -> ND
     return np.asarray(levels.astype(np.uint8)[pixels])
 
 
-def _too_large(size: str) -> RejectedImageError:
-    detail = f"{size} px; an X-ray has at most {MAX_PIXELS // 1_000_000} million"
+def _too_large(size: str, most: int) -> RejectedImageError:
+    detail = f"{size} px; at most {most // 1_000_000} million of this kind are read"
     return RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
 
 
 def _broken(content: bytes, error: Exception) -> RejectedImageError:
     """Tell a file cut short (no end marker) from one damaged inside, and from another kind."""
     end = next((end for head, end in _SIGNATURES.items() if content.startswith(head)), None)
+    if is_memory_error(error):
+        return out_of_memory()
     if not content:
         return RejectedImageError(RejectReason.TRUNCATED, "the file is empty")
     if end is None:

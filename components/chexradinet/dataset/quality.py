@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexradinet.config import QualityConfig
+from chexradinet.errors import RejectedImageError
 from chexradinet.records import RadiographHeader, RejectReason
 
 RADIOGRAPH_MODALITIES = ("CR", "DX", "DR", "RG", "RF")
@@ -85,6 +86,17 @@ def gate(header: "RadiographHeader", pixels: NDArray[np.uint8], config: QualityC
         return Verdict(RejectReason.INVERTED, detail, ())
     unsure = ("polarity_unsure",) if contrast < UNSURE_BELOW else ()
     return Verdict(None, "", verdict.flags + unsure)
+
+
+def refuse_inverted(pixels: NDArray[np.uint8], config: QualityConfig) -> None:
+    """Judge a picture without a header, alike for training and scoring.
+
+    Raises:
+        RejectedImageError: its black and white are swapped.
+    """
+    if config.check_inversion and chest_contrast(pixels) < INVERTED_BELOW:
+        detail = "lungs are brighter than the mediastinum in a file without header"
+        raise RejectedImageError(RejectReason.INVERTED, detail)
 
 
 def gate_header(header: "RadiographHeader", config: QualityConfig) -> Verdict:

@@ -23,14 +23,20 @@ Source: DICOM PS3.3 sections C.7 (patient, study, image), C.8.11 (DX) and 10.7 (
 """
 
 import re
-import unicodedata
-from contextlib import suppress
 from datetime import date
 from typing import NamedTuple
 
 from pydicom.dataset import Dataset
 
-from chexradinet.dataset.labels.table import MAX_AGE_YEARS, parse_age, parse_sex
+from chexradinet.dataset.labels.table import (
+    MAX_AGE_YEARS,
+    NOT_SAID,
+    folded,
+    parse_age,
+    parse_sex,
+    view_in,
+    view_position,
+)
 from chexradinet.dicom.codecs import PixelLayout
 from chexradinet.dicom.file import DicomFile, is_given, item_of, numbers, text
 from chexradinet.records import RadiographHeader, View
@@ -52,12 +58,6 @@ _DESCRIPTIONS = (
     "ProtocolName",
     "PerformedProcedureStepDescription",
 )
-_PA = re.compile(r"\b(PA|P-A|POSTERO.?ANTERIOR)\b")
-_AP = re.compile(r"\b(AP|A-P|ANTERO.?POSTERIOR)\b")
-_NOT_FRONTAL = re.compile(
-    r"\b(LAT|LATERAL\w*|LL|RL|LLAT|RLAT|SEITLICH|PROFIL|OBLIQU\w*|DECUB\w*|LLD|RLD|LORDOTIC|AXIAL"
-    r"|LAO|RAO|LPO|RPO)\b"
-)
 _CHEST = re.compile(
     r"CHEST|THORAX|LUNG|TORAX|TORAKS|TORACE|BRUSTKORB|POITRINE|POUMON|PULMO|PULMAO|POLMON|胸"
 )
@@ -67,8 +67,6 @@ _CHEST_CODES = {
     *("43799004", "T-D3200"),  # chest cavity
     *("416550000", "R-FAB55"),  # chest and abdomen
 }
-_NOTHING = {"", "UNKNOWN", "UNK", "OTHER", "NONE", "DEFAULT", "N/A", "NA", "UNDEFINED"}
-"""What a field holds where somebody had to fill it in."""
 _HUMAN_CODES = {"", "337915000", "L-85B00"}
 _HUMAN = re.compile(r"\b(HOMO SAPIENS|HUMAN)\b")
 _VETERINARY = re.compile(r"\b(VETERINAR\w*|TIERAE?RZT\w*|TIERKLINIK|TIERSPITAL|ANIMALS?)\b")
@@ -199,22 +197,21 @@ class ViewFound(NamedTuple):
 
 def view_of(dataset: Dataset) -> ViewFound:
     """Tell the view by the rules of this module."""
-    position = _folded(text(dataset, "ViewPosition"))
-    if position in _NOTHING:
-        return _view_elsewhere(dataset)
-    if position == "FRONTAL":
-        found = _view_elsewhere(dataset)
-        known = found.view is not View.UNKNOWN
-        return found if known else ViewFound(View.UNKNOWN, None, "view_position")
-    view = View.UNKNOWN if _NOT_FRONTAL.search(position) else _view_in(position)
-    return ViewFound(view, view is not View.UNKNOWN, "view_position")
+    position = text(dataset, "ViewPosition")
+    view, is_frontal = view_position(position)
+    if is_frontal is not None:
+        return ViewFound(view, is_frontal, "view_position")
+    found = _view_elsewhere(dataset)
+    if folded(position) == "FRONTAL" and found.view is View.UNKNOWN:
+        return ViewFound(View.UNKNOWN, None, "view_position")
+    return found
 
 
 def _view_elsewhere(dataset: Dataset) -> ViewFound:
     item = item_of(dataset, "ViewCodeSequence")
     if item is not None:
         view = _VIEW_CODES.get(text(item, "CodeValue"), View.UNKNOWN)
-        frontal, named = _described(_folded(text(item, "CodeMeaning")))
+        frontal, named = _described(folded(text(item, "CodeMeaning")))
         if view is not View.UNKNOWN:
             return ViewFound(view, True, "view_code")
         if frontal is not None:
@@ -228,47 +225,29 @@ def _view_elsewhere(dataset: Dataset) -> ViewFound:
 
 
 def _words(dataset: Dataset, keywords: tuple[str, ...]) -> str:
-    return _folded(" ".join(text(dataset, keyword) for keyword in keywords))
-
-
-def _folded(written: str) -> str:
-    """Return text in upper case, without accents, with spaces for underscores.
-
-    Code strings have no character set, so pydicom takes them for Latin-1 where they are UTF-8.
-    """
-    with suppress(UnicodeError):
-        written = written.encode("latin-1").decode("utf-8")
-    apart = unicodedata.normalize("NFKD", written.upper())
-    plain = "".join(letter for letter in apart if not unicodedata.combining(letter))
-    return plain.replace("_", " ").strip()
-
-
-def _view_in(words: str) -> View:
-    if _PA.search(words):
-        return View.PA
-    return View.AP if _AP.search(words) else View.UNKNOWN
+    return folded(" ".join(text(dataset, keyword) for keyword in keywords))
 
 
 def _described(words: str) -> tuple[bool | None, View]:
     """Return whether a text says frontal, and which; None where it says neither or both."""
-    view = _view_in(words)
+    view, other = view_in(words)
     frontal = view is not View.UNKNOWN or "FRONTAL" in words
-    if frontal == bool(_NOT_FRONTAL.search(words)):
+    if frontal == other:
         return None, View.UNKNOWN
     return frontal, view
 
 
 def shows_chest(dataset: Dataset) -> bool | None:
     """Tell whether the header names the chest; None where it names no part."""
-    part = _folded(text(dataset, "BodyPartExamined"))
-    if part in _NOTHING:
+    part = folded(text(dataset, "BodyPartExamined"))
+    if part in NOT_SAID:
         item = item_of(dataset, "AnatomicRegionSequence")
         if item is None:
             return None
         if text(item, "CodeValue").upper() in _CHEST_CODES:
             return True
-        part = _folded(text(item, "CodeMeaning"))
-    return None if part in _NOTHING else bool(_CHEST.search(part))
+        part = folded(text(item, "CodeMeaning"))
+    return None if part in NOT_SAID else bool(_CHEST.search(part))
 
 
 def is_human(dataset: Dataset) -> bool:
@@ -278,8 +257,8 @@ def is_human(dataset: Dataset) -> bool:
     if code not in _HUMAN_CODES or text(dataset, "ResponsiblePersonRole").upper() == "OWNER":
         return False
     for keyword in ("PatientSpeciesDescription", "PatientBreedDescription"):
-        named = _folded(text(dataset, keyword))
-        if named not in _NOTHING and not _HUMAN.search(named):
+        named = folded(text(dataset, keyword))
+        if named not in NOT_SAID and not _HUMAN.search(named):
             return False
     described = _words(dataset, _DESCRIPTIONS)
     around = _words(dataset, ("StudyDescription", "InstitutionName"))

@@ -4,7 +4,8 @@ Files are decoded in worker processes, in order and with bounded memory. Process
 decoders are Python and because compiled ones can crash: a file that kills the process it is decoded
 in costs itself, not the run. What is decoded in this process takes the run with it: everything if
 one worker is asked for, and pictures if more are not worth it. DICOM files, whose many codecs are
-the likely ones to crash, never are by default. What comes out of a DICOM header is coded in the
+the likely ones to crash, never are by default. Each file has a limit of time, and each worker of
+memory. What comes out of a DICOM header is coded in the
 worker already, so that no identifier leaves it.
 """
 
@@ -30,11 +31,12 @@ from chexradinet.dataset.deidentification import (
 )
 from chexradinet.dataset.images import fit_to_model, pixel_digest, read_image
 from chexradinet.dataset.labels.table import TableRow
+from chexradinet.dataset.quality import Verdict, gate, gate_header, refuse_inverted
 from chexradinet.dataset.writing import DatasetWriter
 from chexradinet.errors import RejectedImageError
 from chexradinet.ingest.sources import DICOM_SUFFIXES, Source
-from chexradinet.parallel import KEPT_BYTES, Job, in_processes, keep_freed_memory
-from chexradinet.processors import workers_for
+from chexradinet.parallel import KEPT_BYTES, Failure, Job, in_processes, keep_freed_memory
+from chexradinet.processors import available_memory_bytes, workers_for
 from chexradinet.records import Box, Geometry, LabelledBox, RejectReason, Split, View
 from chexradinet.unforeseen import refusing_faults
 
@@ -47,15 +49,21 @@ _REVIEWED = (RejectReason.INVERTED, RejectReason.NOT_FRONTAL)
 _MAX_EACH = 12
 """Pictures kept of each reason: the first in the order of the source."""
 _SAMPLE_SIDE_PX = 200
+_FAILURES = {
+    Failure.CRASHED: RejectReason.UNREADABLE,
+    Failure.TOO_SLOW: RejectReason.TOO_SLOW,
+    Failure.KILLED: RejectReason.TOO_LARGE,
+}
 FEW_FILES = 64
 """So many are decoded in this process, to see how long a file takes."""
 START_S = 5.0
 """Less work than this is done in this process: starting others would take as long."""
 
+_MOST_WORKER_BYTES, _LEAST_WORKER_BYTES = 2 << 30, 512 << 20
+"""Most that a worker may allocate, if there is so much, and in any case."""
 _WORKER_BYTES, _OWN_BYTES = KEPT_BYTES + (256 << 20), 1 << 30
 """Most that a worker holds on 3000x2500 files of 16 bits (measured: 230 MiB, beside what it keeps
 freed); and what this process needs beside them."""
-_BATCH_SIZE = 8
 
 
 Item = TypeVar("Item")
@@ -150,7 +158,7 @@ def _decode(
 ) -> Outcome:
     try:
         content = source.read(file)
-        with refusing_faults():
+        with refusing_faults(config.decode_timeout_s):
             if is_dicom(file, content, config):
                 return _decode_dicom(content, config, key or deidentification_key())
             return _decode_picture(content, config)
@@ -160,6 +168,7 @@ def _decode(
 
 def _decode_picture(content: bytes, config: IngestConfig) -> Decoded:
     original = read_image(io.BytesIO(content))
+    refuse_inverted(original, config.quality)
     pixels, geometry = fit_to_model(original, config.preprocessing)
     facts = Facts(digest=pixel_digest(original), geometry=geometry)
     return Decoded(facts, pixels.astype(np.uint8, copy=False))
@@ -184,7 +193,6 @@ def _radiograph(
     note: "Callable[[RadiographHeader], None]",
 ) -> Decoded:
     # Here, so that folders of PNG and JPEG are read where pydicom is absent.
-    from chexradinet.dataset.quality import Verdict, gate, gate_header
     from chexradinet.dicom.reader import read_radiograph, to_model
 
     def refuse(verdict: Verdict) -> None:
@@ -245,7 +253,7 @@ def decode_in_order(
     """Yield the outcome of each file, in order; a file that kills its process is a rejection.
 
     Args:
-        files: What `decode` takes, such as names; a few batches a worker are decoded ahead.
+        files: What `decode` takes, such as names; a few per worker are decoded ahead.
         decode: Picklable, as what `decoder` returned.
         num_workers: Processes; 1 decodes in this one; 0 takes one a core, as far as memory allows,
             where it is worth while.
@@ -275,14 +283,17 @@ def decode_in_order(
 def _decode_in_processes(
     files: Sequence[Item], decode: Callable[[Item], Result], num_workers: int
 ) -> Iterator[Result | RejectedImageError]:
+    share = (available_memory_bytes() - _OWN_BYTES) // num_workers
     job: Job[Item, Result | RejectedImageError] = Job(
-        work=decode, crashed=_crashed, batch_size=_BATCH_SIZE
+        work=decode,
+        failed=_failed,
+        memory_bytes=max(_LEAST_WORKER_BYTES, min(_MOST_WORKER_BYTES, share)),
     )
     yield from in_processes(files, job, num_workers)
 
 
-def _crashed() -> RejectedImageError:
-    return RejectedImageError(RejectReason.UNREADABLE, "the decoder crashed on it")
+def _failed(failure: Failure) -> RejectedImageError:
+    return RejectedImageError(_FAILURES[failure], failure.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,17 +402,17 @@ def add_review_samples(
 
 
 def _picture(source: Source, file: str, config: IngestConfig) -> NDArray[np.uint8] | None:
-    """Return a small picture; None for what is not DICOM, cannot be read, or may carry text."""
+    """Return a small picture; None for what cannot be read or says that it carries text."""
+    small = PreprocessingConfig(image_side=_SAMPLE_SIDE_PX, geometry=GeometryMode.PAD)
     try:
         content = source.read(file)
         if not is_dicom(file, content, config):
-            return None
+            return fit_to_model(read_image(io.BytesIO(content)), small)[0].astype(np.uint8)
         from chexradinet.dicom.reader import read_radiograph, to_model
 
         radiograph = read_radiograph(content, config.preprocessing.dicom)
         if radiograph.header.burned_in_annotation == "YES":
             return None
-        small = PreprocessingConfig(image_side=_SAMPLE_SIDE_PX, geometry=GeometryMode.PAD)
         return to_model(radiograph, small)[0]
     except RejectedImageError:
         return None

@@ -31,7 +31,14 @@ from chexradinet.ingest.decoding import (
     decoder,
     image_record,
 )
-from chexradinet.ingest.matching import Plan, not_labelled, only_named, plan_ingest, read_table
+from chexradinet.ingest.matching import (
+    Plan,
+    ambiguous,
+    not_labelled,
+    only_named,
+    plan_ingest,
+    read_table,
+)
 from chexradinet.ingest.resuming import (
     Checkpoint,
     finished_dataset,
@@ -135,18 +142,21 @@ class _Task:
     table: LabelTable | None
     plan: Plan
     has_headers: bool
+    num_unlisted: int
     digest: str
 
     @property
     def settings(self) -> dict[str, Any]:
         """What `dataset.json` says of how it was made."""
         config = self.config
+        unlisted = {"unlisted_folders": self.num_unlisted} if self.num_unlisted else {}
         return {
             "format": config.data_format.value,
             "uncertain": config.uncertain_labels,
             "validation_fraction": config.validation_fraction,
             "test_fraction": config.test_fraction,
             "ignored_files": self.plan.num_ignored,
+            **unlisted,
         }
 
     @property
@@ -170,13 +180,21 @@ def _prepared(
     any_dicom = config.data_format is SourceFormat.DICOM
     found: list[Listed] = []
     others: list[Listed] = []
+    num_unlisted = 0
     for file in opened.files():
+        if file.name.endswith("/"):
+            num_unlisted += 1
+            continue
         taken = is_archive(source) or is_xray_name(file.name, any_dicom)
         (found if taken else others).append(file)
     # One order everywhere: folders, buckets and archives list in different ones.
     found.sort(key=lambda file: os.fsencode(file.name))
     if not found:
-        raise SourceError(f"{source} holds no image (PNG, JPEG or DICOM); check the folder")
+        unlisted = f"; {num_unlisted} folders in it cannot be listed" if num_unlisted else ""
+        raise SourceError(
+            f"{source} holds no image (PNG, JPEG or DICOM){unlisted}; check the folder "
+            "and its rights"
+        )
     has_headers = any_dicom or any(file.name.casefold().endswith(DICOM_SUFFIXES) for file in found)
     key = key or optional_key(has_headers)
     table = read_table(opened.tables, config)
@@ -187,6 +205,8 @@ def _prepared(
     )
     if plan.num_ignored:
         _logger.warning("%d files of other kinds than %s are ignored", plan.num_ignored, KINDS_READ)
+    if num_unlisted:
+        _logger.warning("%d folders cannot be listed and are left out", num_unlisted)
     return _Task(
         source=opened,
         config=config,
@@ -194,6 +214,7 @@ def _prepared(
         table=table,
         plan=plan,
         has_headers=has_headers,
+        num_unlisted=num_unlisted,
         digest=work_digest(found, opened.tables, config, key),
     )
 
@@ -233,7 +254,7 @@ def _fill(
         writer.assign_splits([row.split or Split.TRAIN for row in splits])
     if task.has_headers:
         writer.add_headers([image.image_id for image in images], [image.header for image in images])
-        add_review_samples(writer, rejections, task.source, config, task.key)
+    add_review_samples(writer, rejections, task.source, config, task.key)
 
 
 class Image(NamedTuple):
@@ -276,26 +297,32 @@ def outcomes_of(
             yield Rejection(file, RejectReason(outcome.reason), outcome.detail)
             continue
         facts = outcome.facts
-        named = row or waiting.pop(facts.image_id, None)
+        by_uid = waiting.pop(facts.image_id, None)
+        named = row or by_uid
         if _names(facts) & seen:
             detail = "an earlier row has the same pixels or the same SOP Instance UID"
-            yield Rejection(file, RejectReason.DUPLICATE, detail)
-        elif named is None and plan.needs_row:
-            yield not_labelled(file)
-        elif named is not None and named.rejected is not None:
-            yield Rejection(file, named.rejected, "by the label table")
-        elif facts.header is not None and _is_under_age(named, build):
-            yield Rejection(file, RejectReason.UNDER_AGE, "by the label table")
+            refused: Rejection | None = Rejection(file, RejectReason.DUPLICATE, detail)
+        elif row is not None and by_uid is not None:
+            refused = ambiguous(file)
+        elif named is None:
+            refused = not_labelled(file) if plan.needs_row else None
         else:
-            seen |= _names(facts)
-            yield Image(image_record(named, file, facts, build), named, outcome)
+            refused = _by_table(file, named, facts, build)
+        if refused is not None:
+            yield refused
+            continue
+        seen |= _names(facts)
+        yield Image(image_record(named, file, facts, build), named, outcome)
     for unused in waiting.values():
         yield only_named(unused)
 
 
-def _is_under_age(row: TableRow | None, build: Build) -> bool:
+def _by_table(file: str, row: TableRow, facts: Facts, build: Build) -> Rejection | None:
     """Judge what the table says; the gate has judged what the header says."""
-    return row is not None and row.age is not None and row.age < build.min_age_years
+    reason = row.rejected
+    if facts.header is not None and row.age is not None and row.age < build.min_age_years:
+        reason = reason or RejectReason.UNDER_AGE
+    return None if reason is None else Rejection(file, reason, "by the label table")
 
 
 def _names(facts: Facts) -> set[bytes]:

@@ -14,9 +14,10 @@ the only one that differs in nothing but its suffix is meant.
 import logging
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 from chexradinet.config import IngestConfig, SourceFormat
@@ -43,6 +44,7 @@ TABLES: Mapping[SourceFormat, Callable[[Path, IngestConfig], LabelTable]] = {
 """What reads the tables of each convention."""
 
 _UNNAMED = "no row of the table names it"
+_NAMED_TWICE = "several rows of the table name it; keep one"
 _ONLY_NAMED = "only the table names it"
 _OTHER_KIND = f"kind not read; {KINDS_READ}"
 
@@ -112,7 +114,7 @@ def plan_ingest(
             files=tuple(files), rows=rows, rejections=(), num_inputs=len(files), needs_row=False
         )
     if config.data_format is SourceFormat.DICOM and key is not None:
-        assign_splits(table.rows, config)  # contradictions are told before hours of decoding
+        assign_splits(table.rows, config)  # contradictions are found before hours of decoding
         return _by_file(table, files, key)
     return _by_row(table, files, config, others)
 
@@ -120,14 +122,18 @@ def plan_ingest(
 def _by_row(
     table: LabelTable, files: Sequence[str], config: IngestConfig, others: Sequence[str]
 ) -> Plan:
-    matched = match_rows(table.name, [row.file for row in table.rows], files)
+    layouts = [row.other_file for row in table.rows]
+    matched = match_rows(table.name, [row.file for row in table.rows], files, layouts)
+    claims = Counter(matched)
     index_of_others = index_files(others) if None in matched else {}
     rows, found, rejections = [], [], []
     named: set[str] = set()
     for row, file in zip(table.rows, matched, strict=True):
         other = find_files(row.file, index_of_others) if file is None else []
         named.update([file or "", *other])
-        if row.rejected is not None:
+        if file is not None and claims[file] > 1:
+            rejections.append(ambiguous(file))
+        elif row.rejected is not None:
             rejections.append(Rejection(file or row.file, row.rejected, "by the label table"))
         elif file is None and other:
             rejections.append(Rejection(other[0], RejectReason.NOT_AN_IMAGE, _OTHER_KIND))
@@ -148,21 +154,19 @@ def _by_row(
 
 
 def _by_file(table: LabelTable, files: Sequence[str], key: DeidentificationKey) -> Plan:
-    row_of: dict[str, TableRow] = {}
-    unmatched: dict[str, TableRow] = {}
-    rejections = []
     names = [row.file for row in table.rows]
     matched = match_rows(table.name, names, files, may_be_uids=True)
-    for row, file in zip(table.rows, matched, strict=True):
-        if file is None or file in row_of:
-            unmatched[coded(key, "image", row.file)] = row
-        else:
-            row_of[file] = row
-    kept = []
+    pairs = list(zip(table.rows, matched, strict=True))
+    unmatched = {coded(key, "image", row.file): row for row, file in pairs if file is None}
+    row_of = {file: row for row, file in pairs if file is not None}
+    claims = Counter(matched)
+    kept, rejections = [], []
     for name in files:
-        told = row_of.get(name)
-        if told is not None and told.rejected is not None:
-            rejections.append(Rejection(name, told.rejected, "by the label table"))
+        named = row_of.get(name)
+        if claims[name] > 1:
+            rejections.append(ambiguous(name))
+        elif named is not None and named.rejected is not None:
+            rejections.append(Rejection(name, named.rejected, "by the label table"))
         else:
             kept.append(name)
     return Plan(
@@ -179,13 +183,23 @@ def not_labelled(file: str) -> Rejection:
     return Rejection(file, RejectReason.NOT_LABELLED, _UNNAMED)
 
 
+def ambiguous(file: str) -> Rejection:
+    """Return the rejection of a file that several rows are about."""
+    return Rejection(file, RejectReason.AMBIGUOUS, _NAMED_TWICE)
+
+
 def only_named(row: TableRow) -> Rejection:
     """Return the rejection of a row that is about no file."""
     return Rejection(row.file, RejectReason.MISSING, _ONLY_NAMED)
 
 
 def match_rows(
-    table: str, named: Sequence[str], files: Sequence[str], *, may_be_uids: bool = False
+    table: str,
+    named: Sequence[str],
+    files: Sequence[str],
+    others: Sequence[str] = (),
+    *,
+    may_be_uids: bool = False,
 ) -> tuple[str | None, ...]:
     """Return the file that each row means; None where there is none.
 
@@ -193,6 +207,7 @@ def match_rows(
         table: Name of the table, for messages.
         named: How each row names its file.
         files: All image files of the source.
+        others: Each row's name of its file in another layout, tried second; empty without any.
         may_be_uids: Whether a row may name a SOP Instance UID instead; such a name of several files
             is left to their headers.
 
@@ -202,8 +217,8 @@ def match_rows(
     index = index_files(files)
     ambiguous: list[tuple[str, list[str]]] = []
     found: list[str | None] = []
-    for name in named:
-        meant = find_files(name, index)
+    for name, other in zip_longest(named, others, fillvalue=""):
+        meant = find_files(name, index) or (find_files(other, index) if other else [])
         if len(meant) > 1 and not (may_be_uids and _UID.fullmatch(name)):
             ambiguous.append((name, meant))
         found.append(meant[0] if len(meant) == 1 else None)
@@ -267,7 +282,7 @@ def _by_stem(
             meant = [file for stem in find_files(_stem(name), index) for file in free[stem]]
             if len(meant) == 1:
                 claims[meant[0]].append(number)
-    added = {numbers[0]: file for file, numbers in claims.items() if len(numbers) == 1}
+    added = {number: file for file, numbers in claims.items() for number in numbers}
     if added:
         _logger.warning("%d rows of %s differ from files in the suffix only", len(added), table)
     return tuple(added.get(number, file) for number, file in enumerate(found))

@@ -46,6 +46,8 @@ _DOCUMENT_SUFFIXES = (
 _DOCUMENTS = ("dicomdir", "autorun.inf", "desktop.ini", "thumbs.db")
 """Names of what comes with X-rays: a medium's index, and what systems leave in folders."""
 KINDS_READ = "PNG, JPEG, DICOM"
+_MAX_DEPTH = 64
+"""Most folders in one another; deeper ones are left out."""
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """Largest file that is read."""
 
@@ -84,8 +86,10 @@ class Source(Protocol):
     def files(self) -> Iterator[Listed]:
         """Yield all files of the source that are not hidden, in any order.
 
+        A folder in it that cannot be listed comes as one entry whose name ends in a slash.
+
         Raises:
-            SourceError: a folder cannot be listed.
+            SourceError: the source itself cannot be listed.
             StoreError: the store cannot be listed.
         """
         ...
@@ -113,8 +117,8 @@ class Folder:
         return self.labels or self.path
 
     def files(self) -> Iterator[Listed]:
-        """Yield the files below the folder; hidden ones and link cycles are left out."""
-        yield from _walk(self.path, "", frozenset())
+        """Yield the files below the folder; hidden ones are left out."""
+        yield from _walk(self.path, "", ())
 
     def read(self, file: str) -> bytes:
         """Return the bytes of a file below the folder."""
@@ -135,7 +139,7 @@ class Folder:
 def too_large(num_bytes: int) -> RejectedImageError:
     """Return the rejection of a file that is not read for its size."""
     detail = f"{num_bytes} bytes; at most {MAX_FILE_BYTES} are read"
-    return RejectedImageError(RejectReason.IMPLAUSIBLE, detail)
+    return RejectedImageError(RejectReason.TOO_LARGE, detail)
 
 
 def is_archive(source: str) -> bool:
@@ -217,14 +221,18 @@ def _require_folder(path: Path, source: str) -> None:
         raise SourceError(f"{source} is a file; give the folder that holds images and label table")
 
 
-def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[Listed]:
+def _walk(folder: Path, prefix: str, above: tuple[str, ...]) -> Iterator[Listed]:
     real = os.path.realpath(folder)
-    if real in above:
-        return  # a link to a folder that this one is in
+    if real in above or len(above) > _MAX_DEPTH:
+        yield Listed(prefix, "")  # a link to a folder that this one is in
+        return
     try:
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
+        if above:
+            yield Listed(prefix, "")
+            return
         raise SourceError(
             f"folder {str(folder)!r} cannot be listed: {error.strerror}; check its rights"
         ) from error
@@ -232,7 +240,7 @@ def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[Listed]:
         if entry.name.startswith("."):
             continue
         if _is_folder(entry):
-            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", above | {real})
+            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, real))
         else:
             yield Listed(prefix + entry.name, _stamp(entry))
 

@@ -68,6 +68,9 @@ def _notes(info: DatasetInfo) -> list[str]:
     ignored = info.ingest.get("ignored_files", 0)
     if ignored:
         notes.append(f"{ignored} files of other kinds than {KINDS_READ} were ignored.")
+    unlisted = info.ingest.get("unlisted_folders", 0)
+    if unlisted:
+        notes.append(f"{unlisted} folders could not be listed and were left out.")
     return notes
 
 

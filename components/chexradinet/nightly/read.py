@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chexradinet.config import PreprocessingConfig, QualityConfig
+from chexradinet.config import PreprocessingConfig
 from chexradinet.config.nightly import ResultSettings
 from chexradinet.dataset.images import fit_to_model, read_image
+from chexradinet.dataset.quality import refuse_inverted
 from chexradinet.errors import (
     RejectedImageError,
     StoreAccessError,
@@ -125,7 +126,7 @@ def _decoded(reading: Reading, object_key: str, content: bytes, times: tuple[flo
 
 def _plain_image(reading: Reading, object_key: str, content: bytes) -> XRay:
     original = read_image(io.BytesIO(content))
-    _refuse_inverted(original, reading.settings.quality)
+    refuse_inverted(original, reading.settings.quality)
     pixels, geometry = fit_to_model(original, reading.preprocessing)
     key = hashlib.sha256(content).hexdigest()
     return XRay(
@@ -137,16 +138,6 @@ def _plain_image(reading: Reading, object_key: str, content: bytes) -> XRay:
         geometry=geometry,
         quality=("header_absent", "view_unknown"),
     )
-
-
-def _refuse_inverted(original: NDArray[np.uint8], config: QualityConfig) -> None:
-    from chexradinet.dataset.quality import INVERTED_BELOW, chest_contrast
-
-    if config.check_inversion and chest_contrast(original) < INVERTED_BELOW:
-        raise RejectedImageError(
-            RejectReason.INVERTED,
-            "lungs are brighter than the mediastinum in a file without header",
-        )
 
 
 def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:

@@ -138,7 +138,7 @@ def measure_in_processes(
     if num_workers == 1:
         yield from map(work, crops)
         return
-    job = Job(work=work, crashed=partial(rejected_row, FeatureStatus.FAILED), batch_size=BATCH_SIZE)
+    job = Job(work=work, failed=lambda _: rejected_row(FeatureStatus.FAILED))
     yield from in_processes(crops, job, num_workers)
 
 

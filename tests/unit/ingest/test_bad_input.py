@@ -134,7 +134,7 @@ def test_file_too_large_to_be_an_xray_is_not_read(
 ) -> None:
     with (source / "huge.dcm").open("wb") as stream:
         stream.truncate(MAX_FILE_BYTES + 1)
-    assert rejected(run(), ["huge.dcm"]) == {"huge.dcm": "implausible"}
+    assert rejected(run(), ["huge.dcm"]) == {"huge.dcm": "too_large"}
 
 
 def test_file_that_may_not_be_read_is_a_rejection(

@@ -91,20 +91,27 @@ def test_images_without_a_table_are_refused(folder: Folder) -> None:
         folder.ingest()
 
 
-def test_folder_that_cannot_be_listed_is_refused(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
+def test_folder_that_cannot_be_listed_and_a_link_in_a_circle_are_left_out_and_counted(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder.image("closed/a.png", noise(0))
+    folder.image("open/a.png", noise(0))
+    folder.image("closed/b.png", noise(1))
+    (folder.path / "open" / "again").symlink_to(folder.path)
     scandir = os.scandir
 
     def refuse(path: Path) -> object:
-        if path.name == "closed":
+        if getattr(path, "name", "") == "closed":
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
     monkeypatch.setattr("chexradinet.ingest.sources.os.scandir", refuse)
-    with pytest.raises(SourceError, match="closed' cannot be listed: Permission denied"):
-        folder.ingest()
+    dataset = folder.ingest()
+    assert reasons(dataset) == {"closed/b.png": "missing"}
+    assert dataset.info.ingest["unlisted_folders"] == 2
+    assert "2 folders cannot be listed" in caplog.text
+    report_ingest(dataset.path, folder.path.with_name("report.html"))
+    page = folder.path.with_name("report.html").read_text(encoding="utf-8")
+    assert "2 folders could not be listed and were left out" in page
 
 
 def test_what_comes_in_goes_out_as_image_or_rejection(folder: Folder) -> None:

@@ -7,11 +7,26 @@ import pytest
 
 from chexradinet.errors import RejectedImageError
 from chexradinet.ingest.decoding import Outcome, decode_in_order
+from chexradinet.unforeseen import refusing_faults
 
 # Each "file" is an expression and `eval` is the decoder: it can be sent to another process, unlike
 # a function of a test, and it can end the process it runs in.
 DECODE = eval
 CRASH = "__import__('os')._exit(1)"
+BLOCKED = "__import__('time').sleep(100)"
+"""Stands where a decoder hangs in compiled code: nothing in Python interrupts it."""
+HOG = "[bytes(1 << 28) for _ in range(1 << 20)]"
+KILLED = "__import__('os').kill(__import__('os').getpid(), 9)"
+"""What the kernel does to a process that takes too much memory."""
+
+
+def limited(text: str) -> object:
+    """Decode in the limits of a file."""
+    try:
+        with refusing_faults(timeout_s=0.5):
+            return DECODE(text)
+    except RejectedImageError as error:
+        return error
 
 
 def outcomes(files: list[str], num_workers: int, isolated: bool = False) -> list[Outcome]:
@@ -31,6 +46,24 @@ def test_file_that_kills_its_process_is_rejected_and_the_others_are_not(num_work
     assert found.index(crashed) == 5
     assert crashed.reason == "unreadable"
     assert found[:5] + found[6:] == [0, 1, 2, 3, 4, *range(6, 10)]
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        (BLOCKED, "too_slow"),
+        ("exec('while True: pass')", "too_slow"),
+        (HOG, "too_large"),
+        (KILLED, "too_large"),
+    ],
+)
+def test_file_over_a_limit_is_rejected_and_the_rest_goes_through(file: str, reason: str) -> None:
+    files = [*"01234", file, *"567", file, "8"]
+    found = list(decode_in_order(files, limited, 2))
+    assert [item for item in found if not isinstance(item, RejectedImageError)] == list(range(9))
+    refused = [item for item in found if isinstance(item, RejectedImageError)]
+    assert [item.reason for item in refused] == [reason, reason]
+    assert found.index(refused[0]) == 5
 
 
 def test_number_of_workers_follows_from_processors_and_memory(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from chexradinet.errors import ConfigError
-from chexradinet.parallel import BATCHES_AHEAD
+from chexradinet.parallel import ITEMS_AHEAD
 from chexradinet.records import FeatureStatus
 from chexradinet.regions.radiomics import BATCH_SIZE, Crop, measure_in_processes
 from chexradinet.regions.tables import FeatureRow
@@ -99,7 +99,7 @@ def test_crops_are_read_only_a_little_ahead() -> None:
     rows = measure_in_processes(source(), MEASURE, 2)
     next(rows)
     rows.close()  # type: ignore[attr-defined]
-    assert taken <= 2 * BATCHES_AHEAD * BATCH_SIZE
+    assert taken <= 2 * ITEMS_AHEAD
 
 
 def started(folder: Path, ending: str) -> "subprocess.Popen[str]":

@@ -1,9 +1,12 @@
 """CheXpert and MIMIC-CXR-JPG, which share their findings and their label columns.
 
-CheXpert: `train.csv`, `valid.csv` and, where there is one, `test.csv`. Lateral views are rejected.
-Splits: with `test.csv` the three files are the three splits; without it, `valid.csv`, which
-radiologists labelled, is the test split and validation is taken from the training patients. A
-finding that the report does not mention (an empty cell) is absent.
+CheXpert: `train.csv`, `valid.csv` and, if there is one, a table of the test labels under its own
+name or one that they are published under; such tables have paths and labels only. Images lie in
+folders `train`, `valid` and `test`, or in the batches that are downloaded, whose training images
+are in no folder `train`. Lateral views are rejected. With test labels the three tables are the
+three splits; without, `valid.csv`, which radiologists labelled, is the test split and validation is
+taken from the training patients. A finding that the report does not mention (an empty cell) is
+absent.
 
 MIMIC-CXR-JPG: labels by study, metadata and split by image, joined. A view comes from
 `ViewPosition`, else from the view code's meaning; an image without either is rejected with the
@@ -13,8 +16,9 @@ Source: Irvin et al. 2019, arXiv:1901.07031; Johnson et al. 2019, arXiv:1901.070
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from chexradinet.config import IngestConfig, UncertainLabel, parse_uncertain
 from chexradinet.dataset.labels.table import (
@@ -24,12 +28,14 @@ from chexradinet.dataset.labels.table import (
     TableRow,
     certain,
     column_key,
+    each_once,
     list_tables,
     noted_age,
     parse_sex,
     parse_split,
     parse_view,
     read_lines,
+    view_position,
 )
 from chexradinet.errors import LabelTableError, SourceError
 from chexradinet.findings import CHEXPERT_FINDINGS
@@ -42,10 +48,10 @@ LABEL_COLUMNS = {
     finding: column_key(COLUMN_NAMES.get(finding, finding)) for finding in CHEXPERT_FINDINGS
 }
 """Column key of each finding."""
-_VIEW_CODES = {
-    "postero-anterior": View.PA,
-    "antero-posterior": View.AP,
-}
+_TEST_TABLES = ("test.csv", "test_labels.csv", "groundtruth.csv")
+"""What the test labels are called: in copies, with CheXlocalize, in their own repository."""
+
+Value = TypeVar("Value")
 
 
 def read_chexpert_table(folder: Path, config: IngestConfig) -> LabelTable:
@@ -59,24 +65,36 @@ def read_chexpert_table(folder: Path, config: IngestConfig) -> LabelTable:
         SourceError: a table is missing.
         LabelTableError: a table is damaged.
     """
-    missing = [name for name in ("train.csv", "valid.csv") if not (folder / name).is_file()]
-    if missing:
-        raise SourceError(f"{' and '.join(missing)} missing in {folder}; needed are both")
-    parts = {"train.csv": Split.TRAIN, "valid.csv": Split.TEST}
-    if (folder / "test.csv").is_file():
-        parts = {**parts, "valid.csv": Split.VALIDATION, "test.csv": Split.TEST}
+    parts = _chexpert_parts(folder)
     policy = parse_uncertain(config.uncertain_labels)
     mappings = LabelMappings(CHEXPERT_FINDINGS)
     notes: Counter[str] = Counter()
-    rows = tuple(
-        _chexpert_row(line, split, mappings.of_values(_labels_of(line, policy)), notes)
-        for name, split in parts.items()
-        for line in read_lines(folder / name, ("path", *LABEL_COLUMNS.values()))
+    name = ", ".join(parts)
+    rows = each_once(
+        name,
+        (
+            _chexpert_row(line, split, mappings.of_values(_labels_of(line, policy)), notes)
+            for part, split in parts.items()
+            for line in read_lines(folder / part, ("path", *LABEL_COLUMNS.values()))
+        ),
     )
-    table = LabelTable(
-        name=", ".join(parts), findings=CHEXPERT_FINDINGS, rows=rows, notes=dict(notes)
-    )
+    table = LabelTable(name=name, findings=CHEXPERT_FINDINGS, rows=rows, notes=dict(notes))
     return table.restricted(config.findings)
+
+
+def _chexpert_parts(folder: Path) -> dict[str, Split]:
+    missing = [name for name in ("train.csv", "valid.csv") if not (folder / name).is_file()]
+    if missing:
+        raise SourceError(
+            f"{' and '.join(missing)} missing in {folder}; both are needed: as downloaded they lie "
+            "in the folder of batch 1, give it as the folder of the labels"
+        )
+    test = [name for name in _TEST_TABLES if (folder / name).is_file()]
+    if len(test) > 1:
+        raise SourceError(f"{' and '.join(test)} in {folder} are both test labels; keep one")
+    if not test:
+        return {"train.csv": Split.TRAIN, "valid.csv": Split.TEST}
+    return {"train.csv": Split.TRAIN, "valid.csv": Split.VALIDATION, test[0]: Split.TEST}
 
 
 def _labels_of(
@@ -96,10 +114,13 @@ def _chexpert_row(
         raise LabelTableError(
             f"{line.place}: the path names no study; it must end in patient/study/view"
         )
-    lateral = line.get("frontallateral").casefold() == "lateral"
+    # Tables of test labels do not tell, but names of files do.
+    told = line.get("frontallateral") or PurePosixPath(file).stem
+    lateral = "lateral" in told.casefold()
     view, rejected = parse_view(line.get("appa"))
     return TableRow(
         file=file,
+        other_file="/".join(PurePosixPath(file).parts[-3:]),
         image_id=file,
         patient_id=PurePosixPath(patient).name,
         study_id=str(PurePosixPath(file).parent),
@@ -126,15 +147,19 @@ def read_mimic_table(folder: Path, config: IngestConfig) -> LabelTable:
     """
     labelled = _mimic_table(folder, "chexpert", "negbio")
     studies = _studies(labelled, config)
-    splits = {
-        line["dicomid"]: parse_split(line, line["split"])
+    splits = _by_name(
+        (line, line["dicomid"], parse_split(line, line["split"]))
         for line in read_lines(_mimic_table(folder, "split"), ("dicomid", "split"))
-    }
+    )
     nothing = LabelMappings(CHEXPERT_FINDINGS).of_unknown()
     columns = ("dicomid", "subjectid", "studyid")
-    rows = tuple(
-        _mimic_row(line, studies.get(line["studyid"]), splits, nothing)
-        for line in read_lines(_mimic_table(folder, "metadata"), columns)
+    metadata = _mimic_table(folder, "metadata")
+    rows = each_once(
+        metadata.name,
+        (
+            _mimic_row(line, studies.get(line["studyid"]), splits, nothing)
+            for line in read_lines(metadata, columns)
+        ),
     )
     table = LabelTable(name=labelled.name, findings=CHEXPERT_FINDINGS, rows=rows)
     return table.restricted(config.findings)
@@ -155,10 +180,19 @@ def _mimic_table(folder: Path, *kinds: str) -> Path:
 def _studies(path: Path, config: IngestConfig) -> dict[str, Mapping[str, float]]:
     policy = parse_uncertain(config.uncertain_labels)
     mappings = LabelMappings(CHEXPERT_FINDINGS)
-    return {
-        line["studyid"]: mappings.of_values(_labels_of(line, policy))
+    return _by_name(
+        (line, line["studyid"], mappings.of_values(_labels_of(line, policy)))
         for line in read_lines(path, ("studyid", *LABEL_COLUMNS.values()))
-    }
+    )
+
+
+def _by_name(cells: Iterable[tuple[Line, str, Value]]) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for line, name, value in cells:
+        if name in found:
+            raise LabelTableError(f"{line.place} names {name!r} again; keep one row of it")
+        found[name] = value
+    return found
 
 
 def _mimic_row(
@@ -188,6 +222,6 @@ def _mimic_row(
 def _mimic_view(line: Line) -> tuple[View, RejectReason | None]:
     view, rejected = parse_view(line.get("viewposition"))
     if view is View.UNKNOWN and rejected is None:
-        view = _VIEW_CODES.get(line.get("viewcodesequencecodemeaning").casefold(), View.UNKNOWN)
+        view, _ = view_position(line.get("viewcodesequencecodemeaning"))
         rejected = RejectReason.NOT_FRONTAL if view is View.UNKNOWN else None
     return view, rejected

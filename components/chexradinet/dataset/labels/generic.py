@@ -20,6 +20,7 @@ from chexradinet.dataset.labels.table import (
     LabelTable,
     Line,
     TableRow,
+    each_once,
     noted_age,
     ordered,
     parse_boxes,
@@ -62,7 +63,8 @@ def read_generic_table(folder: Path, config: IngestConfig) -> LabelTable:
         )
     mappings = LabelMappings(findings)
     notes: Counter[str] = Counter()
-    rows = tuple(_row(line, mappings, notes) for line in read_lines(path, _COLUMNS))
+    lines = read_lines(path, _COLUMNS)
+    rows = each_once(path.name, (_row(line, mappings, notes) for line in lines))
     return LabelTable(name=path.name, findings=findings, rows=rows, notes=dict(notes))
 
 

@@ -18,6 +18,8 @@ from chexradinet.dataset.labels.table import (
     LabelTable,
     Line,
     TableRow,
+    bounded_lines,
+    each_once,
     find_tables,
     finding_at,
     noted_age,
@@ -27,6 +29,7 @@ from chexradinet.dataset.labels.table import (
     parse_view,
     read_lines,
     the_table,
+    with_box,
 )
 from chexradinet.errors import ConfigError, LabelTableError, SourceError
 from chexradinet.findings import NIH_FINDINGS
@@ -56,7 +59,8 @@ def read_nih_table(folder: Path, config: IngestConfig) -> LabelTable:
     boxes = _all_boxes(folder)
     notes: Counter[str] = Counter()
     mappings = LabelMappings(NIH_FINDINGS)
-    rows = tuple(_row(line, splits, boxes, mappings, notes) for line in read_lines(path, _ENTRY))
+    lines = read_lines(path, _ENTRY)
+    rows = each_once(path.name, (_row(line, splits, boxes, mappings, notes) for line in lines))
     _check_lists(path.name, rows, splits)
     table = LabelTable(
         name=path.name, findings=NIH_FINDINGS, rows=rows, box_frame=BOX_FRAME, notes=dict(notes)
@@ -123,7 +127,8 @@ def read_boxes(path: Path) -> dict[str, tuple[LabelledBox, ...]]:
         except (ValueError, ConfigError) as error:
             raise LabelTableError(f"{line.place} holds no box: {error}; mend the row") from error
         labelled = LabelledBox(finding_at(line, line["findinglabel"]), box)
-        boxes[line["imageindex"]] += (labelled,)
+        name = line["imageindex"]
+        boxes[name] = with_box(line, boxes[name], labelled)
     return dict(boxes)
 
 
@@ -151,10 +156,10 @@ def read_split_lists(folder: Path) -> dict[str, Split]:
     return splits
 
 
-def _names_in(path: Path) -> list[str]:
+def _names_in(path: Path) -> set[str]:
     try:
         with open_text(path) as stream:
-            return [line.strip() for line in stream if line.strip()]
+            return {line.strip() for line in bounded_lines(stream, path)} - {""}
     except NO_TEXT as error:
         raise LabelTableError(
             f"{path.name} is not UTF-8 text or no whole gzip file ({type(error).__name__}); "

@@ -18,6 +18,7 @@ from chexradinet.dataset.labels.table import (
     find_tables,
     read_lines,
     the_table,
+    with_box,
 )
 from chexradinet.errors import ConfigError, LabelTableError
 from chexradinet.records import Box, LabelledBox
@@ -47,7 +48,7 @@ def read_rsna_table(folder: Path, config: IngestConfig) -> LabelTable:
         if targets.setdefault(name, positive) is not positive:
             raise LabelTableError(f"{line.place}: the image has Target 0 and 1; keep one")
         if positive:
-            boxes[name] = (*boxes.get(name, ()), _box(line))
+            boxes[name] = with_box(line, boxes.get(name, ()), _box(line))
     _check_classes(folder, targets)
     mappings = LabelMappings(FINDINGS)
     rows = tuple(

@@ -10,18 +10,23 @@ import gzip
 import json
 import math
 import re
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from chexradinet.config import UncertainLabel
 from chexradinet.errors import ConfigError, LabelTableError, SourceError, UnknownFindingError
 from chexradinet.findings import canonical_finding, canonical_findings, is_no_finding
 from chexradinet.records import Box, LabelledBox, RejectReason, Split, View
+
+if TYPE_CHECKING:
+    from _csv import Reader as CsvReader
 
 NO_TEXT = (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error)
 """What reading a file that is not UTF-8 text, or no whole gzip file, raises."""
@@ -31,7 +36,20 @@ MAX_AGE_YEARS = 120
 
 _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"}
-_UNKNOWN_VIEWS = {"", "unknown", "frontal", "na", "n/a"}
+NOT_SAID = frozenset(
+    {"", "UNKNOWN", "UNK", "OTHER", "NONE", "DEFAULT", "N/A", "NA", "NAN", "NULL", "UNDEFINED"}
+)
+"""What a field holds where somebody had to fill it in."""
+_PA = re.compile(r"\b(PA|P[-.]A|POSTERO.?ANTERIOR)\b")
+_AP = re.compile(r"\b(AP|A[-.]P|ANTERO.?POSTERIOR)\b")
+_NOT_FRONTAL = re.compile(
+    r"\b(LAT|LATERAL\w*|LL|RL|LLAT|RLAT|SEITLICH|PROFIL|OBLIQU\w*|DECUB\w*|LLD|RLD|LORDOTIC|AXIAL"
+    r"|LAO|RAO|LPO|RPO)\b"
+)
+_MAX_LINE, _MAX_TABLE = 1 << 20, 1 << 29
+"""Most characters of a line and of a table, so that a small compressed file cannot fill memory."""
+_MAX_BOXES = 1000
+"""Most boxes of an image."""
 _SPLITS = {
     "train": Split.TRAIN,
     "training": Split.TRAIN,
@@ -50,6 +68,8 @@ class TableRow:
 
     file: str
     """Path with forward slashes, relative to some folder of the source; often the bare name."""
+    other_file: str = ""
+    """Path in another layout that the data set is published in; empty without one."""
     image_id: str
     """The table's own name of the image."""
     patient_id: str
@@ -85,17 +105,6 @@ class LabelTable:
     notes: Mapping[str, int] = field(default_factory=dict)
     """How many values were set to unknown, by what was wrong with them."""
 
-    def __post_init__(self) -> None:
-        """Refuse a table that names an image twice."""
-        twice = [
-            name for name, times in Counter(row.image_id for row in self.rows).items() if times > 1
-        ]
-        if twice:
-            raise LabelTableError(
-                f"{self.name} names {len(twice)} images more than once, the first is {twice[0]!r}; "
-                "keep one row for each"
-            )
-
     def restricted(self, findings: Sequence[str]) -> "LabelTable":
         """Return the table with these findings, in this order; all of them where none is given.
 
@@ -109,6 +118,25 @@ class LabelTable:
                 f"{', '.join(self.findings)}"
             )
         return replace(self, findings=tuple(findings)) if findings else self
+
+
+def each_once(table: str, rows: Iterable[TableRow]) -> tuple[TableRow, ...]:
+    """Return the rows of a table, of which no two may name one image.
+
+    Raises:
+        LabelTableError: rows do.
+    """
+    kept: dict[str, TableRow] = {}
+    again: Counter[str] = Counter()
+    for row in rows:
+        if kept.setdefault(row.image_id, row) is not row:
+            again[row.image_id] += 1
+    if again:
+        raise LabelTableError(
+            f"{table} names {len(again)} images more than once, the first is "
+            f"{next(iter(again))!r}; keep one row for each"
+        )
+    return tuple(kept.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +160,21 @@ class Line:
         return f"{self.table}, row {self.number}"
 
 
+def with_box(
+    line: Line, boxes: tuple[LabelledBox, ...], box: LabelledBox
+) -> tuple[LabelledBox, ...]:
+    """Return the boxes of an image with one more.
+
+    Raises:
+        LabelTableError: there are too many to be of one X-ray.
+    """
+    if len(boxes) >= _MAX_BOXES:
+        raise LabelTableError(
+            f"{line.place}: more than {_MAX_BOXES} boxes of one image; remove rows that repeat"
+        )
+    return (*boxes, box)
+
+
 def column_key(name: str) -> str:
     """Return what is left of a column's name when case, spaces and punctuation are ignored.
 
@@ -150,37 +193,82 @@ def read_lines(path: Path, needed: Collection[str]) -> Iterator[Line]:
             cells, as NIH's do.
 
     Raises:
-        LabelTableError: a needed column is missing, a line is too short for one, or the file is not
-            UTF-8 text.
+        LabelTableError: a needed column is missing, a name is that of two columns, a line has too
+            few or too many cells, or the file is not UTF-8 text.
     """
     try:
         with open_text(path) as stream:
-            reader = csv.reader(stream)
-            header = [column_key(name) for name in next(reader, [])]
-            missing = [name for name in needed if name not in header]
-            if missing:
-                raise LabelTableError(
-                    f"{path.name} has no column {', '.join(missing)}; its columns are "
-                    f"{', '.join(filter(None, header)) or 'none'}; mend the header"
-                )
+            reader = _csv_rows(stream, path)
+            header = _columns(path, next(reader, []), needed)
             for cells in reader:
-                if not any(cells):
-                    continue
-                line = Line(path.name, reader.line_num, _by_column(header, cells))
-                if any(name not in line.cells for name in needed):
-                    raise LabelTableError(
-                        f"{line.place} has {len(cells)} cells, too few for {', '.join(needed)}; "
-                        "mend the row"
-                    )
-                yield line
+                if any(cells):
+                    yield _line(Line(path.name, reader.line_num, {}), header, cells, needed)
     except (*NO_TEXT, csv.Error) as error:
         raise LabelTableError(f"{path.name} {_no_text(error)}") from error
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}; check its rights") from error
 
 
-def _by_column(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
-    return {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name}
+def _csv_rows(stream: TextIO, path: Path) -> "CsvReader":
+    # Strict: a quote that is never closed would swallow the rows after it without a word.
+    return csv.reader(bounded_lines(stream, path), strict=True, skipinitialspace=True)
+
+
+def bounded_lines(stream: TextIO, path: Path) -> Iterator[str]:
+    """Yield the lines of a text that may be compressed, reading no more than a table can hold.
+
+    Raises:
+        LabelTableError: a line, or all of them, are too long.
+    """
+    size = 0
+    while line := stream.readline(_MAX_LINE + 1):
+        size += len(line)
+        if len(line) > _MAX_LINE or size > _MAX_TABLE:
+            what, most = ("", _MAX_TABLE) if size > _MAX_TABLE else (" in one line", _MAX_LINE)
+            raise LabelTableError(
+                f"{path.name} has more than {most} characters{what}; split it, or give the table "
+                "that came with the images"
+            )
+        yield line
+
+
+def _columns(path: Path, names: Sequence[str], needed: Collection[str]) -> list[str]:
+    header = [column_key(name) for name in names]
+    while header and not header[-1]:
+        header.pop()
+    # pandas writes the second of two columns `findings` as `findings.1`.
+    numbered = (column_key(name.rpartition(".")[0]) for name in names if re.search(r"\.\d+$", name))
+    times = Counter(header) + Counter(set(numbered) & set(header))
+    twice = [name for name in header if name and times[name] > 1]
+    if twice:
+        raise LabelTableError(
+            f"{path.name}, row 1 names column {twice[0]} {times[twice[0]]} times; keep one of them"
+        )
+    missing = [name for name in needed if name not in header]
+    if missing:
+        raise LabelTableError(
+            f"{path.name} has no column {', '.join(missing)}; its columns are "
+            f"{', '.join(filter(None, header)) or 'none'}; correct the header"
+        )
+    return header
+
+
+def _line(
+    empty: Line, header: Sequence[str], cells: Sequence[str], needed: Collection[str]
+) -> Line:
+    if any(cell.strip() for cell in cells[len(header) :]):
+        raise LabelTableError(
+            f"{empty.place} has {len(cells)} cells, the header {len(header)}; join several "
+            "findings by |, or put a cell with commas in quotes"
+        )
+    line = replace(
+        empty, cells={name: cell.strip() for name, cell in zip(header, cells, strict=False) if name}
+    )
+    if any(name not in line.cells for name in needed):
+        raise LabelTableError(
+            f"{line.place} has {len(cells)} cells, too few for {', '.join(needed)}; correct the row"
+        )
+    return line
 
 
 def open_text(path: Path) -> TextIO:
@@ -235,11 +323,13 @@ def _why_not(path: Path, needed: Collection[str]) -> str:
         return f"{path.name} is a folder"
     try:
         with open_text(path) as stream:
-            line = stream.readline()
+            line = next(bounded_lines(stream, path), "")
     except NO_TEXT as error:
         return f"{path.name} {_no_text(error)}"
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror})"
+    except LabelTableError as error:
+        return str(error)
     used = [name for mark, name in _SEPARATORS.items() if line.count(mark) > line.count(",")]
     if used:
         return f"{path.name} has {used[0]} between its columns, not commas: save it with them"
@@ -258,8 +348,8 @@ def _no_text(error: Exception) -> str:
 def _header(path: Path) -> list[str]:
     try:
         with open_text(path) as stream:
-            return [column_key(name) for name in next(csv.reader(stream), [])]
-    except (*NO_TEXT, csv.Error, OSError):
+            return [column_key(name) for name in next(_csv_rows(stream, path), [])]
+    except (*NO_TEXT, csv.Error, OSError, LabelTableError):
         return []  # not a table at all, so not the one looked for
 
 
@@ -291,13 +381,43 @@ def parse_sex(text: str) -> str:
     return _SEXES.get(text.strip().casefold(), "")
 
 
+def folded(written: str) -> str:
+    """Return text in upper case, without accents, with spaces for underscores.
+
+    Code strings have no character set, so pydicom takes them for Latin-1 where they are UTF-8.
+    """
+    with suppress(UnicodeError):
+        written = written.encode("latin-1").decode("utf-8")
+    apart = unicodedata.normalize("NFKD", written.upper())
+    plain = "".join(letter for letter in apart if not unicodedata.combining(letter))
+    return plain.replace("_", " ").strip()
+
+
+def view_in(words: str) -> tuple[View, bool]:
+    """Return which frontal view folded words name, and whether they name another projection."""
+    other = bool(_NOT_FRONTAL.search(words))
+    if _PA.search(words):
+        return View.PA, other
+    return View.AP if _AP.search(words) else View.UNKNOWN, other
+
+
+def view_position(text: str) -> tuple[View, bool | None]:
+    """Return the view that a cell or DICOM's View Position names, and whether it is frontal.
+
+    `PA` or `AP`, also with more words (`AP_SUPINE`, `PA erect`), unless one of them is another
+    projection (`AP LORDOTIC`, `PA LLD`). `FRONTAL`, `UNKNOWN` and the like leave both open: None.
+    """
+    words = folded(text)
+    if words in NOT_SAID or words == "FRONTAL":
+        return View.UNKNOWN, None
+    view, other = view_in(words)
+    return (View.UNKNOWN, False) if other else (view, view is not View.UNKNOWN)
+
+
 def parse_view(text: str) -> tuple[View, RejectReason | None]:
     """Return the view and, where it is named but not frontal, the reason to reject the X-ray."""
-    name = text.strip()
-    if name.upper() in ("PA", "AP"):
-        return View(name.upper()), None
-    frontal = name.casefold() in _UNKNOWN_VIEWS
-    return View.UNKNOWN, None if frontal else RejectReason.NOT_FRONTAL
+    view, frontal = view_position(text)
+    return view, RejectReason.NOT_FRONTAL if frontal is False else None
 
 
 def parse_split(line: Line, text: str) -> Split | None:
