@@ -95,6 +95,11 @@ def is_no_finding(name: str) -> bool:
     return _key(name) in {"no finding", "no findings", "normal"}
 
 
+def is_finding(text: str) -> bool:
+    """Tell whether a text names a finding, or says that there is none."""
+    return _key(text) in _BY_KEY or is_no_finding(text)
+
+
 def canonical_findings(names: Iterable[str]) -> tuple[str, ...]:
     """Return canonical names in the given order, each once, without `No Finding`.
 

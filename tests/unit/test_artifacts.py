@@ -1,6 +1,8 @@
 """Artifacts are whole or absent, and readers refuse what they do not know."""
 
 import itertools
+import csv
+import io
 import os
 import shutil
 import signal
@@ -16,6 +18,7 @@ import pytest
 
 from chexradinet.artifacts import (
     Head,
+    CsvWriter,
     read_document,
     read_table,
     require_file,
@@ -307,3 +310,28 @@ def test_file_is_checked_by_its_name_and_by_whether_it_can_be_made(tmp_path: Pat
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(ConfigError, match="is a directory"):
         require_file(tmp_path / "folder.html", ".html")
+
+
+@pytest.mark.parametrize(
+    "cell", ["=1+1", "+A1", "-A1", "@SUM(A1)", "\t=1", " =1", "\n=1", "\uff1d1+1"]
+)
+def test_a_cell_that_a_spreadsheet_would_run_is_text(cell: str) -> None:
+    stream = io.StringIO()
+    CsvWriter(stream).writerow([cell, "1.2.3", "PA"])
+    assert next(csv.reader(io.StringIO(stream.getvalue(), newline=""))) == [
+        f"'{cell}",
+        "1.2.3",
+        "PA",
+    ]
+
+
+def test_numbers_stay_numbers_in_a_csv() -> None:
+    stream = io.StringIO()
+    CsvWriter(stream).writerow([-1.5, "-0.25", "+3", "-1e-3", "-inf", None, True])
+    assert stream.getvalue() == "-1.5,-0.25,+3,-1e-3,-inf,,True\n"
+
+
+def test_a_carriage_return_in_a_cell_begins_no_row() -> None:
+    stream = io.StringIO()
+    CsvWriter(stream).writerow(["\r=1", "a\r=2"])
+    assert stream.getvalue() == "' =1,a =2\n"

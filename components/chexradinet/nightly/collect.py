@@ -5,7 +5,6 @@ same bytes. Files of a whole night (worklist, report) are written by compare and
 while the plan is unfinished: a run that fell behind cannot replace a later plan's.
 """
 
-import csv
 import hashlib
 import json
 import logging
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from chexradinet.artifacts import CsvWriter
 from chexradinet.errors import ArtifactError, StoreConflictError, StoreError, StoreNotFoundError
 from chexradinet.nightly.dicom import keep_dicom
 from chexradinet.nightly.history import History, read_history, write_index
@@ -302,7 +302,7 @@ def _parquet(path: Path, schema: pa.Schema, kind: str) -> Iterator[pq.ParquetWri
 @contextmanager
 def _csv(path: Path, columns: Sequence[str]) -> Iterator[Any]:
     with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
+        writer = CsvWriter(stream)
         writer.writerow(columns)
         yield writer
 

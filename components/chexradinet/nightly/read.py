@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chexradinet.config import PreprocessingConfig
 from chexradinet.config.nightly import ResultSettings

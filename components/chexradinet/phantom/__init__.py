@@ -9,7 +9,6 @@ and of 10,000, and any number of processes can draw a part each.
 Not a model of any disease: nothing measured on it says how well anything works on patients.
 """
 
-import csv
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from chexradinet.artifacts import CsvWriter
 from chexradinet.config import require
 from chexradinet.errors import ConfigError
 from chexradinet.findings import NO_FINDING
@@ -176,7 +176,7 @@ def write_phantom(
     _require_phantom(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     with (folder / _TABLE).open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
+        writer = CsvWriter(stream)
         writer.writerow(_COLUMNS)
         images = iter_phantom(num_images, image_side, seed, shortcut=shortcut)
         for index, item in enumerate(images):

@@ -11,7 +11,6 @@ PMC8128725).
 The urgencies are this project's own, for a reading room to change; they are no clinical advice.
 """
 
-import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from chexradinet.artifacts import CsvWriter
 from chexradinet.config.nightly import WorklistConfig
 from chexradinet.reports.nightly import NOTICE
 from chexradinet.reports.page import write_page
@@ -136,7 +136,7 @@ def _order(entry: Entry) -> tuple[bool, float, float, str]:
 def worklist_csv(entries: Sequence[Entry]) -> str:
     """Return the list as CSV with `COLUMNS`, times in UTC."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
+    writer = CsvWriter(stream)
     writer.writerow(COLUMNS)
     for position, entry in enumerate(entries, start=1):
         writer.writerow([position, *_cells(entry)])

@@ -1,11 +1,12 @@
 import io
+import logging
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from chexradinet.dataset.images import pixel_digest, read_image
 from chexradinet.errors import RejectedImageError
@@ -260,3 +261,33 @@ def test_real_radiographs_are_read(shared_data: Path) -> None:
     assert read_image(folder / "00000001_000.png").shape == (512, 512)
     child = next(iter(sorted(folder.glob("ker_*.jpg"))))
     assert read_image(child).shape == (224, 224)
+
+
+def test_the_first_picture_of_a_jpeg_with_a_preview_is_read() -> None:
+    first = Image.fromarray(RAMP).convert("RGB")
+    stream = io.BytesIO()
+    preview = Image.new("RGB", (20, 20))
+    first.save(stream, "MPO", save_all=True, append_images=[preview], quality=98)
+    np.testing.assert_allclose(read(stream.getvalue()), RAMP, atol=4)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "CMYK"])
+def test_picture_of_layers_that_would_fill_memory_is_not_decoded(mode: str) -> None:
+    stream = io.BytesIO()
+    Image.new(mode, (5000, 4001)).save(stream, "JPEG" if mode == "CMYK" else "PNG")
+    assert reason_of(stream.getvalue()) is RejectReason.IMPLAUSIBLE
+
+
+def test_jpeg_of_thousands_of_scans_is_not_decoded() -> None:
+    content = encoded(Image.fromarray(RAMP), "JPEG", progressive=True)
+    scan = content[content.rfind(b"\xff\xda") : -2]
+    assert reason_of(content[:-2] + scan * 3000 + content[-2:]) is RejectReason.TOO_SLOW
+
+
+def test_texts_beside_the_pixels_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "Doe^Jane"
+    content = encoded(Image.fromarray(RAMP), "JPEG", exif=exif)
+    with caplog.at_level(logging.DEBUG):
+        read(content)
+    assert "Doe" not in caplog.text

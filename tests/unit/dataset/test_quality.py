@@ -189,7 +189,12 @@ def test_a_view_named_in_the_series_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    "written", ["PA", "AP", "", "FRONTAL", "UNKNOWN", "NA", "N/A", "LL", "AP AXIAL", "AP LORDOTIC"]
+    "written",
+    [
+        *("PA", "AP", "", "FRONTAL", "UNKNOWN", "NA", "N/A", "LL", "AP AXIAL", "AP LORDOTIC"),
+        *("AP Supine", "AP erect", "PA ERECT", "AP_PORTABLE", "P-A", "postero-anterior", "OTHER"),
+        *("PA LLD", "LATERAL", "RLAT", "PA/LAT", "SWIMMERS", "NONE", "pa", "Oblique", "LPO"),
+    ],
 )
 def test_a_header_and_a_table_say_the_same_of_a_view(written: str) -> None:
     content = encode_radiograph(chest(), uid.ExplicitVRLittleEndian, {"ViewPosition": written})

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chexradinet.config import IngestConfig, PreprocessingConfig
-from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.config import IngestConfig, PreprocessingConfig, QualityConfig
+from chexradinet.dataset.dataset import Dataset, open_dataset, read_doubtful
 from chexradinet.errors import (
     LabelTableError,
     SourceError,
@@ -18,6 +18,7 @@ from chexradinet.ingest.ingest import ingest
 from chexradinet.ingest.summary import report_ingest
 from chexradinet.phantom import write_phantom
 from chexradinet.records import Box, LabelledBox
+from tests.ingest_world import chest
 
 SIDE = 32
 
@@ -332,3 +333,31 @@ def test_boxes_of_another_frame_are_scaled_and_those_outside_left_out(tmp_path: 
         LabelledBox("Mass", Box(32, 64, 48, 96)),
         LabelledBox("Nodule", Box(125, 125, 128, 128)),
     )
+
+
+def test_a_file_that_two_rows_name_is_ambiguous_and_never_labelled(folder: Folder) -> None:
+    folder.image("good.png", noise(0))
+    folder.image("sub/twice.png", noise(1))
+    folder.row("twice.png,q,No Finding,")
+    folder.image("stem.png", noise(2))
+    folder.rows.pop()
+    folder.row("stem.jpg,r,Mass,")
+    folder.row("stem.tif,s,No Finding,")
+    dataset = folder.ingest(max_reject_fraction=1)
+    assert dataset.manifest["image_id"].tolist() == ["good.png"]
+    assert reasons(dataset) == {"sub/twice.png": "ambiguous", "stem.png": "ambiguous"}
+    assert dataset.info.counts["rejected"] == {"ambiguous": 4}
+
+
+def test_picture_whose_black_and_white_are_swapped_is_rejected_and_shown(folder: Folder) -> None:
+    folder.image("good.png", chest(0))
+    folder.image("swapped.png", 255 - chest(1))
+    dataset = folder.ingest()
+    assert reasons(dataset) == {"swapped.png": "inverted"}
+    ((name, reason, picture),) = read_doubtful(dataset.path)
+    assert (name, reason, picture.shape) == ("swapped.png", "inverted", (200, 200))
+    report_ingest(dataset.path, folder.path.with_name("report.html"))
+    page = folder.path.with_name("report.html").read_text(encoding="utf-8")
+    assert "rejected: inverted" in page
+    unchecked = folder.ingest(quality=QualityConfig(check_inversion=False))
+    assert len(unchecked) == 2

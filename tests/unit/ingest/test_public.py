@@ -175,3 +175,25 @@ def test_rsna_as_pictures_and_nih_as_jpeg_are_found_by_name(rsna: Path) -> None:
     assert dataset.manifest["age"].tolist() == [9, 40]
     assert dataset.manifest["Mass"].tolist() == [1, 0]
     assert dataset.info.counts["rejected"] == {}
+
+
+def test_chexpert_is_read_in_the_four_batches_that_are_downloaded(source: Path) -> None:
+    first = source / "CheXpert-v1.0 batch 1 (validate & csv)"
+    head, rest = f"Path,Sex,Age,Frontal/Lateral,AP/PA,{FINDINGS}", ",Male,60,Frontal,AP" + "," * 14
+    train, valid = [head], [head]
+    for number in range(6):
+        batch = f"CheXpert-v1.0 batch {2 + number // 2} (train {1 + number // 2})"
+        name = f"patient{number:05d}/study1/view1_frontal.jpg"
+        picture(source / batch / name, number)
+        train.append(f"CheXpert-v1.0/train/{name}{rest}")
+    for number in range(64541, 64543):
+        name = f"valid/patient{number}/study1/view1_frontal.jpg"
+        picture(first / name, number)
+        valid.append(f"CheXpert-v1.0/{name}{rest}")
+    (first / "train.csv").write_text("\n".join(train))
+    (first / "valid.csv").write_text("\n".join(valid))
+    target = source.with_name("dataset")
+    ingest(str(source), target, dicom_config(format="chexpert"), labels=str(first))
+    dataset = open_dataset(target)
+    assert dataset.info.counts["splits"] == {"train": 5, "validation": 1, "test": 2}
+    assert rejected(dataset) == {}

@@ -32,7 +32,7 @@ from chexradinet.dataset.labels.table import (
     the_table,
 )
 from chexradinet.errors import LabelTableError
-from chexradinet.findings import KNOWN_FINDINGS
+from chexradinet.findings import KNOWN_FINDINGS, is_finding
 
 _COLUMNS = ("file", "patient", "findings")
 
@@ -71,6 +71,12 @@ def read_generic_table(folder: Path, config: IngestConfig) -> LabelTable:
 def _row(line: Line, mappings: LabelMappings, notes: Counter[str]) -> TableRow:
     if not line["file"] or not line["patient"]:
         raise LabelTableError(f"{line.place} has no file or no patient; both are needed")
+    for column in ("study", "view", "age", "sex", "split"):
+        if is_finding(line.get(column)):
+            raise LabelTableError(
+                f"{line.place}: {column} is {line[column]!r}, the name of a finding; join several "
+                "findings by |, or put them in quotes"
+            )
     file = PurePosixPath(line["file"].replace("\\", "/")).as_posix()
     view, rejected = parse_view(line.get("view"))
     positives = parse_findings(line, line["findings"])

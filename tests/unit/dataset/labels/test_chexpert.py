@@ -83,3 +83,25 @@ def test_chexpert_label_that_is_no_label_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace(",1.0", ",2.0"))
     with pytest.raises(LabelTableError, match=r"valid\.csv, row 2: Support_Devices is '2\.0'"):
         read_chexpert_table(tmp_path, IngestConfig())
+
+
+@pytest.mark.parametrize("name", ["test_labels.csv", "groundtruth.csv"])
+def test_test_labels_as_published_have_paths_and_labels_only(tmp_path: Path, name: str) -> None:
+    chexpert(tmp_path)
+    labels = CHEXPERT_HEAD.strip().split("PA,")[1]
+    path = "test/patient64741/study1/view{}_{}.jpg"
+    (tmp_path / name).write_text(
+        f"Path,{labels}\n"
+        f"{path.format(1, 'frontal')}{',0.0' * 13},1.0\n"
+        f"CheXpert-v1.0/{path.format(2, 'lateral')}{',0.0' * 14}\n"
+    )
+    *_, valid, frontal, lateral = read_chexpert_table(tmp_path, IngestConfig()).rows
+    assert [row.split for row in (valid, frontal, lateral)] == [
+        *(Split.VALIDATION, Split.TEST, Split.TEST)
+    ]
+    assert (frontal.rejected, lateral.rejected) == (None, RejectReason.NOT_FRONTAL)
+    assert frontal.labels["Support_Devices"] == 1
+    assert frontal.patient_id == "patient64741"
+    (tmp_path / "test.csv").write_text("Path\n")
+    with pytest.raises(SourceError, match="are both test labels; keep one"):
+        read_chexpert_table(tmp_path, IngestConfig())

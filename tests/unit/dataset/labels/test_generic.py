@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from chexradinet.config import IngestConfig
+from chexradinet.dataset.labels import table as tables
 from chexradinet.dataset.labels.generic import read_generic_table
 from chexradinet.dataset.labels.table import LabelTable
 from chexradinet.errors import LabelTableError, SourceError, UnknownFindingError
@@ -169,3 +170,57 @@ def test_byte_order_mark_and_carriage_returns_are_read(tmp_path: Path) -> None:
 def test_rows_of_equal_labels_share_one_mapping(tmp_path: Path) -> None:
     table = generic(tmp_path, *(f"{n}.png,p,Mass,,,,," for n in range(3)))
     assert len({id(row.labels) for row in table.rows}) == 1
+
+
+SHORT = "file,patient,findings\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "row", "told"),
+    [
+        (SHORT, "a.png,1,Mass,Nodule", "row 2 has 4 cells, the header 3"),
+        ("file,patient,findings,\n", "a.png,1,Mass,Nodule", "row 2 has 4 cells, the header 3"),
+        (SHORT, "a.png,1,Mass,,,Nodule", "row 2 has 6 cells, the header 3"),
+        (HEAD, "a.png,1,Mass,Nodule,PA,50,F,,", "row 2: view is 'Nodule', the name of a"),
+        (SHORT, "a.png,1", "row 2 has 2 cells, too few"),
+        (SHORT, 'a.png,1,"Mass', "unexpected end of data"),
+        ("file,patient,findings,findings\n", "a.png,1,Mass,", "names column findings 2 times"),
+        ("File,patient,findings,FILE\n", "a.png,1,Mass,b.png", "names column file 2 times"),
+        (
+            "file,patient,findings,findings.1\n",
+            "a.png,1,Mass,Mass",
+            "names column findings 2 times",
+        ),
+        ("file,patient,Findings,find-ings\n", "a.png,1,Mass,Mass", "names column findings 2 times"),
+    ],
+)
+def test_a_row_or_a_header_that_does_not_say_which_cell_is_which_is_refused(
+    tmp_path: Path, head: str, row: str, told: str
+) -> None:
+    with pytest.raises(LabelTableError, match=told):
+        generic(tmp_path, row if row.count('"') % 2 else f"{row}\n{row}", head=head)
+
+
+def test_empty_cells_at_the_end_and_an_index_of_pandas_are_no_cells_too_many(
+    tmp_path: Path,
+) -> None:
+    (row,) = generic(tmp_path, "a.png,1,Mass,,,", head=SHORT).rows
+    assert row.labels == {"Mass": 1}
+    (row,) = generic(tmp_path, "0,a.png,1,Mass", head=f",{SHORT}").rows
+    assert (row.file, row.labels) == ("a.png", {"Mass": 1})
+    (row,) = generic(tmp_path, 'a.png, 1, "Mass|Nodule"', head=SHORT).rows
+    assert row.labels == {"Mass": 1, "Nodule": 1}
+
+
+def test_small_compressed_table_that_inflates_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_line = gzip.compress(SHORT.encode() + b"a" * (4 << 20))
+    (tmp_path / "labels.csv.gz").write_bytes(one_line)
+    with pytest.raises(LabelTableError, match="more than 1048576 characters in one line"):
+        read_generic_table(tmp_path, IngestConfig())
+    monkeypatch.setattr(tables, "_MAX_TABLE", 1 << 20)
+    rows = b"".join(b"%d.png,1,Mass\n" % number for number in range(100_000))
+    (tmp_path / "labels.csv.gz").write_bytes(gzip.compress(SHORT.encode() + rows))
+    with pytest.raises(LabelTableError, match="more than 1048576 characters; split it"):
+        read_generic_table(tmp_path, IngestConfig())

@@ -60,3 +60,21 @@ def test_mimic_without_a_table_is_a_source_error(tmp_path: Path) -> None:
     (tmp_path / "mimic-cxr-2.0.0-split.csv").unlink()
     with pytest.raises(SourceError, match=r"mimic-cxr-\.\.\.-split\.csv"):
         read_mimic_table(tmp_path, IngestConfig())
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [("chexpert", "10000032,50414267" + "," * 14), ("split", "d0,5,1,test")],
+)
+def test_a_study_or_a_split_that_is_named_twice_is_refused(
+    tmp_path: Path, table: str, row: str
+) -> None:
+    mimic(tmp_path)
+    path = tmp_path / f"mimic-cxr-2.0.0-{table}.csv"
+    packed = path.with_name(f"{path.name}.gz")
+    if packed.exists():
+        path.write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+    path.write_text(f"{path.read_text()}{row}\n")
+    with pytest.raises(LabelTableError, match="again; keep one row of it"):
+        read_mimic_table(tmp_path, IngestConfig())
