@@ -370,6 +370,11 @@ class CsvWriter:
         """Write one row."""
         self._writer.writerow([_harmless(cell) for cell in cells])
 
+    def writerows(self, rows: Iterable[Iterable[object]]) -> None:
+        """Write rows one by one."""
+        for row in rows:
+            self.writerow(row)
+
 
 def _harmless(cell: object) -> object:
     if not isinstance(cell, str):
