@@ -72,8 +72,6 @@ class RejectReason(StrEnum):
     """Several rows of the label table name this file."""
     TOO_SLOW = "too_slow"
     """Decoding took longer than a file may take."""
-    TOO_LARGE = "too_large"
-    """The file, or what it inflates to, takes more memory than a file may take."""
 
 
 class RegionStatus(StrEnum):

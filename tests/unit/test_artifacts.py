@@ -1,8 +1,8 @@
 """Artifacts are whole or absent, and readers refuse what they do not know."""
 
-import itertools
 import csv
 import io
+import itertools
 import os
 import shutil
 import signal
@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 
 from chexradinet.artifacts import (
-    Head,
     CsvWriter,
+    Head,
     read_document,
     read_table,
     require_file,

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,9 +140,9 @@ def test_changed_file_table_or_setting_starts_anew_and_removes_what_was_left(
     table = phantom / "labels.csv"
     table.write_text(table.read_text() + "\n")
     interrupted(phantom, tmp_path / "dataset", 24)
-    other = replace(SMALL, split_seed=5)
+    other = SMALL.changed(split_seed=5)
     assert len(interrupted(phantom, tmp_path / "dataset", 24, other)) == 4
-    last = replace(SMALL, split_seed=6)
+    last = SMALL.changed(split_seed=6)
     counted = CountingDecodes(monkeypatch)
     ingest(str(phantom), tmp_path / "dataset", last)
     assert len(counted.files) == 30
@@ -214,7 +213,7 @@ def test_more_rejects_allowed_goes_on_where_the_run_failed(
 ) -> None:
     for number in range(10, 20):
         (phantom / "images" / f"{number:06d}.png").write_bytes(b"no image")
-    strict = replace(SMALL, max_reject_fraction=0.1)
+    strict = SMALL.changed(max_reject_fraction=0.1)
     with pytest.raises(TooManyRejectsError, match="not_an_image 10"):
         ingest(str(phantom), tmp_path / "dataset", strict)
     counted = CountingDecodes(monkeypatch)
