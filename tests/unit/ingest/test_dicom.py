@@ -198,7 +198,8 @@ def test_every_reason_code_reaches_the_rejections(
     dataset = run(max_reject_fraction=1)
     expected = {code(name): name for name in [*files, "missing", "duplicate"]}
     assert reasons(dataset) == expected | {code("duplicate-uid"): "duplicate"}
-    elsewhere = {"not_labelled", "ambiguous", "too_slow", "too_large"}  # in tests of their own
+    # In tests of their own.
+    elsewhere = {"not_labelled", "ambiguous", "too_slow", "too_large", "not_finite"}
     assert set(dataset.info.counts["rejected"]) | elsewhere == set(RejectReason)
     assert len(dataset) == 1
 
