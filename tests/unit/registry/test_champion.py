@@ -69,10 +69,6 @@ def test_it_can_be_taken_back(tmp_path: Path, digests: tuple[str, str]) -> None:
     assert roll_back(str(tmp_path), champion) == champion
 
 
-FAR = "../../../../etc"
-GOOD = "0" * 64
-
-
 @pytest.mark.parametrize("digest", ["", "0" * 64, "abc"])
 def test_an_unknown_or_short_digest_lists_what_there_is(
     tmp_path: Path, digests: tuple[str, str], digest: str
@@ -105,6 +101,33 @@ def test_a_bundle_under_anothers_name_does_not_become_champion(
         roll_back(str(tmp_path), digests[0])
 
 
+FAR = "../../../../etc"
+GOOD = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("document", "fault"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b"{}", "of schema"),
+        ({"schema": 2}, "of schema '2'"),
+        ({"digest": FAR}, "its 'digest' is not a SHA-256"),
+        ({"digest": f"{GOOD}/.."}, "its 'digest' is not a SHA-256"),
+        ({"digest": f"{GOOD}\n"}, "its 'digest' is not a SHA-256"),
+        ({"digest": GOOD.replace("0", "A")}, "its 'digest' is not a SHA-256"),
+        ({"digest": 7}, "its 'digest' is not a SHA-256"),
+        ({"digest": None}, "its 'digest' is not a SHA-256"),
+        ({"history": None}, "'history' is not a list"),
+        ({"history": {}}, "'history' is not a list"),
+        ({"history": [{"digest": GOOD}, {"digest": FAR}]}, "history entry 2's 'digest'"),
+        ({"history": ["x"]}, "history entry 1's 'digest'"),
+        ({"history": [{}]}, "history entry 1's 'digest'"),
+    ],
+)
 def test_a_malformed_pointer_is_one_error_that_names_it_and_says_what_to_do(
     tmp_path: Path, document: bytes | dict[str, Any], fault: str
 ) -> None:
