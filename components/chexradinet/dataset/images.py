@@ -30,7 +30,7 @@ from PIL import ExifTags, Image
 from chexradinet.config import GeometryMode, PreprocessingConfig
 from chexradinet.errors import ConfigError, RejectedImageError
 from chexradinet.records import Geometry, RejectReason
-from chexradinet.unforeseen import is_memory_error, out_of_memory
+from chexradinet.rejection import is_memory_error, out_of_memory
 
 logging.getLogger("PIL").setLevel(logging.INFO)  # it logs EXIF texts when it debugs
 

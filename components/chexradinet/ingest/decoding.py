@@ -38,7 +38,7 @@ from chexradinet.ingest.sources import DICOM_SUFFIXES, Source
 from chexradinet.parallel import KEPT_BYTES, Failure, Job, in_processes, keep_freed_memory
 from chexradinet.processors import available_memory_bytes, workers_for
 from chexradinet.records import Box, Geometry, LabelledBox, RejectReason, Split, View
-from chexradinet.unforeseen import refusing_faults
+from chexradinet.rejection import reject_on_error
 
 if TYPE_CHECKING:
     from chexradinet.records import RadiographHeader
@@ -158,7 +158,7 @@ def _decode(
 ) -> Outcome:
     try:
         content = source.read(file)
-        with refusing_faults(config.decode_timeout_s):
+        with reject_on_error(config.decode_timeout_s):
             if is_dicom(file, content, config):
                 return _decode_dicom(content, config, key or deidentification_key())
             return _decode_picture(content, config)

@@ -29,8 +29,8 @@ from chexradinet.errors import (
 from chexradinet.nightly.ledger import PlannedImage
 from chexradinet.nightly.records import POSTPONED, REJECTED, VANISHED, Excluded, XRay
 from chexradinet.records import RejectReason
+from chexradinet.rejection import reject_on_error
 from chexradinet.store import open_store
-from chexradinet.unforeseen import refusing_faults
 
 _SHORTEST_NAME = 3
 _UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*\Z")
@@ -72,7 +72,7 @@ def read_xray(reading: Reading, image: PlannedImage) -> XRay | Excluded:
         raise _unnamed(error, image) from None
     read = time.perf_counter()
     try:
-        with refusing_faults():
+        with reject_on_error():
             return _decoded(reading, image.key, content, (started, read))
     except RejectedImageError as error:
         return _excluded(image, REJECTED, error.reason, error.detail)

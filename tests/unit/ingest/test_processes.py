@@ -7,7 +7,7 @@ import pytest
 
 from chexradinet.errors import RejectedImageError
 from chexradinet.ingest.decoding import Outcome, decode_in_order
-from chexradinet.unforeseen import refusing_faults
+from chexradinet.rejection import reject_on_error
 
 # Each "file" is an expression and `eval` is the decoder: it can be sent to another process, unlike
 # a function of a test, and it can end the process it runs in.
@@ -23,7 +23,7 @@ KILLED = "__import__('os').kill(__import__('os').getpid(), 9)"
 def limited(text: str) -> object:
     """Decode in the limits of a file."""
     try:
-        with refusing_faults(timeout_s=0.5):
+        with reject_on_error(timeout_s=0.5):
             return DECODE(text)
     except RejectedImageError as error:
         return error

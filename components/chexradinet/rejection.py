@@ -1,4 +1,4 @@
-"""What the readers did not foresee refuses one file and does not end the batch."""
+"""A fault of a reader rejects one file and does not end the batch."""
 
 import logging
 import struct
@@ -18,7 +18,7 @@ DECODE_TIMEOUT_S = 60.0
 
 _LOG = logging.getLogger(__name__)
 
-_UNFORESEEN = (
+_READER_FAULTS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -44,8 +44,8 @@ def out_of_memory() -> RejectedImageError:
 
 
 @contextmanager
-def refusing_faults(timeout_s: float = DECODE_TIMEOUT_S) -> Iterator[None]:
-    """Turn an unforeseen fault of the block into a rejection; the log asks to report it.
+def reject_on_error(timeout_s: float = DECODE_TIMEOUT_S) -> Iterator[None]:
+    """Turn an unexpected fault of the block into a rejection; the log asks to report it.
 
     Args:
         timeout_s: Most seconds that the block may take in a worker process.
@@ -60,7 +60,7 @@ def refusing_faults(timeout_s: float = DECODE_TIMEOUT_S) -> Iterator[None]:
         raise
     except MemoryError:
         raise out_of_memory() from None
-    except _UNFORESEEN as error:
+    except _READER_FAULTS as error:
         if is_memory_error(error):
             raise out_of_memory() from None
         # The text of such an error may quote the file, its type and place cannot.
