@@ -1,5 +1,6 @@
 """`python -m pipelines`: compile, run here, submit to Kubeflow, schedule."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -7,33 +8,42 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from chexradinet.errors import ChexRadiNetError
-from chexradinet.steps.worker import WORKER_IMAGE
+from chexradinet.config.parameters import WORKER_IMAGE, NightlySettings, TrainingSettings
+from chexradinet.errors import ChexRadiNetError, ConfigError
 from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_training
-from pipelines.parameters import load_compiled, parse_settings
-from pipelines.remote import Image, publish_command, schedule_command, submit_command
+from pipelines.describe import parameters_of
+from pipelines.parameters import asked_shape, load_compiled, parse_settings
+from pipelines.remote import (
+    Arms,
+    ConfigFile,
+    Image,
+    MaxRounds,
+    Settings,
+    publish_command,
+    schedule_command,
+    submit_command,
+)
 from pipelines.run import run_locally
-from pipelines.training import DEFAULT_MAX_ROUNDS
+from pipelines.training import DEFAULT_SHAPE
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(width=None if sys.stdout.isatty() else 110)
 
 Folder = Annotated[Path, typer.Option(help="Folder for the compiled pipelines.")]
-MaxRounds = Annotated[int, typer.Option(help="Guided rounds that the pipeline can run at most.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="A parameter, as name=value; repeatable.")
-]
 
 
 @app.command("compile")
 def compile_command(
     folder: Folder = BUILD_FOLDER,
-    max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
+    max_rounds: MaxRounds = DEFAULT_SHAPE.max_rounds,
+    arms: Arms = DEFAULT_SHAPE.has_arms,
     image: Image = WORKER_IMAGE,
 ) -> None:
     """Write the pipelines as Kubeflow runs them, and as manifests for `kubectl apply`."""
-    for path in (compile_training(folder, max_rounds, image), compile_nightly(folder, image)):
+    training = compile_training(folder, max_rounds, image, arms)
+    for path in (training, compile_nightly(folder, image)):
         console.print(f"wrote {path} and {path.stem}-native.yaml", highlight=False)
 
 
@@ -41,22 +51,48 @@ def compile_command(
 def run_command(
     name: Annotated[str, typer.Argument(help="training or nightly")],
     settings: Settings = None,
+    config: ConfigFile = None,
     folder: Folder = BUILD_FOLDER,
-    max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
     run_folder: Annotated[
         Path | None, typer.Option(help="Folder for artifacts; a new one under .kfp otherwise.")
     ] = None,
 ) -> None:
-    """Compile a pipeline and run the compiled YAML on this machine."""
-    if name not in ("training", "nightly"):
-        raise typer.BadParameter(f"{name!r} is no pipeline; known are training and nightly")
-    training = name == "training"
-    compiled = compile_training(folder, max_rounds) if training else compile_nightly(folder)
-    arguments = parse_settings(load_compiled(compiled), settings or [])
+    """Compile a pipeline and run the compiled YAML on this machine.
+
+    A training is compiled for the rounds and arms that the run asks for.
+    """
+    _model_of(name)
+    if name == "training":
+        shape = asked_shape(settings or [], config)
+        compiled = compile_training(folder, shape.max_rounds, has_arms=shape.has_arms)
+    else:
+        compiled = compile_nightly(folder)
+    arguments = parse_settings(load_compiled(compiled), settings or [], config)
     target = run_folder or Path(".kfp") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     console.print(f"running {compiled} in {target}", highlight=False)
     run_locally(compiled, arguments, target, console)
     console.print(f"finished; artifacts and run.log are in {target}", highlight=False)
+
+
+@app.command("params")
+def params_command(
+    name: Annotated[str, typer.Argument(help="training or nightly")],
+) -> None:
+    """List the parameters of a pipeline: name, default, bounds and meaning."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("parameter", "default", "must be", "meaning"):
+        table.add_column(title, overflow="fold")
+    for one in parameters_of(_model_of(name)).values():
+        default = "" if one.default is None else json.dumps(one.default)
+        table.add_row(one.name, default, one.needed, one.description)
+    console.print(table)
+
+
+def _model_of(name: str) -> type[TrainingSettings] | type[NightlySettings]:
+    known = {"training": TrainingSettings, "nightly": NightlySettings}
+    if name not in known:
+        raise ConfigError(f"{name!r} is not a pipeline; known are {', '.join(known)}")
+    return known[name]  # type: ignore[return-value]
 
 
 @app.command("demo")

@@ -7,13 +7,13 @@ from typing import Any
 
 from kfp import compiler
 
+from chexradinet.config.parameters import WORKER_IMAGE
 from chexradinet.errors import ConfigError
-from chexradinet.steps.worker import WORKER_IMAGE
 from pipelines.lint import lint
 from pipelines.native import require_pinned, write_native
 from pipelines.nightly import nightly_pipeline
 from pipelines.parameters import load_documents
-from pipelines.training import DEFAULT_MAX_ROUNDS, training_pipeline
+from pipelines.training import DEFAULT_SHAPE, training_pipeline
 
 BUILD_FOLDER = Path("build") / "pipelines"
 """Where compiled pipelines are written unless another folder is named."""
@@ -21,9 +21,9 @@ BUILD_FOLDER = Path("build") / "pipelines"
 
 def compile_training(
     folder: Path = BUILD_FOLDER,
-    max_rounds: int = DEFAULT_MAX_ROUNDS,
+    max_rounds: int = DEFAULT_SHAPE.max_rounds,
     image: str = WORKER_IMAGE,
-    has_arms: bool = True,
+    has_arms: bool = DEFAULT_SHAPE.has_arms,
 ) -> Path:
     """Write `training.yaml` and, beside it, `training-native.yaml`; return the first's path.
 

@@ -27,7 +27,6 @@ SETTINGS = (
     "epochs=10",
     f"rounds={ROUNDS}",
     "round_epochs=2",
-    "num_shards=2",
     "accelerator_count=0",
     "min_improvement=-1",
     "compare_arms=false",
@@ -75,7 +74,7 @@ def _train(folder: Path, seed: int, run: str, console: Console) -> Path:
     if not (source / "labels.csv").exists():
         console.print(f"generating {NUM_IMAGES} phantom X-rays in {source}", highlight=False)
         write_phantom(source, NUM_IMAGES, PHANTOM_SIDE_PX, seed)
-    compiled = compile_training(folder / "pipelines", ROUNDS)
+    compiled = compile_training(folder / "pipelines", ROUNDS, has_arms=False)
     given = (f"source={source}", f"models_uri={folder / 'models'}", f"seed={seed}")
     arguments: dict[str, Value] = parse_settings(load_compiled(compiled), (*given, *SETTINGS))
     run_folder = folder / f"training-{run}"

@@ -15,6 +15,7 @@ from pipelines.lint_settings import (
     settings_of_nobody,
     settings_out_of_reach,
 )
+from pipelines.lint_size import runs_too_large
 
 ALWAYS_FRESH = frozenset({"ingest", "publish", "plan", "score", "collect", "report-outcome"})
 """Steps whose result depends on more than their inputs, so that a cached one would be stale."""
@@ -191,6 +192,7 @@ PLATFORM_RULES: tuple[Callable[[Document, Document], Iterator[str]], ...] = (
     settings_out_of_reach,
     settings_of_nobody,
     attempts_that_a_deadline_ends,
+    runs_too_large,
 )
 """Every rule on the specification and its platform document together."""
 

@@ -2,14 +2,24 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from chexradinet import __version__
+from chexradinet.config.parameters import (
+    NightlySettings,
+    Rounds,
+    Shape,
+    TrainingSettings,
+    nested,
+)
 from chexradinet.errors import ConfigError
+
+TRAINING, NIGHTLY = "chexradinet-training", "chexradinet-nightly"
+"""Names of the pipelines."""
 
 Value = str | int | float | bool | list[Any] | dict[str, Any]
 
@@ -81,26 +91,44 @@ def definitions(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def parse_settings(document: dict[str, Any], words: Iterable[str]) -> dict[str, Value]:
-    """Return the values that `key=value` words give to a pipeline's parameters.
+def asked_shape(words: Iterable[str], file: Path | None = None) -> Shape:
+    """Return the smallest shape of a training pipeline that a run of these settings fits.
 
     Raises:
-        ConfigError: a word is malformed, a name unknown, a value of the wrong type, or a parameter
-            without a default is missing. All of it is known before anything runs.
+        ConfigError: the settings cannot be read, or ask for more rounds than there can be.
+    """
+    given = _given(words, file)
+    kinds = {"rounds": "NUMBER_INTEGER", "compare_arms": "BOOLEAN"}
+    typed = {name: _typed(name, kinds[name], given[name]) for name in kinds if name in given}
+    asked = nested(Rounds, typed)
+    return Shape(max_rounds=asked.rounds, has_arms=asked.compare_arms)
+
+
+def parse_settings(
+    document: dict[str, Any], words: Iterable[str], file: Path | None = None
+) -> dict[str, Value]:
+    """Return the values that a file and `name=value` words give to a pipeline's parameters.
+
+    Args:
+        document: Specification of the compiled pipeline.
+        words: Parameters as `name=value`; they win over the file.
+        file: YAML mapping of names to values.
+
+    Raises:
+        ConfigError: a word is malformed, a name unknown, a value of the wrong type or out of
+            bounds, a parameter without a default is missing, or the compiled pipeline has no tasks
+            for what is asked. All of it is known before anything runs.
     """
     known = definitions(document)
     values: dict[str, Value] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--set {word!r} is malformed; it must read name=value")
+    for name, value in _given(words, file).items():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise ConfigError(
                 f"unknown parameter {name!r}; {hint}known are {', '.join(sorted(known))}"
             )
-        values[name] = _parse(name, known[name]["parameterType"], text)
+        values[name] = _typed(name, known[name]["parameterType"], value)
     missing = [
         name
         for name, definition in known.items()
@@ -111,18 +139,61 @@ def parse_settings(document: dict[str, Any], words: Iterable[str]) -> dict[str, 
     if missing:
         wanted = " ".join(f"--set {name}=…" for name in missing)
         raise ConfigError(f"no value for {', '.join(missing)}; add {wanted}")
+    _check(document, values)
     return values
 
 
-def _parse(name: str, kind: str, text: str) -> Value:
+def _check(document: dict[str, Any], values: Mapping[str, Value]) -> None:
+    """Refuse what the first step of a run would refuse."""
+    defaults = {
+        name: one["defaultValue"]
+        for name, one in definitions(document).items()
+        if "defaultValue" in one
+    }
+    complete = {**defaults, **values}
+    if document["pipelineInfo"]["name"] == NIGHTLY:
+        nested(NightlySettings, complete)
+        return
+    settings = nested(TrainingSettings, complete)
+    compiled = document["root"]["dag"]["tasks"]["configure"]["inputs"]["parameters"]
+    shape = {
+        name: compiled[name]["runtimeValue"]["constant"] for name in ("max_rounds", "has_arms")
+    }
+    Shape(max_rounds=int(shape["max_rounds"]), has_arms=shape["has_arms"]).check(settings.rounds)
+
+
+def _given(words: Iterable[str], file: Path | None) -> dict[str, Any]:
+    """Return what was given by name: texts of words, and values of the file as they are."""
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            text = file.read_text(encoding="utf-8")
+            values = yaml.load(text, Loader=_LOADER) or {}  # noqa: S506 - a safe loader
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read ({error}); check --config") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} is not YAML; it must map names to values") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{file} holds no mapping; it must map names to values")
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set {word!r} is malformed; it must read name=value")
+        values[name] = text
+    return {str(name): value for name, value in values.items()}
+
+
+def _typed(name: str, kind: str, value: Any) -> Value:  # noqa: ANN401 - as YAML or a word has it
     if kind == "STRING":
-        return text
-    try:
-        value: Value = json.loads(text.lower() if kind == "BOOLEAN" else text)
-    except json.JSONDecodeError:
-        value = ""
-    if isinstance(value, int) and not isinstance(value, bool) and kind == "NUMBER_DOUBLE":
-        value = float(value)
-    if type(value) is not _TYPES[kind]:
-        raise ConfigError(f"{name} is {text!r}; it must be {_KINDS[kind]}")
-    return value
+        return str(value)
+    found: Any = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value.lower() if kind == "BOOLEAN" else value)
+        except json.JSONDecodeError:
+            found = None
+    if type(found) is int and kind == "NUMBER_DOUBLE":
+        found = float(found)
+    if type(found) is not _TYPES[kind]:
+        raise ConfigError(f"{name} is {value!r}; it must be {_KINDS[kind]}")
+    return cast("Value", found)

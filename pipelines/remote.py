@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from chexradinet.config.parameters import WORKER_IMAGE, Shape
 from chexradinet.errors import ConfigError
-from chexradinet.steps.worker import WORKER_IMAGE
 from pipelines.api import Api, connect, endpoint_from
 from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_training
 from pipelines.follow import follow
 from pipelines.native import require_pinned, require_registry
-from pipelines.parameters import definitions
-from pipelines.resources import NIGHTLY, RUN_ACCOUNT, TRAINING
+from pipelines.parameters import NIGHTLY, TRAINING, asked_shape, definitions
+from pipelines.resources import RUN_ACCOUNT
 from pipelines.schedule import Schedule, remove_schedule, require_cron, set_schedule
 from pipelines.submit import (
     DEFAULT_EXPERIMENT,
@@ -25,7 +25,7 @@ from pipelines.submit import (
     prepare,
     start,
 )
-from pipelines.training import DEFAULT_MAX_ROUNDS
+from pipelines.training import DEFAULT_SHAPE
 from pipelines.upload import find_pipeline, publish
 
 NAMES = {"training": TRAINING, "nightly": NIGHTLY}
@@ -57,7 +57,11 @@ Image = Annotated[
         envvar="CHEXRADINET_IMAGE", help="Image that steps are compiled for, with tag or digest."
     ),
 ]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file of parameters; --set wins over it.")
+]
 MaxRounds = Annotated[int, typer.Option(help="Guided rounds that the pipeline can run at most.")]
+Arms = Annotated[bool, typer.Option("--arms/--no-arms", help="With the arms of the comparison.")]
 VersionName = Annotated[str, typer.Option(help="Name of a new version.")]
 CheckCluster = Annotated[
     bool, typer.Option(help="Ask kubectl whether the cluster has the accelerators.")
@@ -70,11 +74,12 @@ def publish_command(
     namespace: Namespace = "",
     file: File = None,
     image: Image = "",
-    max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
+    max_rounds: MaxRounds = DEFAULT_SHAPE.max_rounds,
+    arms: Arms = DEFAULT_SHAPE.has_arms,
     version_name: VersionName = "",
 ) -> None:
     """Upload a pipeline where it is new, and start nothing."""
-    path = _compiled(name, file, image, max_rounds)
+    path = _compiled(name, file, image, Shape(max_rounds=max_rounds, has_arms=arms))
     endpoint = endpoint_from(os.environ, host, namespace)
     loaded = load(path, NAMES[name])
     _require_image(loaded, image)
@@ -85,21 +90,25 @@ def publish_command(
 def submit_command(
     name: Name,
     settings: Settings = None,
+    config: ConfigFile = None,
     host: Host = "",
     namespace: Namespace = "",
     experiment: Experiment = DEFAULT_EXPERIMENT,
     service_account: Account = RUN_ACCOUNT,
     file: File = None,
     image: Image = "",
-    max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
     version_name: VersionName = "",
     wait: Annotated[bool, typer.Option(help="Follow the run until it ends.")] = True,
     check_cluster: CheckCluster = True,
 ) -> None:
-    """Upload a pipeline where it is new, start a run, and follow it to its end."""
-    path = _compiled(name, file, image, max_rounds)
+    """Upload a pipeline where it is new, start a run, and follow it to its end.
+
+    A training is compiled for the rounds and arms that the run asks for.
+    """
+    words = settings or []
+    path = _compiled(name, file, image, asked_shape(words, config))
     endpoint = endpoint_from(os.environ, host, namespace)
-    submission = prepare(path, NAMES[name], settings or [], console, check_cluster)
+    submission = prepare(path, NAMES[name], words, console, check_cluster, config)
     _require_image(submission, image)
     api = connect(endpoint)
     found = find_experiment(api, experiment)
@@ -124,6 +133,7 @@ def _follow(api: Api, run_id: str, link: str) -> None:
 def schedule_command(
     name: Name,
     settings: Settings = None,
+    config: ConfigFile = None,
     cron: Annotated[str, typer.Option(help="Six fields, seconds first.")] = "0 0 2 * * *",
     remove: Annotated[bool, typer.Option("--remove", help="Remove it instead.")] = False,
     host: Host = "",
@@ -132,7 +142,8 @@ def schedule_command(
     service_account: Account = RUN_ACCOUNT,
     file: File = None,
     image: Image = "",
-    max_rounds: MaxRounds = DEFAULT_MAX_ROUNDS,
+    max_rounds: MaxRounds = DEFAULT_SHAPE.max_rounds,
+    arms: Arms = DEFAULT_SHAPE.has_arms,
     check_cluster: CheckCluster = True,
 ) -> None:
     """Make Kubeflow run the newest published version at set times, once at a time."""
@@ -142,8 +153,8 @@ def schedule_command(
         remove_schedule(connect(endpoint), NAMES[name], console)
         return
     require_cron(cron)
-    path = _compiled(name, file, image, max_rounds)
-    submission = prepare(path, NAMES[name], settings or [], console, check_cluster)
+    path = _compiled(name, file, image, Shape(max_rounds=max_rounds, has_arms=arms))
+    submission = prepare(path, NAMES[name], settings or [], console, check_cluster, config)
     _require_image(submission, image)
     api = connect(endpoint)
     found = find_experiment(api, experiment)
@@ -167,14 +178,14 @@ def _require_name(name: str) -> None:
         raise ConfigError(f"{name!r} is no pipeline; known are {', '.join(NAMES)}")
 
 
-def _compiled(name: str, file: Path | None, image: str, max_rounds: int) -> Path:
+def _compiled(name: str, file: Path | None, image: str, shape: Shape) -> Path:
     """Return the file that was given, or compile the pipeline now."""
     _require_name(name)
     if file is not None:
         return file
     if name == "nightly":
         return compile_nightly(BUILD_FOLDER, image or WORKER_IMAGE)
-    return compile_training(BUILD_FOLDER, max_rounds, image or WORKER_IMAGE)
+    return compile_training(BUILD_FOLDER, shape.max_rounds, image or WORKER_IMAGE, shape.has_arms)
 
 
 def _require_image(submission: Submission, named: str) -> None:

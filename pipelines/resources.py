@@ -19,6 +19,7 @@ from kfp.dsl import pipeline_channel
 
 from chexradinet import __version__
 from chexradinet.errors import ConfigError
+from pipelines.parameters import NIGHTLY, TRAINING
 
 STORE_SECRET = "chexradinet-object-store-{identity}"  # noqa: S105 - a Secret's name, not a secret
 """Secret of an identity of the object store; the key `sessiontoken` may be missing."""
@@ -47,8 +48,6 @@ SCRATCH_LIMIT = "32Gi"
 RUN_AS_USER = 65532
 """User and group of every step, as in the worker image."""
 
-TRAINING = "chexradinet-training"
-NIGHTLY = "chexradinet-nightly"
 IDENTITIES = {TRAINING: "training", NIGHTLY: "night", "ingest": "ingest", "publish": "publish"}
 """Identity of the object store that a stage acts as, by its name or else its pipeline."""
 _HOUR_S = 3600

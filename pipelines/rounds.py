@@ -38,16 +38,9 @@ def guided_round(number: int, has_arms: bool) -> Callable[..., Any]:
         active: bool,
         shards: List[int],  # noqa: UP006
         num_shards: int,
-        guidance: str,
-        sharpen_weight: float,
-        contrastive_weight: float,
-        region_threshold: float,
-        bin_width: float,
-        epochs: int,
-        batch_size: int,
-        learning_rate: float,
-        seed: int,
-        min_improvement: float,
+        region_settings: dict,  # type: ignore[type-arg]
+        radiomics_settings: dict,  # type: ignore[type-arg]
+        retrain_settings: dict,  # type: ignore[type-arg]
         worker_image: str,
         accelerator_type: str,
         accelerators: str,
@@ -67,7 +60,7 @@ def guided_round(number: int, has_arms: bool) -> Callable[..., Any]:
                 shard=shard,
                 num_shards=num_shards,
                 active=active,
-                region_threshold=region_threshold,
+                settings=region_settings,
                 accelerator_type=accelerator_type,
                 accelerators=accelerators,
                 model=model,
@@ -76,7 +69,7 @@ def guided_round(number: int, has_arms: bool) -> Callable[..., Any]:
             on_accelerator(found, placement, heatmap_memory, accelerators)
             measured = radiomics(
                 active=active,
-                bin_width=bin_width,
+                settings=radiomics_settings,
                 dataset=dataset,
                 regions=found.outputs["regions"],
             )
@@ -90,14 +83,7 @@ def guided_round(number: int, has_arms: bool) -> Callable[..., Any]:
                 rounds=rounds,
                 active=active,
                 arm=ARMS[name],
-                guidance=guidance,
-                sharpen_weight=sharpen_weight,
-                contrastive_weight=contrastive_weight,
-                epochs=epochs,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                seed=seed,
-                min_improvement=min_improvement,
+                settings=retrain_settings,
                 num_shards=num_shards,
                 accelerator_type=accelerator_type,
                 accelerators=accelerators,

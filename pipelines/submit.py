@@ -5,7 +5,6 @@ is asked before anything is created.
 """
 
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,6 @@ from pipelines.parameters import (
 DEFAULT_EXPERIMENT = "chexradinet"
 """Experiment that runs are listed under; the only one that is made where it does not exist."""
 
-_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|Ei|k|M|G|T|P|E)?")
 _PAGE_SIZE = 100
 
 
@@ -79,7 +77,12 @@ def load(path: Path, pipeline: str) -> Submission:
 
 
 def prepare(
-    path: Path, pipeline: str, words: Sequence[str], console: Console, check_cluster: bool = True
+    path: Path,
+    pipeline: str,
+    words: Sequence[str],
+    console: Console,
+    check_cluster: bool = True,
+    config: Path | None = None,
 ) -> Submission:
     """Read a compiled pipeline and check the settings of a run; nothing is sent anywhere.
 
@@ -89,22 +92,17 @@ def prepare(
         words: Parameters as `name=value`.
         console: Where a note goes when something cannot be checked.
         check_cluster: Ask kubectl whether the cluster has the accelerators.
+        config: YAML file of parameters; words win over it.
 
     Raises:
         ConfigError: the file holds another pipeline, or one of another version of this project, a
-            setting is malformed, unknown or of a wrong type, the image has neither tag nor digest,
-            or the cluster has no such accelerator.
+            setting is malformed, unknown, of a wrong type or out of bounds, the image has neither
+            tag nor digest, or the cluster has no such accelerator.
     """
     loaded = load(path, pipeline)
-    submission = replace(loaded, settings=parse_settings(loaded.document, words))
+    submission = replace(loaded, settings=parse_settings(loaded.document, words, config))
     require_pinned(str(submission.value("worker_image") or ""))
-    for name in definitions(submission.document):
-        if name.endswith("_memory"):
-            given = str(submission.value(name))
-            needed = "a Kubernetes quantity such as 16Gi"
-            require(_QUANTITY.fullmatch(given) is not None, name, given, needed)
     count = int(submission.value("accelerator_count") or 0)
-    require(count >= 0, "accelerator_count", count, "at least 0")
     if check_cluster:
         kind = str(submission.value("accelerator_type") or "")
         note = check_accelerators(kind, count, submission.value("node_selector") or {})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chexradinet.steps.worker import WORKER_IMAGE
+from chexradinet.config.parameters import WORKER_IMAGE
 from images.build import (
     NAME,
     BuildError,

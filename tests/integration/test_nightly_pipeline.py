@@ -13,8 +13,7 @@ from rich.console import Console
 
 from pipelines.compile import compile_nightly
 from pipelines.documents import tasks
-from pipelines.nightly import PIPELINE_NAME
-from pipelines.parameters import load_compiled, parse_settings
+from pipelines.parameters import NIGHTLY, load_compiled, parse_settings
 from pipelines.run import LocalRunError, run_locally
 from tests.nightly_world import FINDINGS, World, make_world
 
@@ -62,7 +61,7 @@ def test_no_step_may_be_served_from_the_cache_and_none_loops_in_the_exit_handler
     compiled: Path,
 ) -> None:
     document = load_compiled(compiled)
-    assert document["pipelineInfo"]["name"] == PIPELINE_NAME
+    assert document["pipelineInfo"]["name"] == NIGHTLY
     steps = {name: task for _, name, task in tasks(document)}
     assert {"plan", "score", "collect", "report-outcome"} <= set(steps)
     for name in ("plan", "score", "collect", "report-outcome"):

@@ -12,6 +12,7 @@ from rich.console import Console
 from chexradinet.evaluation.metrics import read_metrics
 from chexradinet.model.bundle import read_bundle_info
 from chexradinet.phantom import write_phantom
+from pipelines.compile import compile_training
 from pipelines.parameters import load_compiled, parse_settings
 from pipelines.run import LocalRunError, artifacts_of, run_locally
 
@@ -65,18 +66,21 @@ def _run(compiled: Path, source: Path, folder: Path, *settings: str) -> Run:
 def test_fewer_rounds_than_compiled_leave_the_last_round_closed(
     compiled_training: Path, phantom: Path, tmp_path: Path
 ) -> None:
-    run = _run(compiled_training, phantom, tmp_path, "rounds=1", "compare_arms=false")
+    run = _run(compiled_training, phantom, tmp_path, "rounds=1")
     assert [entry["round"] for entry in run.metrics["rounds"]] == [0, 1]
-    skipped = [path for path in artifacts_of(run.folder, "regions") if _is_skipped(path)]
-    assert len(skipped) == 1
-    assert run.metrics["arms"] == {}
+    for name in ("regions", "features"):
+        skipped = [path for path in artifacts_of(run.folder, name) if _is_skipped(path)]
+        assert len(skipped) == 1
+    # Every arm passed its own model on.
+    assert run.rounds_of("model") == [0, *([1] * 6)]
+    assert set(run.metrics["arms"]) == {"control", "permuted"}
 
 
 @pytest.mark.slow
-def test_more_rounds_than_compiled_run_as_many_as_there_are_and_publish_the_best(
+def test_all_rounds_and_arms_run_and_the_best_is_published(
     compiled_training: Path, phantom: Path, tmp_path: Path
 ) -> None:
-    run = _run(compiled_training, phantom, tmp_path, "rounds=9", "min_improvement=-1")
+    run = _run(compiled_training, phantom, tmp_path, "rounds=2", "min_improvement=-1")
     metrics = run.metrics
     assert [entry["round"] for entry in metrics["rounds"]] == [0, 1, 2]
     assert set(metrics["arms"]) == {"control", "permuted"}
@@ -94,13 +98,11 @@ def test_more_rounds_than_compiled_run_as_many_as_there_are_and_publish_the_best
 
 
 @pytest.mark.slow
-def test_a_round_that_does_not_improve_closes_the_next(
-    compiled_training: Path, phantom: Path, tmp_path: Path
-) -> None:
-    run = _run(
-        compiled_training, phantom, tmp_path, "rounds=2", "min_improvement=10", "compare_arms=false"
-    )
+def test_a_round_that_does_not_improve_closes_the_next(phantom: Path, tmp_path: Path) -> None:
+    compiled = compile_training(tmp_path, max_rounds=2, has_arms=False)
+    run = _run(compiled, phantom, tmp_path, "min_improvement=1")
     assert [entry["round"] for entry in run.metrics["rounds"]] == [0, 1]
+    assert run.metrics["arms"] == {}
     log = (run.folder / "run.log").read_text()
     assert "Could not resolve" not in log
 

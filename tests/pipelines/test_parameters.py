@@ -12,13 +12,13 @@ GIVEN = ["source=in put/ü", "models_uri=s3://models"]
 
 
 def test_values_take_the_type_of_their_parameter(document: dict[str, Any]) -> None:
-    words = [*GIVEN, "rounds=3", "learning_rate=1", "compare_arms=False", 'tolerations=[{"a":1}]']
+    words = [*GIVEN, "rounds=1", "min_age_years=1", "compare_arms=TRUE", 'tolerations=[{"a":1}]']
     assert parse_settings(document, words) == {
         "source": "in put/ü",
         "models_uri": "s3://models",
-        "rounds": 3,
-        "learning_rate": 1.0,
-        "compare_arms": False,
+        "rounds": 1,
+        "min_age_years": 1.0,
+        "compare_arms": True,
         "tolerations": [{"a": 1}],
     }
 

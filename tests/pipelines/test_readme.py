@@ -167,7 +167,7 @@ def _run(command: str, folder: Path, *settings: str) -> None:
     more = [word for setting in settings for word in ("--set", setting)]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*PIPELINES, *words, *more, "--max-rounds", "1"],
+        [*PIPELINES, *words, *more],
         cwd=folder,
         env=environment,
         check=False,

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from chexradinet.config.parameters import WORKER_IMAGE
 from chexradinet.errors import ChexRadiNetError, ConfigError
-from chexradinet.steps.worker import WORKER_IMAGE
 from pipelines import remote
 from pipelines.__main__ import app
 from pipelines.schedule import require_cron

@@ -13,14 +13,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from chexradinet.config.parameters import WORKER_IMAGE
 from chexradinet.errors import ChexRadiNetError
-from chexradinet.steps.worker import WORKER_IMAGE
 from pipelines import remote
 from pipelines.__main__ import app
 from pipelines.api import connect, endpoint_from
 from pipelines.compile import compile_nightly, compile_training
 from pipelines.follow import follow
-from pipelines.resources import NIGHTLY, RUN_ACCOUNT, TRAINING
+from pipelines.parameters import NIGHTLY, TRAINING
+from pipelines.resources import RUN_ACCOUNT
 from pipelines.submit import prepare
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from chexradinet import __version__
 from chexradinet.config.base import Settings, is_internal, leaves, needed, require
 from chexradinet.config.evaluation import EvaluationConfig, RadiomicsConfig, RegionConfig
-from chexradinet.config.ingest import IngestConfig
+from chexradinet.config.ingest import IngestConfig, SourceFormat
 from chexradinet.config.nightly import PlanConfig
 from chexradinet.config.training import (
     MAX_ROUNDS_LIMIT,
@@ -28,6 +28,9 @@ from chexradinet.findings import KNOWN_FINDINGS
 
 WORKER_IMAGE = os.environ.get("CHEXRADINET_IMAGE", f"chexradinet-worker-python:{__version__}")
 """Image that steps are compiled for; the `worker_image` parameter of a run replaces it."""
+
+MAX_SHARDS = 16
+"""Most shards of all rounds together: Argo keeps what it knows of a run in one object of 1 MiB."""
 
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|Ei|k|M|G|T|P|E)?")
 
@@ -65,20 +68,20 @@ class TrainingPlacement(Placement):
     """Kubernetes name of the accelerator; empty asks for none."""
     accelerator_count: int = Field(default=1, ge=0)
     """Accelerators of each training, heatmap and evaluation step; 0 computes on the processor."""
-    ingest_memory: str = "8Gi"
+    ingest_memory: str = "4Gi"
     """Memory of the ingest step."""
-    training_memory: str = "16Gi"
+    training_memory: str = "6Gi"
     """Memory of each training and evaluation step."""
-    heatmap_memory: str = "8Gi"
+    heatmap_memory: str = "4Gi"
     """Memory of each heatmap shard."""
-    radiomics_memory: str = "4Gi"
+    radiomics_memory: str = "2Gi"
     """Memory of each radiomics shard."""
 
 
 class NightlyPlacement(Placement):
     """Where the steps of the nightly pipeline run."""
 
-    scoring_memory: str = "8Gi"
+    scoring_memory: str = "4Gi"
     """Memory of each scoring shard."""
 
 
@@ -111,8 +114,39 @@ class Rounds(Settings):
     """Most guided rounds; at most as many as the pipeline was compiled for."""
     compare_arms: bool = True
     """Train the control arm and the permuted-radiomics arm beside every round."""
-    num_shards: int = Field(default=4, ge=1, le=64)
-    """Pods that heatmaps and radiomics are spread over."""
+    num_shards: int = Field(default=0, ge=0, le=MAX_SHARDS)
+    """Parts that heatmaps and radiomics are spread over; 0 takes one per 2,500 training images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a compiled training pipeline has tasks for."""
+
+    max_rounds: int
+    has_arms: bool
+
+    @property
+    def max_shards(self) -> int:
+        """Most shards of a round."""
+        return MAX_SHARDS // max(1, self.max_rounds)
+
+    def check(self, asked: Rounds) -> None:
+        """Refuse what there are no tasks for.
+
+        Raises:
+            ConfigError: the pipeline was compiled for fewer rounds or shards, or other arms.
+        """
+        again = "compile the pipeline for more, as `submit` and `run` do"
+        limits = {"rounds": self.max_rounds, "num_shards": self.max_shards}
+        for name, most in limits.items():
+            given = getattr(asked, name)
+            require(given <= most, name, given, f"at most {most} here; {again}")
+        require(
+            asked.rounds == 0 or asked.compare_arms == self.has_arms,
+            "compare_arms",
+            asked.compare_arms,
+            f"{self.has_arms} here; compile the pipeline again, as `submit` and `run` do",
+        )
 
 
 class Publication(Settings):
@@ -131,7 +165,7 @@ class TrainingSettings(Settings):
     """Folder or s3:// prefix that models are published under."""
     labels: str = ""
     """Folder or s3:// prefix of the label tables; empty if they lie in the source."""
-    ingest: IngestConfig = IngestConfig()
+    ingest: IngestConfig = IngestConfig(data_format=SourceFormat.NIH)
     train: RoundZero = RoundZero()
     rounds: Rounds = Rounds()
     look: Look = Look()
@@ -212,7 +246,9 @@ def nested(model: type[Model], values: Mapping[str, Any]) -> Model:
     """
     tree: dict[str, Any] = {}
     known = set()
-    for path, _ in leaves(model):
+    for path, field in leaves(model):
+        if is_internal(field) or _under_internal(model, path):
+            continue
         known.add(path[-1])
         if path[-1] in values:
             place = tree

@@ -2,45 +2,36 @@
 
 from kfp import dsl
 
-from chexradinet.steps.worker import worker
+from chexradinet.steps import worker
 
 
+# fmt: off
 @worker
 def evaluate(
-    region_threshold: float,
-    bin_width: float,
-    bootstrap_samples: int,
-    target_sensitivity: str,
-    seed: int,
-    accelerator_type: str,
-    accelerators: str,
+    settings: dict,  # type: ignore[type-arg]
+    accelerator_type: str, accelerators: str,
     dataset: dsl.Input[dsl.Dataset],
-    best: dsl.Output[dsl.Model],
-    evaluation: dsl.Output[dsl.Artifact],
-    report: dsl.Output[dsl.HTML],
-    metrics: dsl.Output[dsl.Metrics],
+    best: dsl.Output[dsl.Model], evaluation: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML], metrics: dsl.Output[dsl.Metrics],
     roc: dsl.Output[dsl.ClassificationMetrics],
-    round_0: dsl.Input[dsl.Model],
-    round_1: dsl.Input[dsl.Model] = None,
-    round_2: dsl.Input[dsl.Model] = None,
-    round_3: dsl.Input[dsl.Model] = None,
-    round_4: dsl.Input[dsl.Model] = None,
-    round_5: dsl.Input[dsl.Model] = None,
-    round_6: dsl.Input[dsl.Model] = None,
-    round_7: dsl.Input[dsl.Model] = None,
-    round_8: dsl.Input[dsl.Model] = None,
-    control: dsl.Input[dsl.Model] = None,
+    round_0: dsl.Input[dsl.Model], round_1: dsl.Input[dsl.Model] = None,
+    round_2: dsl.Input[dsl.Model] = None, round_3: dsl.Input[dsl.Model] = None,
+    round_4: dsl.Input[dsl.Model] = None, round_5: dsl.Input[dsl.Model] = None,
+    round_6: dsl.Input[dsl.Model] = None, round_7: dsl.Input[dsl.Model] = None,
+    round_8: dsl.Input[dsl.Model] = None, control: dsl.Input[dsl.Model] = None,
     permuted: dsl.Input[dsl.Model] = None,
 ) -> None:
+    # fmt: on
     """Choose the best round on validation, calibrate it, and judge all rounds on the test split."""
     import shutil
     from pathlib import Path
 
-    from chexradinet.config import EvaluationConfig, RadiomicsConfig, RegionConfig
+    from chexradinet.config.parameters import Assessment
     from chexradinet.training.device import check_accelerator
     from chexradinet.training.evaluate import Arms, evaluate
 
     check_accelerator(accelerator_type, accelerators)
+    given = Assessment(**settings)
     later = (round_1, round_2, round_3, round_4, round_5, round_6, round_7, round_8)
     outcome = evaluate(
         Path(dataset.path),
@@ -51,11 +42,9 @@ def evaluate(
         ),
         best=Path(best.path),
         target=Path(evaluation.path),
-        config=EvaluationConfig(
-            bootstrap_samples=bootstrap_samples, target_sensitivity=target_sensitivity, seed=seed
-        ),
-        regions=RegionConfig(region_threshold=region_threshold),
-        radiomics=RadiomicsConfig(bin_width=bin_width),
+        config=given.evaluation,
+        regions=given.regions,
+        radiomics=given.radiomics,
     )
     shutil.copyfile(Path(evaluation.path) / "report.html", report.path)
     for name, value in outcome.headline().items():

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from chexradinet.steps.worker import worker
+from chexradinet.steps import worker
 
 
 @worker
@@ -10,7 +10,7 @@ def heatmap(
     shard: int,
     num_shards: int,
     active: bool,
-    region_threshold: float,
+    settings: dict,  # type: ignore[type-arg]
     accelerator_type: str,
     accelerators: str,
     model: dsl.Input[dsl.Model],
@@ -20,19 +20,18 @@ def heatmap(
     """Write the regions that the model looked at in a shard of the training images."""
     from pathlib import Path
 
-    from chexradinet.config import RegionConfig
-    from chexradinet.training.device import check_accelerator
-    from chexradinet.training.heatmap import heatmap
-    from chexradinet.training.radiomics import Shard, skip
+    from chexradinet.training.rounds import skip
 
     if not active:
         skip(Path(regions.path))
         return
+
+    from chexradinet.config import RegionConfig
+    from chexradinet.training.device import check_accelerator
+    from chexradinet.training.heatmap import heatmap
+    from chexradinet.training.radiomics import Shard
+
     check_accelerator(accelerator_type, accelerators)
-    heatmap(
-        Path(model.path),
-        Path(dataset.path),
-        Path(regions.path),
-        RegionConfig(region_threshold=region_threshold),
-        Shard(int(shard), num_shards),
-    )
+    part = Shard(int(shard), num_shards)
+    regions_of = RegionConfig(**settings)
+    heatmap(Path(model.path), Path(dataset.path), Path(regions.path), regions_of, part)

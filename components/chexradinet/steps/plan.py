@@ -2,69 +2,47 @@
 
 from typing import List, NamedTuple  # noqa: UP035 - kfp reads these annotations by name
 
-from chexradinet.steps.worker import worker
+from chexradinet.steps import worker
 
 
+# fmt: off
 @worker
 def plan(
-    inbox_uri: str,
-    models_uri: str,
-    results_uri: str,
-    run_id: str,
-    lease_ttl_s: float,
-    shard_size: int,
-    max_images: int,
-    settle_s: float,
-    rescore_since: str,
-    min_age_years: float,
-    region_threshold: float,
-    bin_width: float,
-    batch_size: int,
-    max_wait_h: float,
-    dicom_results: bool,
-    accelerator_count: int,
-) -> NamedTuple(  # type: ignore[valid-type]
-    "Planned",
-    [
-        ("work", str),
-        ("shards", List[int]),  # noqa: UP006
-        ("active", bool),
-        ("accelerators", str),
-        ("status", str),
-    ],
-):
-    """Plan what arrived since the last run; where nothing did, the other steps pass.
+    inbox_uri: str, models_uri: str, results_uri: str,
+    shard_size: int, max_images: int, settle_s: float, rescore_since: str, min_age_years: float,
+    min_side_px: int, check_inversion: bool, region_threshold: float, bin_width: float,
+    max_wait_h: float, batch_size: int, dicom_results: bool, num_decoders: int, lease_ttl_s: float,
+    worker_image: str, accelerator_type: str, accelerator_count: int,
+    node_selector: dict, tolerations: list, scoring_memory: str,  # type: ignore[type-arg]
+    run_id: str, max_loop: int,
+) -> NamedTuple("Planned", [  # type: ignore[valid-type]
+    ("work", str), ("shards", List[int]), ("num_shards", int),  # noqa: UP006
+    ("active", bool), ("accelerators", str), ("status", str),
+]):
+    # fmt: on
+    """Check all settings, and plan what arrived since the last run; the other steps pass if none.
 
     An empty night keeps one shard, because no runner accepts an empty loop, and asks for no
     accelerator.
     """
-    from chexradinet.config import QualityConfig, RadiomicsConfig, RegionConfig
-    from chexradinet.config.nightly import PlanConfig, ResultSettings, Run, WorklistConfig
+    given = dict(locals())
+
+    from chexradinet.config.nightly import Run
+    from chexradinet.config.parameters import NightlySettings, nested
     from chexradinet.nightly.records import Addresses
     from chexradinet.nightly.run import plan_stage
 
-    results = ResultSettings(
-        quality=QualityConfig(min_age_years=min_age_years),
-        regions=RegionConfig(region_threshold=region_threshold),
-        radiomics=RadiomicsConfig(bin_width=bin_width),
-        worklist=WorklistConfig(max_wait_h=max_wait_h),
-        batch_size=int(batch_size),
-        dicom_results=dicom_results,
-    )
-    config = PlanConfig(
-        shard_size=int(shard_size),
-        max_images=int(max_images),
-        settle_s=settle_s,
-        rescore_since=rescore_since,
-        results=results,
-    )
+    for name in ("run_id", "max_loop"):
+        del given[name]
+    settings = nested(NightlySettings, given)
     addresses = Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri)
-    outcome = plan_stage(addresses, config, Run(run_id=run_id, lease_ttl_s=lease_ttl_s))
+    outcome = plan_stage(addresses, settings.plan, Run(run_id=run_id, lease_ttl_s=lease_ttl_s))
     active = bool(outcome.parts)
     return (
         outcome.work,
-        list(range(outcome.num_shards)) if active else [0],
+        list(range(min(outcome.num_shards, max_loop))) if active else [0],
+        outcome.num_shards,
         active,
-        str(int(accelerator_count) if active else 0),
+        str(settings.placement.accelerator_count if active else 0),
         outcome.status,
     )

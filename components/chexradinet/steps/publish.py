@@ -2,13 +2,13 @@
 
 from kfp import dsl
 
-from chexradinet.steps.worker import worker
+from chexradinet.steps import worker
 
 
 @worker
 def publish(
     models_uri: str,
-    replace_incomparable: bool,
+    settings: dict,  # type: ignore[type-arg]
     best: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Artifact],
     dataset: dsl.Input[dsl.Dataset],
@@ -17,6 +17,7 @@ def publish(
     """Publish the best round if it beats the champion; return the champion's digest."""
     from pathlib import Path
 
+    from chexradinet.config.parameters import Publication
     from chexradinet.training.publish import publish
 
     outcome = publish(
@@ -24,7 +25,7 @@ def publish(
         Path(evaluation.path),
         Path(dataset.path),
         models_uri,
-        replace_incomparable=replace_incomparable,
+        replace_incomparable=Publication(**settings).replace_incomparable,
     )
     Path(decision.path).write_text(outcome.as_markdown(), encoding="utf-8")
     return outcome.champion_digest

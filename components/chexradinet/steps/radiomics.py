@@ -2,13 +2,13 @@
 
 from kfp import dsl
 
-from chexradinet.steps.worker import worker
+from chexradinet.steps import worker
 
 
 @worker
 def radiomics(
     active: bool,
-    bin_width: float,
+    settings: dict,  # type: ignore[type-arg]
     dataset: dsl.Input[dsl.Dataset],
     regions: dsl.Input[dsl.Dataset],
     features: dsl.Output[dsl.Dataset],
@@ -16,15 +16,14 @@ def radiomics(
     """Write the 102 radiomics features of one shard's regions."""
     from pathlib import Path
 
-    from chexradinet.config import RadiomicsConfig
-    from chexradinet.training.radiomics import radiomics, skip
+    from chexradinet.training.rounds import skip
 
     if not active:
         skip(Path(features.path))
         return
-    radiomics(
-        Path(dataset.path),
-        Path(regions.path),
-        Path(features.path),
-        RadiomicsConfig(bin_width=bin_width),
-    )
+
+    from chexradinet.config import RadiomicsConfig
+    from chexradinet.training.radiomics import radiomics
+
+    given = RadiomicsConfig(**settings)
+    radiomics(Path(dataset.path), Path(regions.path), Path(features.path), given)

@@ -4,7 +4,7 @@ from typing import List, NamedTuple  # noqa: UP035 - kfp reads these annotations
 
 from kfp import dsl
 
-from chexradinet.steps.worker import worker
+from chexradinet.steps import worker
 
 
 @worker
@@ -13,14 +13,7 @@ def retrain(
     rounds: int,
     active: bool,
     arm: str,
-    guidance: str,
-    sharpen_weight: float,
-    contrastive_weight: float,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    min_improvement: float,
+    settings: dict,  # type: ignore[type-arg]
     num_shards: int,
     accelerator_type: str,
     accelerators: str,
@@ -51,33 +44,25 @@ def retrain(
         copy_bundle(Path(previous.path), Path(model.path))
         return open_round(round_number + 1, rounds, False, num_shards, accelerators)
 
-    from chexradinet.config import (
-        GuidanceConfig,
-        GuidanceRecipe,
-        TrainConfig,
-        choice,
-    )
+    from chexradinet.config import GuidanceRecipe, RetrainConfig
     from chexradinet.training.device import check_accelerator
     from chexradinet.training.retrain import retrain
     from chexradinet.training.train import headline
 
     check_accelerator(accelerator_type, accelerators)
+    given = RetrainConfig(**settings)
     outcome = retrain(
         Path(previous.path),
         Path(dataset.path),
         [Path(shard.path) for shard in features],
         Path(model.path),
         round_number=round_number,
-        guidance=GuidanceConfig(
-            guidance=choice(GuidanceRecipe, "guidance", "none" if arm == "control" else guidance),
+        guidance=given.guidance.changed(
+            guidance=GuidanceRecipe.NONE if arm == "control" else given.guidance.guidance,
             permute_radiomics=arm == "permuted",
-            sharpen_weight=sharpen_weight,
-            contrastive_weight=contrastive_weight,
         ),
-        config=TrainConfig(
-            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed
-        ),
-        min_improvement=min_improvement,
+        config=given.training(),
+        min_improvement=given.min_improvement,
     )
     for name, value in headline(outcome.info).items():
         metrics.log_metric(name, value)

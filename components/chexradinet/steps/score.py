@@ -1,11 +1,13 @@
 """Kubeflow component of `nightly.score`."""
 
-from chexradinet.steps.worker import worker
+from chexradinet.steps import worker
 
 
 @worker
 def score(
     shard: int,
+    num_shards: int,
+    max_loop: int,
     work: str,
     active: bool,
     inbox_uri: str,
@@ -17,7 +19,7 @@ def score(
     accelerator_type: str,
     accelerators: str,
 ) -> None:
-    """Score one shard of the planned X-rays, unless it was done before."""
+    """Score a shard of the planned X-rays and each `max_loop`-th after it, unless it is done."""
     if not active:
         return
 
@@ -27,10 +29,8 @@ def score(
     from chexradinet.training.device import check_accelerator
 
     check_accelerator(accelerator_type, accelerators)
-    score_stage(
-        Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri),
-        work,
-        int(shard),
-        ScoreConfig(num_decoders=int(num_decoders)),
-        Run(run_id=run_id, lease_ttl_s=lease_ttl_s),
-    )
+    addresses = Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri)
+    config = ScoreConfig(num_decoders=num_decoders)
+    run = Run(run_id=run_id, lease_ttl_s=lease_ttl_s)
+    for index in range(int(shard), num_shards, max_loop):
+        score_stage(addresses, work, index, config, run)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chexradinet.artifacts import Head, require_replaceable, write_document, writing_directory
+from chexradinet.artifacts import require_replaceable
 from chexradinet.config import RadiomicsConfig, RegionConfig, require
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import MismatchError
@@ -45,12 +45,6 @@ class Shard:
             "shard_index": self.index,
             "shard_count": self.count,
         }
-
-
-def skip(target: Path) -> None:
-    """Write what a stage leaves in a closed round: a directory that says that it was skipped."""
-    with writing_directory(target, Head("skipped.json", "skipped")) as folder:
-        write_document(folder / "skipped.json", "skipped", 1, {})
 
 
 @timed_stage("radiomics")

@@ -1,11 +1,12 @@
-"""Which guided round runs, and over how many shards.
+"""Which guided round runs and over how many shards, and what a closed round leaves.
 
 Each training stage opens or closes the round after it: no step of its own is started for that.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
-from chexradinet.config import require
+from chexradinet.artifacts import Head, write_document, writing_directory
 
 IMAGES_PER_SHARD = 2500
 """Training images of a shard: minutes of work for one core, so that a pod's start is worth it."""
@@ -47,34 +48,10 @@ def shards_for(num_images: int, wanted: int, at_most: int) -> int:
         wanted: Number of shards; 0 chooses by the number of images.
         at_most: Largest number to choose.
     """
-    return int(wanted) or min(at_most, max(1, -(-num_images // IMAGES_PER_SHARD)))
+    return wanted or min(at_most, max(1, -(-num_images // IMAGES_PER_SHARD)))
 
 
-def check_shape(
-    rounds: int,
-    compare_arms: bool,
-    num_shards: int,
-    *,
-    max_rounds: int,
-    has_arms: bool,
-    max_shards: int,
-) -> None:
-    """Refuse what the compiled pipeline has no tasks for.
-
-    Raises:
-        ConfigError: it was compiled for fewer rounds or shards, or with other arms.
-    """
-    again = "compile it again with this value, as `submit` and `run` do"
-    require(0 <= rounds <= max_rounds, "rounds", rounds, f"in [0, {max_rounds}] here, or {again}")
-    require(
-        bool(compare_arms) == has_arms or rounds == 0,
-        "compare_arms",
-        compare_arms,
-        f"{has_arms} for this compiled pipeline, or {again}",
-    )
-    require(
-        0 <= num_shards <= max_shards,
-        "num_shards",
-        num_shards,
-        f"in [0, {max_shards}]; 0 chooses by the number of training images",
-    )
+def skip(target: Path) -> None:
+    """Write what a stage leaves in a closed round: a directory that says that it was skipped."""
+    with writing_directory(target, Head("skipped.json", "skipped")) as folder:
+        write_document(folder / "skipped.json", "skipped", 1, {})
