@@ -15,6 +15,11 @@ OPENED = {
     "active": True,
     "shards": [0.0, 1.0],
     "num_shards": 2,
+    **{
+        stage: {"of": stage}
+        for stage in ("ingest", "train", "regions", "radiomics", "retrain", "evaluate", "publish")
+    },
+    "round_accelerators": "0",
     "accelerators": "0",
     "work": "/results/work",
     "status": "planned",
@@ -64,7 +69,8 @@ def test_inputs_come_from_arguments_from_tasks_and_from_the_loop(tmp_path: Path)
     judged = seen["evaluate"]
     assert judged.artifacts["round_1"] == [{"uri": "guided-round.retrain/model"}]
     assert judged.artifacts["permuted"] == [{"uri": "guided-round.retrain-3/model"}]
-    assert judged.parameters["bootstrap_samples"] == 100
+    assert judged.parameters["settings"] == {"of": "evaluate"}
+    assert seen["configure"].parameters["bootstrap_samples"] == 100
 
 
 def test_a_night_ends_with_its_last_word(tmp_path: Path) -> None:

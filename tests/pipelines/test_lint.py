@@ -1,14 +1,19 @@
 """The lint finds each planted fault, and none in what is shipped."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines import lint as rules
-from pipelines import lint_settings
+from pipelines import lint_settings, lint_size
+from pipelines.compile import compile_training
+from pipelines.documents import tasks
 from pipelines.lint import PLATFORM_RULES, RULES, lint
 from pipelines.lint_artifacts import artifacts_used_twice
+from pipelines.parameters import load_documents
 
 Document = dict[str, Any]
 
@@ -204,10 +209,16 @@ def _one_hour_for_all_attempts(document: Document, platform: Document) -> None:
     _round(document)["retrain"]["retryPolicy"]["backoffMaxDuration"] = "3600s"
 
 
+def _a_thousand_shards(document: Document, platform: Document) -> None:
+    ingest = document["root"]["dag"]["tasks"]["ingest"]
+    ingest["inputs"]["parameters"]["max_loop"]["runtimeValue"]["constant"] = 1000
+
+
 PLANTED_IN_PLATFORM: dict[Callable[..., Any], Callable[[Document, Document], None]] = {
     lint_settings.settings_out_of_reach: _node_selector_that_a_loop_is_not_handed,
     lint_settings.settings_of_nobody: _settings_under_a_wrong_label,
     lint_settings.attempts_that_a_deadline_ends: _one_hour_for_all_attempts,
+    lint_size.runs_too_large: _a_thousand_shards,
 }
 
 
@@ -237,3 +248,23 @@ def test_a_toleration_that_reads_a_task_of_another_dag_is_found(
     ]
     (found,) = lint_settings.settings_out_of_reach(document, platform)
     assert "comp-for-loop-1/heatmap" in found
+
+
+def test_the_nodes_of_a_night_are_counted_as_a_real_backend_lists_them(
+    compiled_nightly: Path, shared_data: Path
+) -> None:
+    # The recorded night had one shard; each of its nodes is one task of the API's list.
+    document, _ = load_documents(compiled_nightly)
+    for _, _, task in tasks(document):
+        if "max_loop" in task.get("inputs", {}).get("parameters", {}):
+            task["inputs"]["parameters"]["max_loop"] = {"runtimeValue": {"constant": 1}}
+    recorded = json.loads((shared_data / "kfp_api" / "nightly-succeeded.json").read_text())
+    assert lint_size.num_nodes(document) == len(recorded["run_details"]["task_details"])
+
+
+def test_eight_rounds_with_all_arms_and_a_large_night_fit(
+    tmp_path: Path, compiled_nightly: Path
+) -> None:
+    for path in (compile_training(tmp_path, max_rounds=8), compiled_nightly):
+        found = lint_size.workflow_bytes(*load_documents(path))
+        assert 0.4 * lint_size.LIMIT_BYTES < found < 0.95 * lint_size.LIMIT_BYTES

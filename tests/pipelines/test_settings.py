@@ -10,7 +10,7 @@ import pytest
 from kfp import dsl
 from typer.testing import CliRunner
 
-from chexradinet.config import DicomConfig, QualityConfig
+from chexradinet.config import DicomConfig, QualityConfig, Settings
 from chexradinet.config.parameters import (
     WORKER_IMAGE,
     NightlySettings,
@@ -32,7 +32,7 @@ REQUIRED = {
     "training": {"source": "s3://in", "models_uri": "s3://models"},
     "nightly": {"inbox_uri": "s3://in", "models_uri": "s3://models", "results_uri": "s3://out"},
 }
-MODELS = {"training": TrainingSettings, "nightly": NightlySettings}
+MODELS: dict[str, type[Settings]] = {"training": TrainingSettings, "nightly": NightlySettings}
 NOT_AS_NEEDED = {
     "findings": "Nonsense",
     "uncertain_labels": "perhaps",
@@ -129,7 +129,7 @@ def test_the_first_step_takes_every_parameter_and_the_form_shows_each_with_its_d
 
 
 def test_the_settings_of_one_stage_change_with_none_of_another() -> None:
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "ingest": {"image_side": 96},
         "train": {"epochs": 3},
         "regions": {"region_threshold": 0.5},

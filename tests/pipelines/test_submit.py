@@ -179,7 +179,7 @@ def test_a_version_name_that_is_taken_by_other_content_is_refused(
         (["--set=round=2"], r"unknown parameter 'round'; did you mean 'rounds'"),
         (["--set=rounds=two"], r"rounds is 'two'; it must be a whole number"),
         (["--set=worker_image=registry:5000/worker"], r"has no tag and no digest"),
-        (["--set=worker_image="], r"image '' has no tag"),
+        (["--set=worker_image="], r"worker_image is ''; it must be given"),
         (["--set=training_memory=16 GB"], r"training_memory is '16 GB'; it must be a Kubernetes"),
         (["--set=accelerator_count=-1"], r"accelerator_count is -1; it must be at least 0"),
     ],
