@@ -2,27 +2,14 @@
 
 from typing import NamedTuple
 
-from chexradinet.steps import worker
+from chexradinet.config.parameters import TrainingSettings
+from chexradinet.steps import worker_given
 
 
 # fmt: off
-@worker
+@worker_given(TrainingSettings)
 def configure(
-    source: str, models_uri: str, labels: str,
-    data_format: str, image_side: int, geometry: str, voi_index: int, prefer_voi_lut: bool,
-    min_age_years: float, min_side_px: int, check_inversion: bool, findings: str,
-    uncertain_labels: str, validation_fraction: float, test_fraction: float, split_seed: int,
-    max_reject_fraction: float, ingest_shard_size: int, ingest_workers: int,
-    backbone: str, map_stride: int, batch_size: int, seed: int, epochs: int,
-    learning_rate: float, initial_weights: str,
-    rounds: int, compare_arms: bool, num_shards: int, region_threshold: float, bin_width: float,
-    round_epochs: int, round_learning_rate: float, min_improvement: float, guidance: str,
-    sharpen_weight: float, contrastive_weight: float,
-    bootstrap_samples: int, target_sensitivity: str, replace_incomparable: bool,
-    worker_image: str, accelerator_type: str, accelerator_count: int,
-    node_selector: dict, tolerations: list,  # type: ignore[type-arg]
-    ingest_memory: str, training_memory: str, heatmap_memory: str, radiomics_memory: str,
-    max_rounds: int, has_arms: bool,
+    max_rounds: int, has_arms: bool, **given: object
 ) -> NamedTuple("Configured", [  # type: ignore[valid-type]
     ("ingest", dict), ("train", dict), ("regions", dict), ("radiomics", dict), ("retrain", dict),
     ("evaluate", dict), ("publish", dict), ("num_shards", int), ("active", bool),
@@ -30,12 +17,10 @@ def configure(
 ]):
     # fmt: on
     """Return the settings of each stage, and whether and how round 1 runs."""
-    given = dict(locals())
-
     from chexradinet.config.parameters import Shape, TrainingSettings, nested
     from chexradinet.training.rounds import open_round
 
-    shape = Shape(max_rounds=given.pop("max_rounds"), has_arms=given.pop("has_arms"))
+    shape = Shape(max_rounds=max_rounds, has_arms=has_arms)
     settings = nested(TrainingSettings, given)
     shape.check(settings.rounds)
     # As text, because Kubeflow's driver reads a number in a resource setting as nothing.
