@@ -1,30 +1,46 @@
 """X-rays from a PACS: QIDO-RS finds them by study date, WADO-RS fetches them (DICOM PS3.18).
 
-`dicomweb://host[:port]/path?study_date=20260101-20260131` speaks TLS, except to this machine
-itself; `dicomweb+https://` always does, `dicomweb+http://` never, and it goes
-to another machine only where `CHEXRADINET_ALLOW_HTTP_PACS` is 1. Who asks comes from the
-environment: a bearer token in `DICOMWEB_TOKEN`, or `DICOMWEB_USER` and `DICOMWEB_PASSWORD`;
-`DICOMWEB_CA_BUNDLE` names authorities to trust.
+Addresses are those of `dicom.archive`. Credentials come from the environment: a bearer token in
+`DICOMWEB_TOKEN`, or `DICOMWEB_USER` and `DICOMWEB_PASSWORD`; `DICOMWEB_CA_BUNDLE` names authorities
+to trust. No redirect is followed: it would send X-rays and credentials somewhere else.
 
 Search goes from studies to series to instances, as archives support it best; searches over all
 instances at once are slow or missing in many.
 """
 
-from collections.abc import Callable, Iterator
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
+from email.message import Message
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests  # type: ignore[import-untyped]
+from requests.exceptions import (  # type: ignore[import-untyped]
+    ChunkedEncodingError,
+    ConnectionError,
+    HTTPError,
+    SSLError,
+    Timeout,
+)
 
 from chexradinet.config import StoreConfig
-from chexradinet.dicom.web_access import RAW_ERRORS, client_for, is_transient, translated
-from chexradinet.dicom.web_uri import Archive, parse_archive
-from chexradinet.errors import StoreError, StoreIntegrityError
+from chexradinet.dicom.archive import Archive, parse_archive
+from chexradinet.dicom.file import MAX_FILE_BYTES, too_large
+from chexradinet.errors import (
+    RejectedImageError,
+    StoreAccessError,
+    StoreError,
+    StoreIntegrityError,
+    StoreNotFoundError,
+    StoreUnavailableError,
+)
 from chexradinet.store.opening import DEFAULT
 from chexradinet.store.retry import Backoff, retrying
-
-if TYPE_CHECKING:
-    from dicomweb_client import DICOMwebClient
 
 T = TypeVar("T")
 
@@ -32,9 +48,23 @@ MODALITIES = ("CR", "DX", "DR", "RG")
 """DICOM modalities of projection radiographs; DR and RG are of old devices. Left out are RF, mostly
 films of many frames, and OT and SC, mostly captures of something else in studies of CT."""
 PAGE_SIZE = 500
-"""Most studies a search asks for at once; an archive may give fewer."""
+"""Most results a search asks for at once; an archive may give fewer."""
+RAW_ERRORS = (requests.RequestException, OSError, ValueError)
+"""Everything that a request raises of its own."""
+
 _STUDY_UID, _SERIES_UID, _SOP_UID, _MODALITY = "0020000D", "0020000E", "00080018", "00080060"
-_ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+_UID = re.compile(r"[0-9.]{1,64}")
+_ACCEPT_DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+_ACCEPT_JSON = "application/dicom+json"
+_MAGIC = slice(128, 132)
+_NO_PAGES = {400, 404, 416, 501}
+"""What an archive that does not know `offset` may say to it."""
+_TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
+_OF_ONE_FILE_STATUS = {400, 406, 409, 415, 422, 501}
+_CHUNK_BYTES = 1024 * 1024
+_PART_HEAD = re.compile(rb"(?:(?:[!-9;-~]+:|[ \t])[^\r\n]*\r?\n)*\r?\n")
+_DOCUMENT = "see docs/operations.md, 'PACS'"
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +78,6 @@ class InstanceRef:
     """Name that `fetch` takes."""
     study_uid: str
     """Study Instance UID (0020,000D)."""
-    series_uid: str
-    """Series Instance UID (0020,000E)."""
     sop_uid: str
     """SOP Instance UID (0008,0018)."""
     modality: str
@@ -65,43 +93,56 @@ def list_instances(uri: str, config: StoreConfig = DEFAULT) -> Iterator[Instance
     """Yield the radiographs of an archive whose study is of the given dates, each once.
 
     Args:
-        uri: The archive with `?study_date=`: a day, `first-last`, `first-` or `-last`, as YYYYMMDD.
+        uri: The archive with `?study_date=`: a day, `first-last`, `first-` or `-last`, as YYYYMMDD;
+            or with `?last_days=`.
         config: How often and how long to try.
 
     Raises:
         ConfigError: the URI has no valid address or no valid dates.
-        StoreAccessError: the archive does not let us in.
+        StoreAccessError: the archive does not let us in, or redirects.
         StoreNotFoundError: there is no DICOMweb service at this address.
         StoreUnavailableError: it cannot be reached, also after retries.
     """
     archive = parse_archive(uri, dates_needed=True)
-    client = client_for(archive.url, config)
-    for study_uid in _studies(client, archive, config):
-        yield from _instances(client, archive, study_uid, config)
+    search = _Search(archive, config)
+    listed: set[str] = set()
+    for modality in MODALITIES:
+        of_study = {"StudyDate": archive.study_date, "ModalitiesInStudy": modality}
+        for study in search("studies", _STUDY_UID, of_study):
+            if study[_STUDY_UID] not in listed:
+                listed.add(study[_STUDY_UID])
+                yield from _instances(search, study[_STUDY_UID])
 
 
-def fetch(ref: InstanceRef, config: StoreConfig = DEFAULT) -> bytes:
+def fetch(uri: str, config: StoreConfig = DEFAULT) -> bytes:
     """Return a radiograph as a DICOM file, in the transfer syntax it is stored in.
+
+    Args:
+        uri: Of an `InstanceRef`; its last part is the SOP Instance UID.
+        config: How often and how long to try.
 
     Raises:
         StoreNotFoundError: it is no longer there.
-        StoreIntegrityError: something else came.
-        StoreAccessError: the archive does not let us in.
+        StoreIntegrityError: something else came, or the archive cannot give this one.
+        StoreAccessError: the archive does not let us in, or redirects.
         StoreUnavailableError: it cannot be reached, also after retries.
+        RejectedImageError: `too_large`.
     """
-    archive = parse_archive(ref.uri, dates_needed=False)
-    # The path of the URI is the path of the resource, so the archive's address is all of it.
-    client = client_for(archive.url.partition("/studies/")[0], config)
-
-    def get() -> list[bytes]:
-        # Not `retrieve_instance`: it parses, and writing again would not give the stored bytes.
-        response = client._http_get(archive.url, headers={"Accept": _ACCEPT})
-        if response.headers.get("Content-Type", "").startswith("application/dicom"):
-            return [response.content]
-        return list(client._decode_multipart_message(response, stream=False))
-
-    parts = _ask(get, archive, "fetch a radiograph", config)
-    if len(parts) != 1 or ref.sop_uid.encode() not in parts[0]:
+    archive = parse_archive(uri, dates_needed=False)
+    sop_uid = uri.rpartition("/")[2]
+    try:
+        kind, body = _get(archive, archive.url, _ACCEPT_DICOM, {}, config)
+    except HTTPError as error:
+        if error.response.status_code in _OF_ONE_FILE_STATUS:
+            raise StoreIntegrityError(
+                f"the archive at {archive.host} cannot give a radiograph "
+                f"({error.response.status_code}); its log says more"
+            ) from error
+        raise translated(error, f"cannot fetch a radiograph at {archive.host}") from error
+    except RAW_ERRORS as error:
+        raise translated(error, f"cannot fetch a radiograph at {archive.host}") from error
+    parts = [body] if body[_MAGIC] == b"DICM" else parts_of(body, kind)
+    if len(parts) != 1 or sop_uid.encode() not in parts[0]:
         raise StoreIntegrityError(
             f"the archive at {archive.host} answered with {len(parts)} files, or with another "
             "than the one that was asked for; run again, and ask its administrator if it stays so"
@@ -109,65 +150,253 @@ def fetch(ref: InstanceRef, config: StoreConfig = DEFAULT) -> bytes:
     return parts[0]
 
 
-def _studies(client: "DICOMwebClient", archive: Archive, config: StoreConfig) -> Iterator[str]:
-    yielded: set[str] = set()
-    for modality in MODALITIES:
+class _Search:
+    """Searches of one archive, all pages of each."""
+
+    def __init__(self, archive: Archive, config: StoreConfig) -> None:
+        self.archive = archive
+        self._config = config
+        self._largest_pages: dict[str, int] = {}
+
+    def __call__(
+        self, path: str, tag: str, filters: Mapping[str, str] | None = None
+    ) -> Iterator[dict[str, str]]:
+        """Yield each result once: its values by tag, of those that are asked for here.
+
+        An archive may give fewer than `PAGE_SIZE` at once. Its limit is at least the largest page
+        it has given, so a smaller one is the last; so is one without anything new, as archives that
+        do not know `offset` repeat the first.
+        """
+        level = path.rpartition("/")[2]
         seen: set[str] = set()
-        filters = {"StudyDate": archive.study_date, "ModalitiesInStudy": modality}
         offset = 0
         while True:
-            search = partial(
-                client.search_for_studies, search_filters=filters, limit=PAGE_SIZE, offset=offset
-            )
-            found = _ask(search, archive, "search for studies", config)
-            uids = [_value(item, _STUDY_UID, archive) for item in found]
-            offset += len(uids)
-            # Not only an empty page ends it: archives that do not know `offset` repeat the first.
-            if seen.issuperset(uids):
-                break
-            seen.update(uids)
-            yield from dict.fromkeys(uid for uid in uids if uid not in yielded)
-            yielded.update(uids)
+            paged = {"offset": str(offset)} if offset else {}
+            found = self._page(path, {**(filters or {}), **paged})
+            offset += len(found)
+            named = self._named(found, tag)
+            new = {values[tag]: values for values in named if values[tag] not in seen}
+            yield from new.values()
+            seen.update(new)
+            largest = max(self._largest_pages.get(level, 0), len(found))
+            self._largest_pages[level] = largest
+            if not new or len(found) < largest:
+                return
+
+    def _page(self, path: str, query: Mapping[str, str]) -> list[Any]:
+        start = f"cannot search for {path.rpartition('/')[2]} at {self.archive.host}"
+        url = f"{self.archive.url}/{path}"
+        asked = {**query, "limit": str(PAGE_SIZE)}
+        try:
+            _, body = _get(self.archive, url, _ACCEPT_JSON, asked, self._config)
+            found = json.loads(body) if body.strip() else []
+        except HTTPError as error:
+            status = error.response.status_code
+            gone = "/" in path and status in (404, 410)
+            if gone or ("offset" in asked and status in _NO_PAGES):
+                return []
+            raise translated(error, start) from error
+        except RAW_ERRORS as error:
+            raise translated(error, start) from error
+        except RejectedImageError as error:
+            raise _no_answer(start) from error
+        if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+            raise _no_answer(start)
+        return found
+
+    def _named(self, found: list[Any], tag: str) -> list[dict[str, str]]:
+        """Return the results that have a valid UID; the others are counted in the log.
+
+        If none has one, the answer is not DICOMweb.
+        """
+        items = [{name: _value(item, name) for name in (tag, _MODALITY)} for item in found]
+        named = [values for values in items if _UID.fullmatch(values[tag])]
+        if items and not named:
+            raise _no_answer(f"cannot use what the archive at {self.archive.host} found")
+        if len(named) < len(items):
+            _logger.warning("%d search results without a valid UID", len(items) - len(named))
+        return named
 
 
-def _instances(
-    client: "DICOMwebClient", archive: Archive, study_uid: str, config: StoreConfig
-) -> Iterator[InstanceRef]:
-    search = partial(client.search_for_series, study_uid)
+def _instances(search: _Search, study_uid: str) -> Iterator[InstanceRef]:
     # Chosen here and not by the archive: not all of them heed a filter on the series.
-    modalities = {
-        _value(item, _SERIES_UID, archive): _value(item, _MODALITY, archive)
-        for item in _ask(search, archive, "search for series", config)
-    }
-    for series_uid, modality in modalities.items():
-        if modality not in MODALITIES:
+    for series in search(f"studies/{study_uid}/series", _SERIES_UID):
+        if series[_MODALITY] not in MODALITIES:
             continue
-        search = partial(client.search_for_instances, study_uid, series_uid)
-        found = _ask(search, archive, "search for instances", config)
-        for sop_uid in dict.fromkeys(_value(item, _SOP_UID, archive) for item in found):
-            names = ("studies", study_uid, "series", series_uid, "instances", sop_uid)
-            path = "/".join(quote(name, safe="") for name in names)
+        path = f"studies/{study_uid}/series/{series[_SERIES_UID]}/instances"
+        for instance in search(path, _SOP_UID):
             yield InstanceRef(
-                uri=f"{archive.uri}/{path}",
+                uri=f"{search.archive.uri}/{path}/{instance[_SOP_UID]}",
                 study_uid=study_uid,
-                series_uid=series_uid,
-                sop_uid=sop_uid,
-                modality=modality,
+                sop_uid=instance[_SOP_UID],
+                modality=series[_MODALITY],
             )
 
 
-def _value(item: dict[str, Any], tag: str, archive: Archive) -> str:
+def _value(item: Mapping[str, Any], tag: str) -> str:
+    """Return the first value of an attribute in DICOM JSON; empty if it has none."""
     try:
-        return str(item[tag]["Value"][0])
-    except (KeyError, IndexError, TypeError) as error:
-        raise StoreError(
-            f"the archive at {archive.host} gave a search result without {tag}; it does not "
-            "follow DICOM PS3.18: ask its administrator"
-        ) from error
+        return str(item[tag]["Value"][0] or "").strip(" \0")
+    except (KeyError, IndexError, TypeError):
+        return ""
 
 
-def _ask(operation: Callable[[], T], archive: Archive, what: str, config: StoreConfig) -> T:
-    try:
-        return retrying(operation, is_transient, Backoff(config.retry_total_s))
-    except RAW_ERRORS as error:
-        raise translated(error, f"cannot {what} at {archive.host}") from error
+def _no_answer(start: str) -> StoreError:
+    return StoreError(
+        f"{start}: the answer is not a list of results with UIDs; it does not follow DICOM PS3.18: "
+        "check the path, or ask the archive's administrator"
+    )
+
+
+def _get(
+    archive: Archive, url: str, accept: str, query: Mapping[str, str], config: StoreConfig
+) -> tuple[str, bytes]:
+    """Return content type and body of an answer; repeats what may pass."""
+
+    def once() -> tuple[str, bytes]:
+        options = {"params": query, "headers": {"Accept": accept}, "stream": True}
+        with session_for().get(url, **options, timeout=_timeouts(config)) as answer:
+            check_status(answer)
+            chunks, size = [], 0
+            for chunk in answer.iter_content(_CHUNK_BYTES):
+                size += len(chunk)
+                if size > MAX_FILE_BYTES:
+                    raise too_large(f"an answer of over {MAX_FILE_BYTES} bytes")
+                chunks.append(chunk)
+            return answer.headers.get("Content-Type", ""), b"".join(chunks)
+
+    return retrying(once, is_transient, Backoff(config.retry_total_s))
+
+
+def _timeouts(config: StoreConfig) -> tuple[float, float]:
+    return config.connect_timeout_s, config.read_timeout_s
+
+
+def parts_of(body: bytes, content_type: str) -> list[bytes]:
+    """Return the parts of a multipart answer (RFC 2046 5.1.1), without their headers.
+
+    What stands before the first boundary is passed over. Lines may end in line feeds alone.
+    """
+    message = Message()
+    message["Content-Type"] = content_type
+    boundary = str(message.get_boundary(""))
+    if message.get_content_maintype() != "multipart" or not boundary:
+        return []
+    named = rb"--" + re.escape(boundary.encode())
+    marks = list(re.finditer(rb"(?:\A|(?<=\n))" + named + rb"(--)?[ \t]*(\r?\n|\Z)", body))
+    parts = []
+    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        if mark[1]:
+            break
+        head = _PART_HEAD.match(body, mark.end())
+        start = head.end() if head else mark.end()
+        if following is None:
+            parts.append(body[start:])
+        else:
+            parts.append(body[start : following.start()].removesuffix(mark[2]))
+    return parts
+
+
+def session_for(environ: Mapping[str, str] = os.environ) -> requests.Session:
+    """Return a session with the credentials of the environment; connections are kept.
+
+    Raises:
+        StoreAccessError: the credentials are incomplete or the file of certificates is missing.
+    """
+    token, user = (environ.get(f"DICOMWEB_{name}", "").strip() for name in ("TOKEN", "USER"))
+    password = environ.get("DICOMWEB_PASSWORD", "")
+    if bool(user) != bool(password):
+        missing = "DICOMWEB_PASSWORD" if user else "DICOMWEB_USER"
+        raise StoreAccessError(f"the environment variable {missing} is not set; {_DOCUMENT}")
+    if token and user:
+        raise StoreAccessError(
+            f"DICOMWEB_TOKEN and DICOMWEB_USER are both set; unset one of them; {_DOCUMENT}"
+        )
+    bundle = environ.get("DICOMWEB_CA_BUNDLE", "").strip()
+    if bundle and not Path(bundle).is_file():
+        raise StoreAccessError(f"DICOMWEB_CA_BUNDLE names {bundle}, not a file; {_DOCUMENT}")
+    return _opened((token, user, password), bundle, os.getpid())
+
+
+class _Session(requests.Session):  # type: ignore[misc]
+    """A session that follows no redirect, whatever the request says."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Return that there is none."""
+
+
+@lru_cache(maxsize=8)
+def _opened(credentials: tuple[str, str, str], bundle: str, process: int) -> requests.Session:
+    token, user, password = credentials
+    session = _Session()
+    # Else credentials of ~/.netrc would replace the token.
+    session.trust_env = False
+    session.verify = bundle or True
+    if token:
+        session.headers["Authorization"] = f"Bearer {token}"
+    elif user:
+        session.auth = (user, password)
+    return session
+
+
+def check_status(answer: requests.Response) -> None:
+    """Raise `HTTPError` for whatever is not a success; a redirect is none."""
+    if 300 <= answer.status_code < 400:
+        raise HTTPError("redirect", response=answer)
+    answer.raise_for_status()
+
+
+def is_transient(error: Exception) -> bool:
+    """Tell whether a request that failed so is worth another attempt."""
+    if isinstance(error, HTTPError):
+        return error.response.status_code in _TRANSIENT_STATUS
+    lost = isinstance(error, ConnectionError | Timeout | ChunkedEncodingError)
+    return lost and not isinstance(error, SSLError)
+
+
+def translated(error: Exception, start: str) -> StoreError:
+    """Return the store's error for one of `RAW_ERRORS`.
+
+    Args:
+        error: What the client raised, after the last attempt.
+        start: How the message begins; names the host.
+    """
+    if isinstance(error, HTTPError):
+        return _from_status(error.response.status_code, start)
+    if isinstance(error, SSLError):
+        return StoreUnavailableError(
+            f"{start}: no trusted TLS connection; name the authority's certificate in "
+            "DICOMWEB_CA_BUNDLE, or see dicomweb+http:// in docs/datasets.md for one without TLS"
+        )
+    if is_transient(error):
+        return StoreUnavailableError(
+            f"{start}: no answer, also after repeating ({type(error).__name__}); check host, "
+            "port and network, then run again"
+        )
+    return StoreUnavailableError(
+        f"{start}: something answers there, but not in DICOMweb "
+        f"({type(error).__name__}); check the path"
+    )
+
+
+def _from_status(status: int, start: str) -> StoreError:
+    if 300 <= status < 400:
+        return StoreAccessError(
+            f"{start}: the archive redirects ({status}), which is not followed, since X-rays and "
+            "credentials would go elsewhere; give the address that it redirects to, or log in"
+        )
+    if status == 401:
+        return StoreAccessError(
+            f"{start}: the credentials are missing, wrong or expired (401); set DICOMWEB_TOKEN, or "
+            f"DICOMWEB_USER and DICOMWEB_PASSWORD; {_DOCUMENT}"
+        )
+    if status == 403:
+        return StoreAccessError(f"{start}: these credentials may not do this (403); {_DOCUMENT}")
+    if status in (404, 410):
+        return StoreNotFoundError(f"{start}: nothing is there ({status}); check the path")
+    if status in _TRANSIENT_STATUS:
+        return StoreUnavailableError(
+            f"{start}: the archive fails or is overloaded, also after repeating ({status}); run "
+            "again later"
+        )
+    return StoreError(f"{start}: the archive refused with status {status}; its log says more")

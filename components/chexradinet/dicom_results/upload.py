@@ -26,8 +26,8 @@ from pydicom.errors import InvalidDicomError
 from requests.exceptions import HTTPError  # type: ignore[import-untyped]
 
 from chexradinet.config import StoreConfig
-from chexradinet.dicom.web_access import RAW_ERRORS, client_for, is_transient, translated
-from chexradinet.dicom.web_uri import Archive, parse_archive
+from chexradinet.dicom.archive import Archive, parse_archive
+from chexradinet.dicom.web import RAW_ERRORS, check_status, is_transient, session_for, translated
 from chexradinet.errors import (
     StoreAccessError,
     StoreError,
@@ -131,11 +131,6 @@ def upload_instance(
         raise translated(error, start) from error
     except RAW_ERRORS as error:
         raise translated(error, start) from error
-    if 300 <= status < 400:
-        raise StoreAccessError(
-            f"{start}: it sends requests on to another address ({status}), as to a login page; "
-            "give the archive's final address, and its credentials"
-        )
     return _outcome(status, _answer(answer), uid, start)
 
 
@@ -149,11 +144,9 @@ def _instance_uid(content: bytes, start: str) -> str:
 
 def _post(content: bytes, archive: Archive, config: StoreConfig) -> tuple[int, bytes]:
     """Send one file; return status and body of an answer that may say what became of it."""
-    client = client_for(archive.url, config)
     boundary = secrets.token_hex(16)
     head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n"
-    # Not `store_instances`: it parses, and writing again need not give the same bytes.
-    response = client._session.post(
+    response = session_for().post(
         f"{archive.url}/studies",
         data=b"".join([head.encode(), content, f"\r\n--{boundary}--\r\n".encode()]),
         headers={
@@ -161,11 +154,9 @@ def _post(content: bytes, archive: Archive, config: StoreConfig) -> tuple[int, b
             "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
         },
         timeout=(config.connect_timeout_s, config.read_timeout_s),
-        # The X-ray's body must not go to a host that nobody named.
-        allow_redirects=False,
     )
     if response.status_code != _CONFLICT:
-        response.raise_for_status()
+        check_status(response)
     return int(response.status_code), bytes(response.content)
 
 

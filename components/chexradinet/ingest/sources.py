@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
-from urllib.parse import unquote
 
 from chexradinet.config import IngestConfig, StoreConfig
-from chexradinet.dicom.web_uri import parse_archive
+from chexradinet.dicom.archive import parse_archive
 from chexradinet.errors import (
     RejectedImageError,
     SourceError,
@@ -311,15 +310,10 @@ class Archive:
 
     def read(self, file: str) -> bytes:
         """Return a radiograph as a DICOM file."""
-        from chexradinet.dicom.web import InstanceRef, fetch
+        from chexradinet.dicom.web import fetch
 
         address = parse_archive(self.uri, dates_needed=True).uri
-        _, study, _, series, _, image = (unquote(part) for part in file.split("/"))
-        wanted = InstanceRef(
-            uri=f"{address}/{file}", study_uid=study, series_uid=series, sop_uid=image, modality=""
-        )
-        # The client hands out a bytearray where the answer has parts.
-        return _read(lambda: bytes(fetch(wanted, self.config)), address)
+        return _read(lambda: fetch(f"{address}/{file}", self.config), address)
 
 
 def _read(whole: Callable[[], bytes], source: str) -> bytes:

@@ -1,10 +1,16 @@
-"""Addresses of DICOMweb archives."""
+"""Addresses of DICOMweb archives.
+
+`dicomweb://host[:port]/path?study_date=20260101-20260131` speaks TLS, except to this machine
+itself; `dicomweb+https://` always does, `dicomweb+http://` never, and it goes to another machine
+only if `CHEXRADINET_ALLOW_HTTP_PACS` is 1. `?last_days=2` stands for today, the two days before and
+one after, for time zones.
+"""
 
 import ipaddress
 import os
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from chexradinet.errors import ConfigError
@@ -87,9 +93,12 @@ def _is_loopback(host: str) -> bool:
 
 def _study_date(parts: SplitResult, uri: str) -> str:
     query = parse_qs(parts.query, keep_blank_values=True)
-    unknown = sorted(set(query) - {"study_date"})
-    if unknown:
-        raise ConfigError(f"archive {uri!r} has unknown {unknown}; needed is {_FORM}")
+    unknown = sorted(set(query) - {"study_date", "last_days"})
+    if unknown or len(query) > 1:
+        given = unknown or "study_date and last_days"
+        raise ConfigError(f"archive {uri!r} has {given}; needed is {_FORM}")
+    if "last_days" in query:
+        return _last_days(query["last_days"][-1], uri)
     value = query.get("study_date", [""])[-1]
     match = _DATES.match(value)
     days = [day for day in (match[1], match[3]) if day] if match else []
@@ -101,6 +110,14 @@ def _study_date(parts: SplitResult, uri: str) -> str:
     if days[0] > days[-1]:
         raise ConfigError(f"archive {uri!r} has a study_date that ends before it begins")
     return value
+
+
+def _last_days(text: str, uri: str) -> str:
+    if not re.fullmatch(r"\d{1,4}", text):
+        raise ConfigError(f"archive {uri!r} has last_days {text!r}; needed is a number of days")
+    today = datetime.now(UTC)
+    first, last = today - timedelta(days=int(text)), today + timedelta(days=1)
+    return f"{first:%Y%m%d}-{last:%Y%m%d}"
 
 
 def _is_day(text: str) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chexradinet.dicom.web_uri import HTTP_VARIABLE, parse_archive
+from chexradinet.dicom.archive import HTTP_VARIABLE, parse_archive
 from chexradinet.errors import ConfigError
 
 DATES = "?study_date=20260101-20260131"
