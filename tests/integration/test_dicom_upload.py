@@ -27,7 +27,7 @@ from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
 from chexradinet.config import StoreConfig
-from chexradinet.dicom.web_access import client_for
+from chexradinet.dicom.web import session_for
 from chexradinet.dicom_results.cases import (
     DicomResults,
     ScoredCase,
@@ -225,7 +225,7 @@ def trusted(
 
 def archived(archive: SimpleNamespace) -> list[Dataset]:
     """Return what an archive has of the study."""
-    client: DICOMwebClient = client_for(archive.url, AT_ONCE)
+    client = DICOMwebClient(archive.url, session=session_for())
     return list(client.retrieve_study(STUDY_UID))
 
 

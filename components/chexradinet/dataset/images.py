@@ -9,8 +9,7 @@ and brightest pixel, so that exposures stay comparable.
 
 Shrinking averages over the area a new pixel covers (OpenCV `INTER_AREA`), so that no fine line is
 skipped; enlarging interpolates linearly. Both treat a pixel as a square, which is what makes the
-`Geometry` record exact. Integers stay integers: resizing them before any grey-level map is what
-makes reading fast, and a linear map commutes with it.
+`Geometry` record exact. Grey levels are mapped before, on the whole image (ADR 0005).
 """
 
 import hashlib

@@ -95,7 +95,7 @@ def _study_date(parts: SplitResult, uri: str) -> str:
     query = parse_qs(parts.query, keep_blank_values=True)
     unknown = sorted(set(query) - {"study_date", "last_days"})
     if unknown or len(query) > 1:
-        given = unknown or "study_date and last_days"
+        given = f"unknown {unknown}" if unknown else "both study_date and last_days"
         raise ConfigError(f"archive {uri!r} has {given}; needed is {_FORM}")
     if "last_days" in query:
         return _last_days(query["last_days"][-1], uri)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -285,7 +286,7 @@ def parts_of(body: bytes, content_type: str) -> list[bytes]:
     named = rb"--" + re.escape(boundary.encode())
     marks = list(re.finditer(rb"(?:\A|(?<=\n))" + named + rb"(--)?[ \t]*(\r?\n|\Z)", body))
     parts = []
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+    for mark, following in zip_longest(marks, marks[1:]):
         if mark[1]:
             break
         head = _PART_HEAD.match(body, mark.end())

@@ -1,5 +1,7 @@
 """Addresses of DICOMweb archives."""
 
+from datetime import datetime, timedelta
+
 import pytest
 
 from chexradinet.dicom.archive import HTTP_VARIABLE, parse_archive
@@ -56,6 +58,9 @@ def test_day_and_open_ranges_are_dates(dates: str) -> None:
         ("dicomweb://pacs/x?study_date=2026010120260131", "YYYYMMDD"),
         ("dicomweb://pacs/x?study_date=20260131-20260101", "ends before"),
         ("dicomweb://pacs/x?date=20260131", "unknown"),
+        ("dicomweb://pacs/x?study_date=20260131&last_days=2", "both"),
+        ("dicomweb://pacs/x?last_days=-1", "number of days"),
+        ("dicomweb://pacs/x?last_days=", "number of days"),
         ("dicomweb:///x" + DATES, "no host"),
         ("https://pacs/x" + DATES, "'https'"),
         ("dicomweb://pacs:port/x" + DATES, "cannot be read"),
@@ -70,3 +75,10 @@ def test_credentials_in_the_address_are_refused_and_not_repeated() -> None:
     with pytest.raises(ConfigError, match="DICOMWEB_PASSWORD") as caught:
         parse_archive(f"dicomweb://planted:planted@pacs/x{DATES}", dates_needed=True)
     assert "planted" not in str(caught.value)
+
+
+def test_last_days_reach_from_then_to_tomorrow_so_that_no_time_zone_is_left_out() -> None:
+    given = parse_archive("dicomweb://pacs/x?last_days=2", dates_needed=True).study_date
+    first, last = (datetime.strptime(day, "%Y%m%d") for day in given.split("-"))
+    assert last - first == timedelta(days=3)
+    assert abs(last - datetime.now()) < timedelta(days=2)
