@@ -109,7 +109,7 @@ def test_the_image_imports_what_the_stages_need_and_kfp_as_its_runtime_only(
 ) -> None:
     script = (
         "python3 -c 'import chexradinet, torch, torchvision, radiomics, imagecodecs, "
-        "highdicom, minio, dicomweb_client; print(chexradinet.__file__)' "
+        "highdicom, minio, requests; print(chexradinet.__file__)' "
         "&& python3 -c 'import importlib.util as u; print(u.find_spec(\"kubernetes\"))'"
     )
     assert _said(engine, script).split() == [

@@ -90,10 +90,10 @@ def test_no_two_files_import_each_other_in_a_circle(package: str) -> None:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("components", {"kfp", "radiomics", "dicomweb"}),
+        ("components", {"kfp", "radiomics"}),
         ("pipelines", {"kfp"}),
-        ("benchmarks", {"kfp", "radiomics", "dicomweb", "dev"}),
-        ("tests", {"kfp", "radiomics", "dicomweb", "dev"}),
+        ("benchmarks", {"kfp", "radiomics", "dev"}),
+        ("tests", {"kfp", "radiomics", "dev"}),
     ],
 )
 def test_what_is_imported_is_declared(folder: str, extras: set[str]) -> None:

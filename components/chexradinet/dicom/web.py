@@ -383,8 +383,9 @@ def translated(error: Exception, start: str) -> StoreError:
 def _from_status(status: int, start: str) -> StoreError:
     if 300 <= status < 400:
         return StoreAccessError(
-            f"{start}: the archive redirects ({status}), which is not followed, since X-rays and "
-            "credentials would go elsewhere; give the address that it redirects to, or log in"
+            f"{start}: the archive redirects ({status}), as to a login page; that is not followed, "
+            "since X-rays and credentials would go elsewhere: give its final address and "
+            "credentials"
         )
     if status == 401:
         return StoreAccessError(
