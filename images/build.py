@@ -26,6 +26,8 @@ _OWN_BUSINESS = re.compile(
     r"(PIP|UV)_(CERT|CACHE_DIR|LINK_MODE|PYTHON.*|PROJECT.*|REQUIRE.*|.*VENV)"
 )
 _CERTIFICATES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+_LICENSES = {"cpu": "Apache-2.0", "gpu": "Apache-2.0 AND LicenseRef-NVIDIA-Proprietary"}
+"""SPDX expression by flavour: the project's own, and NVIDIA's for the CUDA libraries."""
 _WITHOUT_HISTORY = 315532800
 """1980-01-01, the first day of the zip format."""
 
@@ -92,6 +94,7 @@ def image_labels(flavor: str) -> dict[str, str]:
         "version": project["version"],
         "revision": _git("describe", "--always", "--abbrev=40", "--dirty") or "unknown",
         "created": _git("log", "-1", "--format=%cI") or "1980-01-01T00:00:00Z",
+        "licenses": _LICENSES[flavor],
     }
     named = {f"org.opencontainers.image.{name}": value for name, value in standard.items()}
     return {**named, "io.chexradinet.flavor": flavor}

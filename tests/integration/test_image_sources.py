@@ -17,6 +17,7 @@ from images.build import (
     certificates,
     command_line,
     find_engine,
+    image_labels,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -153,3 +154,19 @@ def test_a_failed_build_is_said_in_one_line(tmp_path: Path) -> None:
         f"images: podman ended with status 3 and did not build {WORKER_IMAGE}; "
         "the end of its output says why\n"
     )
+
+
+def test_the_base_image_is_pinned_by_its_digest() -> None:
+    text = (WORKER / "Dockerfile").read_text(encoding="utf-8")
+    (base,) = re.findall(r"^ARG BASE_IMAGE=(.+)$", text, re.MULTILINE)
+    assert re.fullmatch(r"debian:12\.\d+-slim@sha256:[0-9a-f]{64}", base)
+    names = set(re.findall(r"^FROM \S+ AS (\S+)", text, re.MULTILINE))
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) <= names | {"${BASE_IMAGE}"}
+
+
+def test_the_licence_label_names_nvidias_where_cuda_is_inside() -> None:
+    label = "org.opencontainers.image.licenses"
+    assert image_labels("cpu")[label] == "Apache-2.0"
+    assert image_labels("gpu")[label] == "Apache-2.0 AND LicenseRef-NVIDIA-Proprietary"
+    worker = _locked(WORKER / "requirements.lock")
+    assert any(name.startswith("nvidia-") for name in worker)

@@ -36,7 +36,7 @@ SECRETS = {
     DEIDENTIFICATION_SECRET: {"ingest"},
     ARCHIVE_SECRET: {"ingest"},
 }
-"""Stages that hold each Secret; the threat model of docs/operations.md says so too."""
+"""Stages that hold each Secret; the threat model of docs/security.md says so too."""
 
 
 @pytest.fixture(scope="module")
