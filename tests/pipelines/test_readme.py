@@ -51,9 +51,10 @@ RUN_HERE = {"make demo", "make test", RUN_ON_A_FOLDER, RUN_ON_NIH, RUN_NIGHTLY}
 RUN_ELSEWHERE = {
     r"make images": "tests/integration/test_image_sources.py",
     r"kind load docker-image .*": "tests/manifests/test_readme.py",
-    r"kubectl -n kubeflow create secret .*": "tests/manifests/test_readme.py",
+    r"kubectl create namespace .*": "tests/manifests/test_readme.py",
+    r"kubectl -n (kubeflow|chexradinet-store) create secret .*": "tests/manifests/test_readme.py",
     r"kubectl apply -k manifests/overlays/local": "tests/manifests/test_overlays.py",
-    r"kubectl -n kubeflow wait .*": "tests/manifests/test_readme.py",
+    r"kubectl -n chexradinet-store wait .*": "tests/manifests/test_readme.py",
     r"kubectl -n kubeflow port-forward .*": "tests/pipelines/test_submit.py",
     r"export KFP_HOST=.*": "tests/pipelines/test_submit.py",
     r"\.venv/bin/python -m pipelines (publish|submit) .*": "tests/pipelines/test_submit.py",
