@@ -102,3 +102,16 @@ def test_importing_the_package_loads_nothing_slow() -> None:
         [sys.executable, "-c", script], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_notebook_runs(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = Path(__file__).resolve().parents[2] / "docs" / "predict.ipynb"
+    (tmp_path / "models").symlink_to(world.root / "models")
+    (tmp_path / "chest.png").write_bytes(next(world.inbox.iterdir()).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names: dict[str, object] = {}
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)  # noqa: S102 - a file of this repository
+    assert names["highest"].finding in FINDINGS  # type: ignore[attr-defined]
