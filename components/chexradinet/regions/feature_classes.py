@@ -1,24 +1,28 @@
 """pyradiomics' feature classes on one crop, binned once: the only module that imports them.
 
 `RadiomicsFeatureExtractor.execute()` spends most of its time on image bookkeeping, and on binning
-anew and raising the same grey levels to the same powers for each feature. Here a region is cut out
-and binned once and handed to all classes. The formulas stay theirs, so the values do too, to the
-last bit (a test holds them to `execute()`).
+again and raising the same grey levels to the same powers for each feature. Here a region is cut out
+and binned once and handed to all classes, as arrays; first-order features of 8-bit images and the
+sums along the GLCM's diagonals are taken by table. What is added up, and in which order, stays
+theirs, so the values do too, to the last bit (a test holds them to `execute()`).
 
 Source: van Griethuysen et al. 2017, Cancer Research 77(21), e104-e107; pyradiomics 3.0.1.
 """
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from types import FunctionType
+from typing import Any
 
 import numpy as np
 import radiomics
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from radiomics.base import RadiomicsFeaturesBase
 
 from chexradinet.regions.feature_names import FEATURE_CLASSES, NAMES_BY_CLASS
 
@@ -41,15 +45,6 @@ class FeatureSettings:
     """Distance between voxels along columns, rows and slices."""
     voxel_array_shift: float = 0.0
     """Added to grey levels in Energy, Total Energy and Root Mean Squared."""
-
-
-class _FeatureClass(Protocol):
-    """The part of a pyradiomics feature class that is used here."""
-
-    settings: dict[str, Any]
-    coefficients: dict[str, Any]
-    maskArray: NDArray[np.bool_]
-    targetVoxelArray: NDArray[np.float64]
 
 
 def features_of_arrays(
@@ -78,7 +73,7 @@ def features_of_arrays(
     region = _SharedRegion(image[where], mask[where], settings)
     values: dict[str, float] = {}
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        # Empty directions and flat regions divide by zero; the classes mend what matters.
+        # Empty directions and flat regions divide by zero; the classes repair what matters.
         warnings.simplefilter("ignore", RuntimeWarning)
         for feature_class in classes:
             measured = region.measured_by(feature_class)
@@ -87,36 +82,89 @@ def features_of_arrays(
 
 
 class _SharedRegion:
-    """One crop with its binned grey levels, as the feature classes want to be given it."""
+    """One crop with its binned grey levels; it takes the place of a SimpleITK image as well."""
 
     def __init__(
         self, image: NDArray[Any], mask: NDArray[np.bool_], settings: FeatureSettings
     ) -> None:
-        self.mask = mask
+        self.image, self.mask, self.settings = image, mask, settings
         self.levels = image[mask]
         self.binned = np.zeros(image.shape, dtype=np.int32)
         bins = _bins(self.levels, settings.bin_width)
         self.binned[mask] = bins
-        self.grey_levels = np.flatnonzero(np.bincount(bins)).astype(np.int32)
-        self.voxel_array_shift = settings.voxel_array_shift
-        self.nodes: list[Any] = [
-            sitk.GetImageFromArray(array) for array in (image, mask.astype(np.uint8))
-        ]
-        for node in self.nodes:
-            node.SetSpacing(settings.spacing_mm)
+        counts = np.bincount(bins)
+        self.grey_levels = np.flatnonzero(counts).astype(np.int32)
+        self.bin_counts = counts[self.grey_levels]
+
+    def GetSpacing(self) -> tuple[float, float, float]:
+        """Return the distance between voxels."""
+        return self.settings.spacing_mm
 
     def measured_by(self, feature_class: str) -> dict[str, Any]:
         """Return the values of one feature class, by feature name."""
+        if feature_class == "firstorder" and self.levels.dtype == np.uint8:
+            return _first_order(self)
+        nodes: list[Any] = [self, self]
+        if feature_class == "shape2D":
+            arrays = (self.image, self.mask.astype(np.uint8))
+            nodes = [sitk.GetImageFromArray(array) for array in arrays]
+            for node in nodes:
+                node.SetSpacing(self.settings.spacing_mm)
         instance = _sharing(feature_class)(
-            *self.nodes,
-            shared=self,
+            *nodes,
             force2D=True,
             force2Ddimension=0,
             label=1,
-            voxelArrayShift=self.voxel_array_shift,
+            voxelArrayShift=self.settings.voxel_array_shift,
         )
         measured: dict[str, Any] = instance.execute()
         return measured
+
+
+class _Shared(RadiomicsFeaturesBase):  # type: ignore[misc]
+    """Stands between a feature class and its base: mask and bins come from a `_SharedRegion`."""
+
+    def __init__(self, region: _SharedRegion, _: object, **settings: Any) -> None:  # noqa: ANN401
+        self.logger = logging.getLogger(_CLASS_LOGGER)
+        self.settings, self.label, self.voxelBased = settings, 1, False
+        self.coefficients: dict[str, Any] = {}
+        self.enabledFeatures: dict[str, bool] = {}
+        self.featureValues: dict[str, Any] = {}
+        self.featureNames = self.getFeatureNames()
+        self.inputImage = self.region = region
+        self.imageArray, self.maskArray = region.image, region.mask
+
+    def _applyBinning(self, _: object) -> NDArray[np.int32]:
+        self.coefficients["grayLevels"] = self.region.grey_levels
+        self.coefficients["Ng"] = int(self.region.grey_levels[-1])
+        return self.region.binned
+
+
+class _QuickNumpy:
+    """numpy, with less around the two functions that the features call most, and equal results."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(np, name)
+
+    @staticmethod
+    def sum(values: Any, axis: Any = None, keepdims: bool = False) -> Any:  # noqa: ANN401
+        """Return the sum."""
+        add: Any = np.add
+        return add.reduce(values, axis, None, None, keepdims)
+
+    @staticmethod
+    def nanmean(values: NDArray[np.float64], axis: Any) -> Any:  # noqa: ANN401
+        """Return the mean of what is not NaN."""
+        total = np.add.reduce(values, axis)
+        if np.isnan(total).any():
+            return np.nanmean(values, axis)
+        return total / (values.size // total.size)
+
+
+def _quickened(method: FunctionType) -> FunctionType:
+    """Return a copy of a pyradiomics method that computes with `_QuickNumpy`."""
+    names = {**method.__globals__, "numpy": _QuickNumpy()}
+    return FunctionType(method.__code__, names, method.__name__, method.__defaults__)
 
 
 @cache
@@ -126,55 +174,113 @@ def _sharing(feature_class: str) -> Callable[..., Any]:
     names = dict.fromkeys(NAMES_BY_CLASS[feature_class], False)
     members: dict[str, Any] = {
         "__module__": _CLASS_LOGGER,
-        # The original searches the class for its features anew for each instance.
+        # The original searches the class for its features again for each instance.
         "getFeatureNames": staticmethod(lambda: names),
-        "_applyBinning": _use_shared_bins,
     }
-    if feature_class != "shape2D":
-        members["_initSegmentBasedCalculation"] = _use_shared_mask
-    if feature_class == "firstorder":
+    bases: tuple[type, ...] = (original,) if feature_class == "shape2D" else (original, _Shared)
+    if feature_class not in ("shape2D", "firstorder"):
+        methods = ["_calculateMatrix", "_calculateCoefficients"]
+        methods += [f"get{name}FeatureValue" for name in names]
         members |= {
-            "_moment": _moment,
-            "get10PercentileFeatureValue": lambda self: _percentiles(self)[10],
-            "get90PercentileFeatureValue": lambda self: _percentiles(self)[90],
-            "getInterquartileRangeFeatureValue": _interquartile_range,
+            name: _quickened(vars(original)[name]) for name in methods if name in vars(original)
         }
-    return type(f"Shared{original.__name__}", (original,), members)
+    if feature_class == "glcm":
+        members["_calculateCoefficients"] = _glcm_coefficients
+    return type(f"Shared{original.__name__}", bases, members)
 
 
-def _use_shared_mask(instance: _FeatureClass) -> None:
-    instance.maskArray = instance.settings["shared"].mask
+def _glcm_coefficients(self: Any) -> None:  # noqa: ANN401
+    """Do what the original does, with one pass for all diagonals of a matrix."""
+    levels = self.coefficients["grayLevels"]
+    number, highest = len(levels), self.coefficients["Ng"]
+    i, j = np.meshgrid(levels.astype(float), levels.astype(float), indexing="ij", sparse=True)
+    matrix, eps = self.P_glcm, np.spacing(1)
+    sums = (levels[:, None] + levels[None, :]).ravel() - 2
+    differences = np.abs(levels[:, None] - levels[None, :]).ravel()
+    cells = matrix.reshape(number * number, -1)
+    self.coefficients |= {
+        "eps": eps,
+        "i": i,
+        "j": j,
+        "kValuesSum": np.arange(2, highest * 2 + 1, dtype=float),
+        "kValuesDiff": np.arange(0, highest, dtype=float),
+        "px": matrix.sum(2, keepdims=True),
+        "py": matrix.sum(1, keepdims=True),
+        "ux": np.sum(i[None, :, :, None] * matrix, (1, 2), keepdims=True),
+        "uy": np.sum(j[None, :, :, None] * matrix, (1, 2), keepdims=True),
+        "pxAddy": _summed_by(sums, cells, 2 * highest - 1),
+        "pxSuby": _summed_by(differences, cells, highest),
+        "HXY": (-1) * np.sum((matrix * np.log2(matrix + eps)), (1, 2)),
+    }
 
 
-def _use_shared_bins(instance: _FeatureClass, _: object) -> NDArray[np.int32]:
-    shared: _SharedRegion = instance.settings["shared"]
-    instance.coefficients["grayLevels"] = shared.grey_levels
-    instance.coefficients["Ng"] = int(shared.grey_levels[-1])
-    return shared.binned
-
-
-def _moment(
-    instance: _FeatureClass, voxels: NDArray[np.float64], order: int
+def _summed_by(
+    bins: NDArray[np.int32], cells: NDArray[np.float64], number: int
 ) -> NDArray[np.float64]:
-    """Return a central moment, shape (1,), with each grey level's power taken once."""
-    mean = np.nanmean(voxels)
-    levels = instance.settings["shared"].levels
-    powers = _by_level(lambda values: np.power(values - mean, order), levels)
-    return np.asarray(np.nanmean(powers[None], 1))
+    """Return for each bin and angle the sum of its cells, in their order, shape (1, bins, angles).
+
+    Cells in the order of a matrix, one after another, is how the original adds them up as well.
+    """
+    columns = [np.bincount(bins, angle, number) for angle in cells.T]
+    return np.asarray(np.stack(columns, axis=-1)[None], dtype=np.float64)
 
 
-def _percentiles(instance: _FeatureClass) -> dict[int, NDArray[np.float64]]:
-    """Return the percentiles, each of shape (1,), from one sorting for all of them."""
-    if "percentiles" not in instance.coefficients:
-        values = np.nanpercentile(instance.targetVoxelArray, _PERCENTS, axis=1)
-        instance.coefficients["percentiles"] = dict(zip(_PERCENTS, values, strict=True))
-    found: dict[int, NDArray[np.float64]] = instance.coefficients["percentiles"]
-    return found
+def _first_order(region: _SharedRegion) -> dict[str, Any]:
+    """Return the first-order features of 8-bit grey levels.
+
+    A level's power is taken once, and percentiles are read from the histogram; sums run over all
+    voxels in their order, as the original's do.
+    """
+    levels, table = region.levels, np.arange(256, dtype=np.float64)
+    number = len(levels)
+
+    def mean_of(by_level: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray([np.add.reduce(by_level[levels]) / number])
+
+    cumulative = np.cumsum(np.bincount(levels, minlength=256))
+    p10, p25, p75, p90 = (_percentile(cumulative, percent) for percent in _PERCENTS)
+    middle = np.searchsorted(cumulative, [(number - 1) // 2, number // 2], side="right")
+    low, high = float(levels.min()), float(levels.max())
+    mean = mean_of(table)[0]
+    second, third, fourth = (mean_of(np.power(table - mean, order)) for order in (2, 3, 4))
+    scale = np.where(second == 0, 1.0, second)
+    kept = (table >= p10) & (table <= p90)
+    inner = np.add.reduce(np.where(kept, table, 0.0)[levels]) / np.count_nonzero(kept[levels])
+    deviation = np.add.reduce(np.where(kept, np.abs(table - inner), 0.0)[levels])
+    shifted = table + region.settings.voxel_array_shift
+    energy = np.add.reduce((shifted**2)[levels])
+    share = region.bin_counts.astype(float)[None] / float(number)
+    return {
+        "10Percentile": p10,
+        "90Percentile": p90,
+        "Energy": energy,
+        "Entropy": (-1.0 * np.sum(share * np.log2(share + np.spacing(1)), 1))[0],
+        "InterquartileRange": p75 - p25,
+        "Kurtosis": (fourth / scale**2.0)[0],
+        "Maximum": high,
+        "MeanAbsoluteDeviation": mean_of(np.abs(table - mean))[0],
+        "Mean": mean,
+        "Median": (middle[0] + middle[1]) / 2,
+        "Minimum": low,
+        "Range": high - low,
+        "RobustMeanAbsoluteDeviation": deviation / np.count_nonzero(kept[levels]),
+        "RootMeanSquared": np.sqrt(energy / number),
+        "Skewness": (third / scale**1.5)[0],
+        "TotalEnergy": energy * np.multiply.reduce(region.settings.spacing_mm),
+        "Uniformity": np.sum(share**2, 1)[0],
+        "Variance": np.sqrt(second[0]) ** 2,
+    }
 
 
-def _interquartile_range(instance: _FeatureClass) -> NDArray[np.float64]:
-    quartiles = _percentiles(instance)
-    return quartiles[75] - quartiles[25]
+def _percentile(cumulative: NDArray[np.int_], percent: int) -> float:
+    """Return a percentile by linear interpolation, rounded as numpy's own rounds."""
+    position = (int(cumulative[-1]) - 1) * (percent / 100)
+    before = math.floor(position)
+    share = position - before
+    places = [before, min(before + 1, int(cumulative[-1]) - 1)]
+    low, high = (float(level) for level in np.searchsorted(cumulative, places, side="right"))
+    step = high - low
+    return high - step * (1 - share) if share >= 0.5 else low + step * share
 
 
 def _bins(levels: NDArray[Any], width: float) -> NDArray[np.int_]:
@@ -184,14 +290,7 @@ def _bins(levels: NDArray[Any], width: float) -> NDArray[np.int_]:
     """
     lowest, highest = float(levels.min()), float(levels.max())
     edges = np.arange(lowest - lowest % width, highest + 2 * width, width)
-    return _by_level(lambda values: np.digitize(values, edges), levels)
-
-
-def _by_level(
-    function: Callable[[NDArray[np.float64]], NDArray[Any]], levels: NDArray[Any]
-) -> NDArray[Any]:
-    """Apply an elementwise function; to 8-bit levels by a table, with the same result."""
     if levels.dtype != np.uint8:
-        return function(levels.astype(np.float64))
-    table = function(np.arange(256, dtype=np.float64))
-    return np.asarray(table[levels])
+        return np.digitize(levels.astype(np.float64), edges)
+    by_level = np.digitize(np.arange(256, dtype=np.float64), edges)
+    return np.asarray(by_level[levels])
