@@ -37,6 +37,8 @@ BUNDLE_HEAD = Head(INFO_FILE, KIND)
 _FILES = {WEIGHTS_FILE, CARD_FILE}
 _UNREAD = "radiomics_normalisation"
 """Written by releases before 0.2.0 and never read; each guided round fits its own."""
+_OBJECTS = ("calibration", "thresholds", "reference", "metrics", "settings")
+_KINDS: dict[str, type] = {**dict.fromkeys(_OBJECTS, dict), "history": list}
 _FINDING = re.compile(r"[^\W_][^/\\\x00-\x1f\x7f]{0,63}")
 """Names end up in tables, reports and file names: a letter or digit first, no slash, one line."""
 
@@ -69,6 +71,8 @@ class BundleInfo:
     """Results and the protocol they were measured by."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Training and guidance settings of this round."""
+    history: list[dict[str, Any]] | None = None
+    """The epochs of this round as `model.training.fit` returns them; None in older bundles."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as JSON gives it back: lists for tuples, strings for names."""
@@ -237,9 +241,9 @@ def _faults(info: BundleInfo) -> Iterator[str]:
         yield "findings must be distinct names of at most 64 characters without a slash"
     if not isinstance(number, int) or number < 0:
         yield f"round is {number!r}, it must be a whole number of at least 0"
-    for key in ("calibration", "thresholds", "reference", "metrics", "settings"):
-        if not isinstance(getattr(info, key), dict | None):
-            yield f"{key} must be an object"
+    for key, kind in _KINDS.items():
+        if not isinstance(getattr(info, key), kind | None):
+            yield f"{key} must be {'a list' if kind is list else 'an object'}"
             return
     yield from _threshold_faults("thresholds", info.thresholds or {}, names)
     if info.calibration is not None:

@@ -1,9 +1,12 @@
-"""State of an unfinished training: weights, optimiser, position. Safetensors and JSON only."""
+"""State of a training: weights, optimiser, averages, position. Stored as safetensors and JSON."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -11,8 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from chexradinet.artifacts import Head, read_document, sha256_of, write_document, writing_directory
+from chexradinet.config import TrainConfig
 from chexradinet.errors import ArtifactError, MismatchError
 
+WARM_UP_FRACTION = 0.2
+"""Part of the one-cycle schedule in which the learning rate rises."""
 KIND = "training-checkpoint"
 SCHEMA = 1
 _STATE_FILE = "state.safetensors"
@@ -25,8 +31,8 @@ class Position:
 
     step: int = 0
     """Steps done, over all epochs."""
-    history: list[dict[str, float]] = field(default_factory=list)
-    """Mean losses of the finished epochs."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Records of the finished epochs, as `fit` returns them."""
     sums: dict[str, float] = field(default_factory=dict)
     """Sums of the losses over the steps of the epoch that is not finished."""
 
@@ -39,6 +45,59 @@ class Trained:
     """Network and heads."""
     optimizer: Optimizer
     scheduler: LRScheduler
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """Moving averages of the floating-point weights, by name; empty if none are kept."""
+
+    def follow(self, decay: float, step: int) -> None:
+        """Move the averages towards the weights; early ones follow faster, to forget the start."""
+        if self.average:
+            state = self.modules.state_dict()
+            current = [state[name] for name in self.average]
+            weight = 1 - min(decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(self.average.values()), current, weight)
+
+    def use_average(self) -> None:
+        """Let the averages be the weights, if there are any."""
+        self.modules.load_state_dict(self.average, strict=False)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the averages be the weights until the block ends."""
+        state = self.modules.state_dict()
+        before = {name: state[name].clone() for name in self.average}
+        self.use_average()
+        try:
+            yield
+        finally:
+            self.modules.load_state_dict(before, strict=False)
+
+
+def prepared(
+    modules: nn.ModuleDict, config: TrainConfig, steps: int, place: torch.device
+) -> Trained:
+    """Return the state of a training at its start: AdamW on a one-cycle schedule.
+
+    Args:
+        modules: Network and heads, on the device.
+        config: How to train.
+        steps: Optimisation steps of the whole training.
+        place: The device.
+    """
+    # On a CPU a fused step rounds otherwise than the plain one, by which earlier runs were made.
+    optimizer = torch.optim.AdamW(
+        modules.parameters(),
+        config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=place.type == "cuda",
+    )
+    # The schedule divides by the length of its warm-up less one step, so that may not be 0.
+    warm_up = max(WARM_UP_FRACTION, 1.5 / steps) if steps > 1 else WARM_UP_FRACTION
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=steps, pct_start=warm_up
+    )
+    state = modules.state_dict() if config.ema_decay else {}
+    average = {name: value.clone() for name, value in state.items() if value.is_floating_point()}
+    return Trained(modules, optimizer, scheduler, average)
 
 
 def save_checkpoint(target: Path, run: str, trained: Trained, position: Position) -> None:
@@ -54,6 +113,7 @@ def save_checkpoint(target: Path, run: str, trained: Trained, position: Position
     tensors = {f"modules.{name}": value for name, value in trained.modules.state_dict().items()}
     for index, moments in optimizer["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+    tensors |= {f"average.{name}": value for name, value in trained.average.items()}
     with writing_directory(target, Head(POSITION_FILE, KIND)) as folder:
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / _STATE_FILE
@@ -88,7 +148,7 @@ def load_checkpoint(source: Path, run: str, trained: Trained) -> Position:
     if document["run"] != run:
         raise MismatchError(
             f"{source} is the checkpoint of another run: settings, data or initial weights differ; "
-            "remove it to start anew, or go on with what it was made from"
+            "remove it to start afresh, or continue with what it was made from"
         )
     path = source / _STATE_FILE
     if sha256_of(path) != document["sha256"]:
@@ -108,9 +168,17 @@ def _restore(trained: Trained, tensors: dict[str, Tensor], document: dict[str, A
         owner, rest = name.split(".", 1)
         if owner == "modules":
             modules[rest] = value
+        elif owner == "average":
+            trained.average[rest].copy_(value)
         else:
             index, moment = rest.split(".")
             moments.setdefault(int(index), {})[moment] = value
     trained.modules.load_state_dict(modules)
-    trained.optimizer.load_state_dict({"state": moments, "param_groups": document["groups"]})
+    # Whether the step is fused depends on where it is done now, not on where the state comes from.
+    own = trained.optimizer.param_groups
+    groups = [
+        {**kept, "fused": group["fused"]}
+        for kept, group in zip(document["groups"], own, strict=True)
+    ]
+    trained.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     trained.scheduler.load_state_dict(document["schedule"])

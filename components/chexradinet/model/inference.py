@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from chexradinet.model.resnet import ChexRadiNet, normalise
+from chexradinet.model.resnet import ChexRadiNet, normalise, placed
 
 Fetch = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 """Gives the images of some rows of a data set: uint8, shape (n, H, W)."""
@@ -98,7 +98,7 @@ def predict_folded(
     """
     place = next(working.parameters()).device
     with torch.inference_mode():
-        found = working(normalise(torch.as_tensor(images).to(place, non_blocking=True)))
+        found = working(normalise(placed(torch.as_tensor(images), place)))
         wanted = found.maps if maps else found.maps[..., :0, :0]
         return Predictions(
             rows,

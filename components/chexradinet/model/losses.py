@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chexradinet.config import GuidanceConfig
-from chexradinet.model.resnet import Prediction
+from chexradinet.model.resnet import Prediction, placed
 
 NUM_RADIOMICS = 102
 """Features of a region: pyradiomics' seven 2D classes."""
@@ -40,15 +40,18 @@ def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: Shape (B, F).
-        labels: 1, 0 or NaN for unknown, shape (B, F).
+        labels: 1, 0 or NaN for unknown, shape (B, F); best on the host, so that no accelerator has
+            to be waited for.
 
     Returns:
         A scalar; 0 where nothing is known.
     """
-    known = ~labels.isnan()
+    known = _indices(~labels.isnan(), logits.device)
     return _mean(
         functional.binary_cross_entropy_with_logits(
-            logits[known].float(), labels[known].float(), reduction="none"
+            logits.flatten()[known].float(),
+            placed(labels.flatten(), logits.device)[known].float(),
+            reduction="none",
         )
     )
 
@@ -62,12 +65,13 @@ def map_entropy(maps: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         maps: Class activation maps, shape (B, F, h, w).
-        labels: 1, 0 or NaN, shape (B, F).
+        labels: 1, 0 or NaN, shape (B, F); best on the host.
 
     Returns:
         The mean over the positives, a scalar; 0 where there is none.
     """
-    chosen = maps[labels == 1].flatten(1).float()  # (positives, cells)
+    # (positives, cells)
+    chosen = maps.flatten(0, 1)[_indices(labels == 1, maps.device)].flatten(1).float()
     log_share = chosen.log_softmax(1)
     entropy = -(log_share.exp() * log_share).sum(1)
     return _mean(entropy / math.log(max(chosen.shape[1], 2)))
@@ -99,13 +103,17 @@ def nt_xent(
     num_pairs = len(image_embeddings)
     similarity = views @ views.T / temperature  # (2P, 2P)
     itself = torch.eye(2 * num_pairs, dtype=torch.bool, device=views.device)
-    positive = itself.roll(num_pairs, dims=1)
+    partner = torch.arange(2 * num_pairs, device=views.device).roll(num_pairs)[:, None]
     left_out = itself
     if owners is not None:
         twice = torch.cat((owners, owners))
-        left_out = (twice[:, None] == twice) & ~positive
+        left_out = (twice[:, None] == twice) & ~itself.roll(num_pairs, dims=1)
     similarity = similarity.masked_fill(left_out, -torch.inf)
-    return _mean(similarity.logsumexp(1) - similarity[positive]) if num_pairs else views.sum()
+    return (
+        _mean(similarity.logsumexp(1) - similarity.gather(1, partner)[:, 0])
+        if num_pairs
+        else views.sum()
+    )
 
 
 def guided_loss(
@@ -139,6 +147,12 @@ def guided_loss(
         parts["contrastive"] = contrastive.detach()
         total = total + contrast * contrastive
     return total, parts
+
+
+def _indices(chosen: Tensor, device: torch.device) -> Tensor:
+    """Return the places in the flattened array where it is true, on a device."""
+    places = chosen.flatten().nonzero()[:, 0]
+    return placed(places, device) if places.device != device else places
 
 
 def _mean(values: Tensor) -> Tensor:

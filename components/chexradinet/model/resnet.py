@@ -163,6 +163,13 @@ def normalise(images: Tensor) -> Tensor:
     return images.unsqueeze(1).float().div_(255).sub_(0.5).div_(0.25)
 
 
+def placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device, without waiting for the device."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def load_imagenet_weights(network: ChexRadiNet, path: Path) -> None:
     """Start from torchvision's weights: the stem summed over red, green and blue, no head.
 

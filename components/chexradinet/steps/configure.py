@@ -1,14 +1,13 @@
 """Kubeflow component that checks all settings of a training in seconds, before ingest."""
 
-import functools
 from typing import NamedTuple
 
 from chexradinet.config.parameters import TrainingSettings
-from chexradinet.steps import worker
+from chexradinet.steps import worker_given
 
 
 # fmt: off
-@functools.partial(worker, settings=TrainingSettings)
+@worker_given(TrainingSettings)
 def configure(
     max_rounds: int, has_arms: bool, **given: object
 ) -> NamedTuple("Configured", [  # type: ignore[valid-type]

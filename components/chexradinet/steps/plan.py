@@ -1,14 +1,13 @@
 """Kubeflow component that plans a night."""
 
-import functools
 from typing import List, NamedTuple  # noqa: UP035 - kfp reads these annotations by name
 
 from chexradinet.config.parameters import NightlySettings
-from chexradinet.steps import worker
+from chexradinet.steps import worker_given
 
 
 # fmt: off
-@functools.partial(worker, settings=NightlySettings)
+@worker_given(NightlySettings)
 def plan(
     run_id: str, max_loop: int, **given: object
 ) -> NamedTuple("Planned", [  # type: ignore[valid-type]

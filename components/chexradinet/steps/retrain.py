@@ -45,11 +45,10 @@ def retrain(
         return open_round(round_number + 1, rounds, False, num_shards, accelerators)
 
     from chexradinet.config import GuidanceRecipe, RetrainConfig
-    from chexradinet.training.device import check_accelerator
+    from chexradinet.training.device import num_processes
     from chexradinet.training.retrain import retrain
     from chexradinet.training.train import headline
 
-    check_accelerator(accelerator_type, accelerators)
     given = RetrainConfig(**settings)
     outcome = retrain(
         Path(previous.path),
@@ -63,6 +62,7 @@ def retrain(
         ),
         config=given.training(),
         min_improvement=given.min_improvement,
+        processes=num_processes(accelerator_type, accelerators),
     )
     for name, value in headline(outcome.info).items():
         metrics.log_metric(name, value)

@@ -18,10 +18,9 @@ def train(
     from pathlib import Path
 
     from chexradinet.config.parameters import RoundZero
-    from chexradinet.training.device import check_accelerator
+    from chexradinet.training.device import num_processes
     from chexradinet.training.train import headline, train
 
-    check_accelerator(accelerator_type, accelerators)
     given = RoundZero(**settings)
     info = train(
         Path(dataset.path),
@@ -29,6 +28,7 @@ def train(
         given.network,
         given.training,
         initial_weights=given.initial_weights,
+        processes=num_processes(accelerator_type, accelerators),
     )
     for name, value in headline(info).items():
         metrics.log_metric(name, value)

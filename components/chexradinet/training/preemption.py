@@ -20,6 +20,7 @@ from types import FrameType
 from chexradinet.artifacts import read_document
 from chexradinet.errors import Interrupted, StoreError, StoreIntegrityError, StoreNotFoundError
 from chexradinet.model.checkpoint import KIND, POSITION_FILE, SCHEMA
+from chexradinet.model.distributed import Ranks
 from chexradinet.store.opening import open_store
 from chexradinet.store.transfer import download_directory, upload_directory
 from chexradinet.store.uri import CHECKPOINT_VARIABLE, checkpoint_folder, join_uri
@@ -42,6 +43,8 @@ class Safeguard:
     """Name of the signal that asked for the end."""
     training: bool = True
     """Whether `fit` may still be asking `should_stop`."""
+    writes: bool = True
+    """Whether this process keeps the state; of several that train together, one does."""
     newest: str = ""
     """Name of the state that is kept."""
     _kept: tuple[int, int] = (0, 0)
@@ -79,7 +82,7 @@ class Safeguard:
         A store that fails is a warning: training goes on, and the next state is tried again.
         """
         written = self.local / POSITION_FILE
-        if not self.folder or not written.exists():
+        if not (self.folder and self.writes and written.exists()):
             return
         status = written.stat()
         if self._kept == (status.st_mtime_ns, status.st_ino):
@@ -152,7 +155,11 @@ def safeguard(run: str, checkpoint_uri: str | None = None) -> Iterator[Safeguard
         StoreError: an earlier state cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
-        guard = Safeguard(checkpoint_folder(run, checkpoint_uri), Path(scratch) / "state")
+        guard = Safeguard(
+            checkpoint_folder(run, checkpoint_uri),
+            Path(scratch) / "state",
+            writes=Ranks.current().is_writer,
+        )
         guard.restore()
         with _handling(guard):
             try:
@@ -160,7 +167,7 @@ def safeguard(run: str, checkpoint_uri: str | None = None) -> Iterator[Safeguard
             except Interrupted:
                 guard.keep()
                 raise Interrupted(guard.farewell()) from None
-        if guard.folder:
+        if guard.folder and guard.writes:
             with contextlib.suppress(StoreError):
                 _forget(guard.folder)
 

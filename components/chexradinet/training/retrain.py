@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +12,24 @@ from chexradinet.artifacts import require_replaceable
 from chexradinet.config import GuidanceConfig, GuidanceRecipe, TrainConfig, digest_of
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
-from chexradinet.evaluation.evaluator import validate
 from chexradinet.model.bundle import (
     BUNDLE_HEAD,
     BundleInfo,
     LoadedBundle,
     load_bundle,
     model_card,
+    read_bundle_info,
     require_match,
     save_bundle,
 )
-from chexradinet.model.training import Regions, fit, run_digest
-from chexradinet.monitoring import ProgressReporter, timed_stage
+from chexradinet.model.distributed import Ranks
+from chexradinet.model.training import Regions, run_digest
+from chexradinet.monitoring import timed_stage
 from chexradinet.records import FeatureStatus, Split
 from chexradinet.regions.normalisation import fit_normalisation
 from chexradinet.regions.tables import FeaturesArtifact, read_feature_shards
-from chexradinet.training.preemption import safeguard
-from chexradinet.training.train import round_summary, training_data
+from chexradinet.training.device import on_processes
+from chexradinet.training.train import round_summary, trained, training_data
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ def retrain(
     config: TrainConfig,
     min_improvement: float = 0.0,
     progress: Callable[[int, int, float], None] | None = None,
+    processes: int = 1,
 ) -> RoundOutcome:
     """Train one guided round from the bundle of the round before, and write its bundle.
 
@@ -70,7 +73,8 @@ def retrain(
         guidance: What is added to the classification loss.
         config: How to train; equal seeds give every arm the same images in the same order.
         min_improvement: By how much the validation mean AUROC must rise to count as better.
-        progress: Called with the step, the number of steps and the loss.
+        progress: Called as `fit` calls it; several processes do not call it.
+        processes: Number of processes, one per accelerator; equal up to rounding to one process.
 
     Raises:
         ConfigError: `target` holds something else than a bundle, or cannot be made.
@@ -80,6 +84,37 @@ def retrain(
         Interrupted: the process was asked to end; the message says where its state is.
     """
     require_replaceable(target, BUNDLE_HEAD)
+    work = partial(
+        _retrain,
+        bundle,
+        dataset,
+        features,
+        target,
+        round_number=round_number,
+        guidance=guidance,
+        config=config,
+    )
+    if processes == 1:
+        info = work(progress=progress)
+    else:
+        on_processes(processes, work)
+        info = read_bundle_info(target)[0]
+    improved = _improved(info, min_improvement)
+    _log.info("round %d (%s): improved=%s", round_number, info.guidance, improved)
+    return RoundOutcome(info=info, improved=improved)
+
+
+def _retrain(
+    bundle: Path,
+    dataset: Path,
+    features: Sequence[Path],
+    target: Path,
+    *,
+    round_number: int,
+    guidance: GuidanceConfig,
+    config: TrainConfig,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> BundleInfo:
     data = open_dataset(dataset)
     loaded = load_bundle(bundle)
     require_match(
@@ -95,24 +130,14 @@ def retrain(
     seeded = config.changed(seed=config.seed + _SEED_STRIDE * round_number)
     parts = (loaded.network, loaded.heads, training_data(data), seeded, guidance)
     run = digest_of(["retrain", round_number, data.digest, run_digest(*parts, regions)])
-    with safeguard(run) as guard:
-        history = fit(
-            *parts,
-            regions=regions,
-            progress=ProgressReporter(progress),
-            checkpoint=guard.checkpoint,
-            should_stop=guard.should_stop,
-            should_save=guard.should_save,
+    with trained(run, parts, data, progress, regions) as (history, validation):
+        info = replace(
+            _describe(loaded, round_number, guidance, validation, seeded), history=history
         )
-        guard.trained()
-        validation = validate(loaded.network, data)
-        info = _describe(loaded, round_number, guidance, validation, seeded)
-        info.metrics["epochs"] = history
         info.metrics["num_guiding_regions"] = 0 if regions is None else len(regions.image_row)
-        save_bundle(target, info, loaded.network, loaded.heads, model_card(info))
-    improved = _improved(info, min_improvement)
-    _log.info("round %d (%s): improved=%s", round_number, guidance.arm, improved)
-    return RoundOutcome(info=info, improved=improved)
+        if Ranks.current().is_writer:
+            save_bundle(target, info, loaded.network, loaded.heads, model_card(info))
+    return info
 
 
 def _guiding_regions(data: Dataset, features: FeaturesArtifact) -> Regions | None:

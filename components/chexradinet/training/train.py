@@ -1,9 +1,12 @@
 """Round 0: a classifier trained on image labels alone."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from chexradinet.artifacts import require_replaceable
 from chexradinet.config import (
@@ -14,15 +17,27 @@ from chexradinet.config import (
     digest_of,
 )
 from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.errors import TrainingError
 from chexradinet.evaluation.evaluator import validate
-from chexradinet.model.bundle import BUNDLE_HEAD, BundleInfo, model_card, save_bundle
-from chexradinet.model.losses import build_heads
+from chexradinet.model.bundle import (
+    BUNDLE_HEAD,
+    BundleInfo,
+    model_card,
+    read_bundle_info,
+    save_bundle,
+)
+from chexradinet.model.distributed import Ranks
+from chexradinet.model.losses import GuidanceHeads, build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights
-from chexradinet.model.training import TrainingData, fit, run_digest
+from chexradinet.model.training import Regions, TrainingData, fit, run_digest
 from chexradinet.monitoring import ProgressReporter, timed_stage
 from chexradinet.records import Split
 from chexradinet.store.opening import open_object
+from chexradinet.training.device import on_processes
 from chexradinet.training.preemption import safeguard
+
+FitArguments = tuple[ChexRadiNet, GuidanceHeads | None, TrainingData, TrainConfig, GuidanceConfig]
+"""Network, heads, data and settings, in the order of `fit`."""
 
 Progress = Callable[[int, int, float], None]
 """Called with the step, the number of steps and the loss."""
@@ -36,6 +51,7 @@ def train(
     config: TrainConfig,
     initial_weights: str = "",
     progress: Progress | None = None,
+    processes: int = 1,
 ) -> BundleInfo:
     """Train round 0 and write its bundle.
 
@@ -46,7 +62,8 @@ def train(
         config: How to train it.
         initial_weights: Path or URI of a torchvision state dict of the same depth; empty starts
             at random.
-        progress: Called after each step.
+        progress: Called as `fit` calls it; several processes do not call it.
+        processes: Number of processes, one per accelerator; equal up to rounding to one process.
 
     Raises:
         ConfigError: `target` holds something else than a bundle, or cannot be made.
@@ -55,6 +72,20 @@ def train(
         Interrupted: the process was asked to end; the message says where its state is.
     """
     require_replaceable(target, BUNDLE_HEAD)
+    if processes == 1:
+        return _train(dataset, target, network, config, initial_weights, progress)
+    on_processes(processes, _train, dataset, target, network, config, initial_weights)
+    return read_bundle_info(target)[0]
+
+
+def _train(
+    dataset: Path,
+    target: Path,
+    network: NetworkConfig,
+    config: TrainConfig,
+    initial_weights: str,
+    progress: Progress | None = None,
+) -> BundleInfo:
     data = open_dataset(dataset)
     classifier = build_network(network, len(data.info.findings), seed=config.seed)
     if initial_weights:
@@ -63,16 +94,7 @@ def train(
     guidance = GuidanceConfig(guidance=GuidanceRecipe.NONE)
     parts = (classifier, heads, training_data(data), config, guidance)
     run = digest_of(["train", data.digest, network.record(), run_digest(*parts)])
-    with safeguard(run) as guard:
-        history = fit(
-            *parts,
-            progress=ProgressReporter(progress),
-            checkpoint=guard.checkpoint,
-            should_stop=guard.should_stop,
-            should_save=guard.should_save,
-        )
-        guard.trained()
-        validation = validate(classifier, data)
+    with trained(run, parts, data, progress) as (history, validation):
         info = BundleInfo(
             network=network,
             findings=data.info.findings,
@@ -84,12 +106,47 @@ def train(
             metrics={
                 "validation": validation,
                 "history": [round_summary(0, guidance.arm, validation)],
-                "epochs": history,
             },
             settings={"train": config.record()},
+            history=history,
         )
-        save_bundle(target, info, classifier, heads, model_card(info))
+        if Ranks.current().is_writer:
+            save_bundle(target, info, classifier, heads, model_card(info))
     return info
+
+
+@contextmanager
+def trained(
+    run: str,
+    parts: FitArguments,
+    data: Dataset,
+    progress: Progress | None,
+    regions: Regions | None = None,
+) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """Train under a safeguard; give the history and the validation metrics.
+
+    The state of the training is kept until the block ends without an error.
+
+    Args:
+        run: Digest of all that decides the outcome.
+        parts: Network, heads, data and settings, as `fit` takes them.
+        data: Data set to validate on.
+        progress: As `fit` takes it.
+        regions: As `fit` takes it.
+    """
+    network = parts[0]
+    with safeguard(run) as guard:
+        history = fit(
+            *parts,
+            regions=regions,
+            progress=ProgressReporter(progress),
+            checkpoint=guard.checkpoint,
+            should_stop=guard.should_stop,
+            should_save=guard.should_save,
+            validate=lambda: validate(network, data)["mean_auroc"],
+        )
+        guard.trained()
+        yield history, validate(network, data)
 
 
 def _load_weights(classifier: ChexRadiNet, uri: str) -> None:
@@ -101,8 +158,21 @@ def _load_weights(classifier: ChexRadiNet, uri: str) -> None:
 
 
 def training_data(data: Dataset) -> TrainingData:
-    """Return the training split as the training loop reads it: nothing of a box is in it."""
-    return TrainingData(images=data.images, labels=data.labels, rows=data.rows(Split.TRAIN))
+    """Return the training split as the training loop reads it: nothing of a box is in it.
+
+    Raises:
+        TrainingError: a finding has no known label in the training split; it names those.
+    """
+    rows = data.rows(Split.TRAIN)
+    known = ~np.isnan(data.labels[rows])
+    columns = zip(data.info.findings, known.T, strict=True)
+    names = [name for name, column in columns if not column.any()]
+    if 0 < len(names) < known.shape[1]:
+        raise TrainingError(
+            f"no training image has a known label of {', '.join(names)}: there is nothing to learn "
+            "it from; ingest without it, or with labels for it"
+        )
+    return TrainingData(images=data.images, labels=data.labels, rows=rows)
 
 
 def headline(info: BundleInfo) -> dict[str, float]:

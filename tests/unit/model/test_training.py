@@ -87,8 +87,8 @@ def test_any_number_of_steps_can_be_scheduled(steps: int) -> None:
 def test_no_region_at_all_leaves_the_other_terms() -> None:
     network, heads = _parts()
     history = fit(network, heads, _squares(), SETTINGS, GUIDED, regions=_regions(0))
-    assert history[0]["contrastive"] == 0
-    assert history[0]["entropy"] > 0
+    assert history[0]["parts"]["contrastive"] == 0
+    assert history[0]["parts"]["entropy"] > 0
 
 
 def test_a_bright_square_is_learned_and_found() -> None:
@@ -97,7 +97,7 @@ def test_a_bright_square_is_learned_and_found() -> None:
     settings = SETTINGS.changed(epochs=8)
     history = fit(network, heads, data, settings, GUIDED, regions=_regions(64))
     for part in ("classification", "entropy", "contrastive"):
-        assert history[-1][part] < 0.8 * history[0][part]
+        assert history[-1]["parts"][part] < 0.8 * history[0]["parts"][part]
     unseen = _squares(96, side=64)
     with_square = np.arange(65, 96, 2)
     positive = predict(network, unseen.fetch, with_square, device="cpu")

@@ -1,0 +1,151 @@
+"""Several processes that train together: like one process, all or none, and stopped in order."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from chexradinet.config import GuidanceConfig, GuidanceRecipe, NetworkConfig, TrainConfig
+from chexradinet.errors import ConfigError, TrainingError
+from chexradinet.model.bundle import load_bundle
+from chexradinet.model.distributed import Ranks
+from chexradinet.model.losses import build_heads
+from chexradinet.model.resnet import build_network
+from chexradinet.model.training import Regions, TrainingData, fit
+from chexradinet.training.device import num_processes, on_processes
+
+GPU = "nvidia.com/gpu"
+CONFIG = TrainConfig(epochs=2, batch_size=10, learning_rate=1e-3, num_threads=1)
+GUIDED, NONE = GuidanceConfig(), GuidanceConfig(guidance=GuidanceRecipe.NONE)
+
+
+def fitted(target: Path, config: TrainConfig, guidance: GuidanceConfig) -> None:
+    """Train on 28 images, of which some have two regions and some labels are unknown."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (28, 32, 32)).astype(np.uint8)
+    labels = generator.choice([0.0, 1.0, np.nan], (28, 2)).astype(np.float32)
+    data = TrainingData(images=images, labels=labels, rows=np.arange(28))
+    features = generator.normal(size=(40, 102)).astype(np.float32)
+    regions = Regions(image_row=generator.integers(0, 28, 40), features=features)
+    network = build_network(NetworkConfig(backbone="resnet18-narrow", map_stride=8), 2, seed=0)  # type: ignore[arg-type]
+    heads = build_heads(64, seed=0)
+    history = fit(network, heads, data, config, guidance, regions=regions, device="cpu")
+    if Ranks.current().is_writer:
+        state = {**network.state_dict(), **heads.state_dict()}
+        weights = {name: value.contiguous() for name, value in state.items()}
+        save_file(weights, target.with_suffix(".safetensors"))
+        target.write_text(json.dumps(history))
+
+
+@pytest.mark.parametrize(
+    ("config", "guidance"),
+    [
+        (CONFIG, GUIDED),
+        (CONFIG.changed(accumulation=2, ema_decay=0.9), GUIDED),
+    ],
+    ids=["guided", "accumulated and averaged"],
+)
+def test_two_processes_train_like_one(
+    tmp_path: Path, config: TrainConfig, guidance: GuidanceConfig
+) -> None:
+    fitted(tmp_path / "one", config, guidance)
+    on_processes(2, fitted, tmp_path / "two", config, guidance)
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one", "two"))
+    for alone, together in zip(one, two, strict=True):
+        assert together["loss"] == pytest.approx(alone["loss"], rel=2e-4)
+        assert together["parts"] == pytest.approx(alone["parts"], rel=2e-3)
+    weights = [load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=5e-3, atol=5e-3, msg=name)
+
+
+def test_statistics_of_each_process_alone_give_another_network(tmp_path: Path) -> None:
+    fitted(tmp_path / "one", CONFIG, NONE)
+    on_processes(2, fitted, tmp_path / "two", CONFIG.changed(sync_batch_norm=False), NONE)
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one", "two"))
+    assert two[0]["loss"] != pytest.approx(one[0]["loss"], rel=2e-4)
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=0.3)
+
+
+def test_batches_smaller_than_the_number_of_processes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"ConfigError.*too small for 2 processes"):
+        on_processes(2, fitted, tmp_path / "x", CONFIG.changed(accumulation=9), NONE)
+
+
+def killed(marker: Path) -> None:
+    """End the second process without notice; the first waits for ever."""
+    if Ranks.current().rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    marker.write_text("waiting")
+    while True:
+        time.sleep(0.05)
+
+
+def test_a_process_that_dies_ends_all_of_them(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"process 1 of 2 ended the training: .*SIGKILL"):
+        on_processes(2, killed, tmp_path / "marker")
+
+
+@pytest.mark.parametrize("number", ["two", "-1", "1.5", ""])
+def test_number_of_accelerators_that_is_none_is_refused(number: str) -> None:
+    with pytest.raises(ConfigError, match="accelerator_count"):
+        num_processes(GPU, number)
+
+
+def test_more_accelerators_than_visible_are_refused_before_training() -> None:
+    visible = torch.cuda.device_count()
+    with pytest.raises(ConfigError, match=rf"is {visible + 1}, but torch sees {visible} of {GPU}"):
+        num_processes(GPU, visible + 1)
+
+
+@pytest.mark.parametrize(("kind", "number"), [("", "4"), (GPU, "0"), (GPU, 0)])
+def test_no_accelerator_is_one_process(kind: str, number: str | int) -> None:
+    assert num_processes(kind, number) == 1
+
+
+PROGRAM = """
+import logging, sys
+from pathlib import Path
+from chexradinet.config import NetworkConfig, TrainConfig
+from chexradinet.training.train import train
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    config = TrainConfig(epochs=int(sys.argv[3]), batch_size=8, num_threads=1)
+    network = NetworkConfig(backbone="resnet18-narrow", map_stride=8)
+    train(Path(sys.argv[1]), Path(sys.argv[2]), network, config, processes=2)
+"""
+
+
+def test_asked_to_end_two_processes_keep_their_state_once_and_continue(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "train_two.py"
+    script.write_text(PROGRAM)
+    state, target = tmp_path / "state", tmp_path / "model"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CHEXRADINET_CHECKPOINT_URI": str(state)}
+    command = [sys.executable, str(script), str(tiny_dataset), str(target), "4"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "epoch 1 of 4" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "Interrupted: SIGTERM ended the training" in said
+    (kept,) = state.glob("*/step-*/position.json")
+    step = json.loads(kept.read_text())["step"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    assert f"step-{step:09d}" in said
+    assert not list(state.rglob("*.*"))
+    assert len(load_bundle(target).info.history or []) == 4
