@@ -1,6 +1,7 @@
 """What the cluster offers, as far as `kubectl` can tell, before a run asks for it."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -9,6 +10,9 @@ from typing import Any
 from chexradinet.errors import ConfigError
 
 _TIMEOUT_S = 15
+_PODS_SHOWN, _LINES_SHOWN = 3, 8
+_NODE = "workflows.argoproj.io/node-name"
+"""Annotation with the path of a pod's node from the root of the run."""
 
 
 def check_accelerators(accelerator_type: str, count: int, selector: Mapping[str, str]) -> str:
@@ -43,22 +47,63 @@ def check_accelerators(accelerator_type: str, count: int, selector: Mapping[str,
     )
 
 
-def _nodes() -> list[dict[str, Any]] | str:
-    """Return the cluster's nodes, or why they are not known."""
+def failed_pods(run_id: str, namespace: str) -> str:
+    """Return the failed pods of a run with the end of their logs, or how to look for them.
+
+    Args:
+        run_id: The run; Kubeflow labels each of its pods with it.
+        namespace: Namespace of its pods.
+    """
+    place = ["--namespace", namespace]
+    listing = ["get", "pods", *place, "--selector", f"pipeline/runid={run_id}"]
+    found = kubectl(*listing, "--field-selector", "status.phase=Failed", "--output", "json")
+    pods = [] if isinstance(found, Unknown) else json.loads(found or "{}").get("items", [])
+    pods.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+    lines = []
+    for pod in pods[-_PODS_SHOWN:]:
+        name = pod["metadata"]["name"]
+        logs = ["logs", *place, name, "--container", "main"]
+        said = kubectl(*logs, f"--tail={_LINES_SHOWN}").splitlines()
+        step = re.sub(r"\(\d+(:\d+)?\)", "", pod["metadata"].get("annotations", {}).get(_NODE, ""))
+        lines.append(f"pod {name} ({step.partition('.root.')[2] or 'step unknown'}) failed:")
+        lines += [f"    {line}" for line in said]
+        lines.append(f"    all of it: kubectl {' '.join(logs)}")
+    if not lines:
+        lines = [f"what failed shows: kubectl {' '.join(listing)}"]
+    return "\n".join(lines)
+
+
+class Unknown(str):
+    """Why kubectl gave no answer."""
+
+    __slots__ = ()
+
+
+def kubectl(*words: str) -> str:
+    """Return what a kubectl command prints, or `Unknown`: why it printed nothing."""
     if shutil.which("kubectl") is None:
-        return "kubectl is not installed"
-    command = ["kubectl", "get", "nodes", "--output", "json", f"--request-timeout={_TIMEOUT_S}s"]
+        return Unknown("kubectl is not installed")
+    command = ["kubectl", *words, f"--request-timeout={_TIMEOUT_S}s"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=2 * _TIMEOUT_S, check=False
         )
-        items: list[dict[str, Any]] = json.loads(done.stdout or "{}").get("items", [])
     except subprocess.TimeoutExpired:
-        return f"kubectl did not answer within {2 * _TIMEOUT_S} s"
+        return Unknown(f"kubectl did not answer within {2 * _TIMEOUT_S} s")
+    if done.returncode:
+        return Unknown(f"kubectl says {(done.stderr.strip().splitlines() or ['nothing'])[-1]!r}")
+    return done.stdout
+
+
+def _nodes() -> list[dict[str, Any]] | str:
+    """Return the cluster's nodes, or why they are not known."""
+    found = kubectl("get", "nodes", "--output", "json")
+    if isinstance(found, Unknown):
+        return found
+    try:
+        items: list[dict[str, Any]] = json.loads(found or "{}").get("items", [])
     except ValueError:
         return "kubectl printed no JSON"
-    if done.returncode:
-        return f"kubectl says {(done.stderr.strip().splitlines() or ['nothing'])[-1]!r}"
     return items
 
 

@@ -1,11 +1,12 @@
 """Submitting: what is checked before, what is created, how refusals read."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import kfp_server_api as kfp_api
@@ -377,33 +378,94 @@ def test_a_cluster_that_cannot_be_asked_is_noted_and_does_not_stop_the_run(
     assert f"cannot tell whether the cluster has 1 x nvidia.com/gpu: {note}" in result.output
 
 
-def _task(name: str, state: str, seconds: int = 0) -> kfp_api.V2beta1PipelineTaskDetail:
-    start = datetime(2026, 1, 1, tzinfo=UTC)
-    return kfp_api.V2beta1PipelineTaskDetail(
-        task_id=name,
-        display_name=name,
-        state=state,
-        start_time=start,
-        end_time=start + timedelta(seconds=seconds),
-        error=kfp_api.GoogleRpcStatus(message="out of memory") if state == "FAILED" else None,
+def _recorded(kubeflow: FakeKubeflow, shared_data: Path, name: str) -> None:
+    """Let the server answer as a real one did."""
+    text = (shared_data / "kfp_api" / f"{name}.json").read_text(encoding="utf-8")
+    run = kubeflow.client.deserialize(SimpleNamespace(data=text), "V2beta1Run")
+    kubeflow.tasks = run.run_details.task_details
+    kubeflow.states = ["RUNNING", run.state]
+
+
+def _lines(output: str) -> list[tuple[str, str]]:
+    found = re.findall(r"^  (done  |FAILED) (\S+) +\d+ s$", output, re.MULTILINE)
+    return [(mark.strip(), name) for mark, name in found]
+
+
+def test_a_recorded_night_is_shown_by_its_own_steps_each_once(
+    kubeflow: FakeKubeflow, command: list[str], shared_data: Path
+) -> None:
+    _recorded(kubeflow, shared_data, "nightly-succeeded")
+    result = _run(command)
+    assert result.exit_code == 0
+    assert _lines(result.output) == [
+        ("done", name) for name in ("plan", "score-shards", "score", "collect", "report-outcome")
+    ]
+
+
+def test_a_recorded_training_that_is_listed_as_running_has_succeeded(
+    kubeflow: FakeKubeflow, command: list[str], shared_data: Path
+) -> None:
+    _recorded(kubeflow, shared_data, "training-succeeded")
+    assert any(task.display_name == "root" and task.state == "RUNNING" for task in kubeflow.tasks)
+    result = _run(command)
+    assert result.exit_code == 0
+    shown = {name: mark for mark, name in _lines(result.output)}
+    assert {"ingest", "train", "heatmap", "radiomics"} <= set(shown)
+    assert set(shown.values()) == {"done"}
+
+
+def test_a_recorded_failure_is_named_by_its_step(
+    kubeflow: FakeKubeflow, command: list[str], shared_data: Path
+) -> None:
+    _recorded(kubeflow, shared_data, "nightly-failed")
+    _refused(command, r"ended as FAILED \(plan: see its log\); http.*/runs/details/run-0")
+
+
+def test_a_recorded_failure_of_a_driver_is_one_of_its_step(
+    kubeflow: FakeKubeflow, command: list[str], shared_data: Path
+) -> None:
+    _recorded(kubeflow, shared_data, "training-blocked")
+    _refused(command, r"ended as FAILED \(guided-round: Kubeflow's driver failed\); http")
+
+
+def test_where_the_task_list_is_frozen_the_failed_pod_and_its_log_are_shown(
+    kubeflow: FakeKubeflow, command: list[str], shared_data: Path, tmp_path: Path
+) -> None:
+    _recorded(kubeflow, shared_data, "training-two-rounds-three-arms")
+    pod = {
+        "metadata": {
+            "name": "chexradinet-training-d6pzt-system-container-impl-7",
+            "annotations": {
+                "workflows.argoproj.io/node-name": (
+                    "chexradinet-training-d6pzt(0).root(0).guided-round-2(0).retrain-3(0).executor(0)"
+                )
+            },
+        }
+    }
+    answer = tmp_path / "pods.json"
+    answer.write_text(json.dumps({"items": [pod]}))
+    _kubectl(
+        tmp_path,
+        f'case "$1" in logs) echo "TrainingError: loss is nan";; *) /bin/cat {answer};; esac',
+    )
+    _refused(
+        command,
+        r"names no failed step\).*\n"
+        r"pod chexradinet-training-d6pzt-system-container-impl-7 "
+        r"\(guided-round-2\.retrain-3\.executor\) failed:\n"
+        r"    TrainingError: loss is nan\n"
+        r"    all of it: kubectl logs --namespace kubeflow chexradinet-training-d6pzt-\S+ "
+        r"--container main",
     )
 
 
-def test_the_end_of_each_task_is_shown_once_and_drivers_are_not(
+def test_without_kubectl_the_command_that_shows_the_failed_pod_is_named(
     kubeflow: FakeKubeflow, command: list[str]
 ) -> None:
-    kubeflow.tasks = [_task("ingest", "SUCCEEDED", 75), _task("ingest-driver", "SUCCEEDED")]
-    result = _run(command)
-    (line,) = [line.strip() for line in result.output.splitlines() if "ingest" in line]
-    assert re.fullmatch(r"done +ingest +75 s", line)
-
-
-def test_a_failed_run_ends_with_an_error_that_names_the_task(
-    kubeflow: FakeKubeflow, command: list[str]
-) -> None:
-    kubeflow.states = ["RUNNING", "FAILED"]
-    kubeflow.tasks = [_task("train", "FAILED")]
-    _refused(command, r"ended as FAILED \(train: out of memory\); http.*/runs/details/run-0")
+    kubeflow.states = ["FAILED"]
+    _refused(
+        command, r"shows: kubectl get pods --namespace kubeflow --selector pipeline/runid=run-0"
+    )
 
 
 def test_a_cancelled_run_is_no_success(kubeflow: FakeKubeflow, command: list[str]) -> None:

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from chexradinet import __version__
 from chexradinet.cli import nightly, operations, training
 from chexradinet.cli.progress import console, print_json
 from chexradinet.errors import ChexRadiNetError
+from chexradinet.version import __version__
 
 app = typer.Typer(
     no_args_is_help=True,

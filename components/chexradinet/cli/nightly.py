@@ -1,6 +1,8 @@
 """Commands of the nightly run."""
 
+import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,7 +10,8 @@ import typer
 from chexradinet.cli.options import with_settings
 from chexradinet.cli.progress import bar, console, show
 from chexradinet.config import Settings
-from chexradinet.config.nightly import PlanConfig, Run, ScoreConfig
+from chexradinet.config.nightly import Device, PlanConfig, Run, ScoreConfig
+from chexradinet.errors import RejectedImageError, SourceError
 
 if TYPE_CHECKING:
     from chexradinet.nightly.outcome import Night
@@ -126,11 +129,42 @@ def upload(
     show(f"{stored} stored, {before} already there", stored=stored, already_there=before)
 
 
+def predict(
+    files: Annotated[list[Path], typer.Argument(help="X-rays: DICOM, PNG or JPEG.")],
+    model: Annotated[str, typer.Option(help="Bundle, or folder of published models.")],
+    heatmaps: Annotated[
+        Path | None, typer.Option(help="Folder for a heatmap picture of each flagged finding.")
+    ] = None,
+    device: Device = Device.AUTO,
+) -> None:
+    """Print what a model says about X-rays, a line of JSON for each."""
+    from chexradinet.prediction import load
+
+    opened = load(model, device.value)
+    num_failed = 0
+    for path in files:
+        try:
+            said = opened.predict(path)
+        except (RejectedImageError, SourceError) as error:
+            num_failed += 1
+            reason = str(getattr(error, "reason", "unreadable"))
+            typer.echo(json.dumps({"file": str(path), "rejected": reason, "detail": str(error)}))
+            continue
+        typer.echo(json.dumps({"file": str(path), **said.as_dict()}, default=float))
+        if heatmaps is not None:
+            heatmaps.mkdir(parents=True, exist_ok=True)
+            for one in said.findings:
+                if one.flagged:
+                    said.save_heatmap(one.finding, heatmaps / f"{path.stem}-{one.finding}.png")
+    if num_failed:
+        raise typer.Exit(4)
+
+
 def _show_night(night: "Night") -> None:
     show(night.as_text(), status="collected", scored=night.num_scored, not_scored=night.excluded)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of the nightly run."""
-    for command in (plan, score, collect, nightly, upload):
+    for command in (plan, score, collect, nightly, upload, predict):
         app.command()(command)

@@ -13,7 +13,6 @@ from typing import Any, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from chexradinet import __version__
 from chexradinet.config.base import Settings, is_internal, leaves, needed, require
 from chexradinet.config.evaluation import EvaluationConfig, RadiomicsConfig, RegionConfig
 from chexradinet.config.ingest import IngestConfig, SourceFormat
@@ -25,6 +24,7 @@ from chexradinet.config.training import (
     TrainConfig,
 )
 from chexradinet.findings import KNOWN_FINDINGS
+from chexradinet.version import __version__
 
 WORKER_IMAGE = os.environ.get("CHEXRADINET_IMAGE", f"chexradinet-worker-python:{__version__}")
 """Image that steps are compiled for; the `worker_image` parameter of a run replaces it."""

@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from chexradinet import __version__
 from chexradinet.artifacts import put_in_place, read_document, sha256_of, write_document
 from chexradinet.config import IngestConfig, StoreConfig
 from chexradinet.dataset.dataset import DATASET_HEAD, DatasetInfo, open_dataset, shard_name
@@ -41,6 +40,7 @@ from chexradinet.ingest.decoding import Decoded, Outcome, Refused, facts_of
 from chexradinet.ingest.sources import TABLE_SUFFIXES, Listed
 from chexradinet.store import open_store
 from chexradinet.store.uri import checkpoint_folder
+from chexradinet.version import __version__
 
 _logger = logging.getLogger(__name__)
 _KIND, _FINISHED, _SCHEMA = "ingest-outcomes", "ingest-finished", 2

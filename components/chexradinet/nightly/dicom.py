@@ -9,7 +9,6 @@ import hashlib
 import logging
 from collections.abc import Iterable
 
-from chexradinet import __version__
 from chexradinet.dicom_results.cases import ScoredCase, ScoringModel
 from chexradinet.errors import (
     ConfigError,
@@ -22,6 +21,7 @@ from chexradinet.nightly.ledger import Ledger, Plan, PlannedImage
 from chexradinet.nightly.model import NightModel
 from chexradinet.nightly.read import planned_content
 from chexradinet.nightly.records import NightCase, urgency
+from chexradinet.version import __version__
 
 _log = logging.getLogger(__name__)
 

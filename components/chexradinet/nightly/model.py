@@ -83,8 +83,21 @@ def read_model(path: Path, plan: Plan) -> NightModel:
         ArtifactError: it is not calibrated.
         MismatchError: it is for other findings or another preprocessing than the plan.
     """
+    model = model_of(path, settings_of(plan.settings))
+    require_match(
+        model.info, findings=plan.findings, preprocessing_digest=plan.preprocessing_digest
+    )
+    return model
+
+
+def model_of(path: Path, settings: ResultSettings) -> NightModel:
+    """Return a bundle as a model that scores with these settings.
+
+    Raises:
+        ArtifactError: it is not calibrated.
+        MismatchError: its preprocessing is of another release.
+    """
     info, digest = read_bundle_info(path)
-    require_match(info, findings=plan.findings, preprocessing_digest=plan.preprocessing_digest)
     check_model(info)
     reference = None
     if info.reference is None:
@@ -92,9 +105,7 @@ def read_model(path: Path, plan: Plan) -> NightModel:
     else:
         arrays = read_reference_arrays(path)
         reference = Reference(document=dict(info.reference), arrays=arrays)
-    return NightModel(
-        info=info, digest=digest, reference=reference, settings=settings_of(plan.settings)
-    )
+    return NightModel(info=info, digest=digest, reference=reference, settings=settings)
 
 
 def check_model(info: BundleInfo) -> None:

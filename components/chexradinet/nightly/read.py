@@ -73,7 +73,7 @@ def read_xray(reading: Reading, image: PlannedImage) -> XRay | Excluded:
     read = time.perf_counter()
     try:
         with reject_on_error():
-            return _decoded(reading, image.key, content, (started, read))
+            return decode_xray(reading, image.key, content, (started, read))
     except RejectedImageError as error:
         return _excluded(image, REJECTED, error.reason, error.detail)
 
@@ -114,7 +114,20 @@ def _excluded(image: PlannedImage, status: str, reason: str, detail: str) -> Exc
     return Excluded(object_key=image.key, status=status, reason=str(reason), detail=detail)
 
 
-def _decoded(reading: Reading, object_key: str, content: bytes, times: tuple[float, float]) -> XRay:
+def decode_xray(
+    reading: Reading, object_key: str, content: bytes, times: tuple[float, float] = (0.0, 0.0)
+) -> XRay:
+    """Return the X-ray in a file's bytes, whatever its format.
+
+    Args:
+        reading: Preprocessing and quality rules.
+        object_key: Name that results carry.
+        content: DICOM, PNG or JPEG.
+        times: When reading began and ended, by `time.perf_counter`.
+
+    Raises:
+        RejectedImageError: it is not an X-ray that the model was made for; it says why.
+    """
     if content.startswith(_IMAGE_SIGNATURES):
         xray = _plain_image(reading, object_key, content)
     else:

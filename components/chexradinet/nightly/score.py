@@ -209,7 +209,7 @@ def _score_batch(
         found.rows[usable], found.logits[usable], found.embedding[usable], found.maps[usable]
     )
     kept = [xray for xray, is_usable in zip(xrays, usable, strict=True) if is_usable]
-    cases = _cases(scorer, kept, found, probabilities[usable])
+    cases = cases_of(scorer, kept, found, probabilities[usable])
     forward_s = (passed - started) / len(xrays)
     regions_s = (time.perf_counter() - passed) / len(xrays)
     settings = scorer.settings
@@ -262,7 +262,7 @@ def _not_finite(xray: XRay) -> Excluded:
     )  # fmt: skip
 
 
-def _cases(
+def cases_of(
     model: NightModel,
     xrays: Sequence[XRay],
     found: Predictions,

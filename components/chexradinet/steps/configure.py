@@ -1,13 +1,14 @@
 """Kubeflow component that checks all settings of a training in seconds, before ingest."""
 
+import functools
 from typing import NamedTuple
 
 from chexradinet.config.parameters import TrainingSettings
-from chexradinet.steps import worker_given
+from chexradinet.steps import worker
 
 
 # fmt: off
-@worker_given(TrainingSettings)
+@functools.partial(worker, settings=TrainingSettings)
 def configure(
     max_rounds: int, has_arms: bool, **given: object
 ) -> NamedTuple("Configured", [  # type: ignore[valid-type]

@@ -1,13 +1,14 @@
 """Kubeflow component that plans a night."""
 
+import functools
 from typing import List, NamedTuple  # noqa: UP035 - kfp reads these annotations by name
 
 from chexradinet.config.parameters import NightlySettings
-from chexradinet.steps import worker_given
+from chexradinet.steps import worker
 
 
 # fmt: off
-@worker_given(NightlySettings)
+@functools.partial(worker, settings=NightlySettings)
 def plan(
     run_id: str, max_loop: int, **given: object
 ) -> NamedTuple("Planned", [  # type: ignore[valid-type]
