@@ -46,6 +46,9 @@ def check_accelerator(accelerator_type: str, accelerators: str | int) -> bool:
 def num_processes(accelerator_type: str, accelerators: str | int) -> int:
     """Return how many processes are to train: one per accelerator, one without any.
 
+    The pipeline asks for one by default; on a machine that has none, training warns and runs on the
+    processor. Who asks for several needs them.
+
     Args:
         accelerator_type: Kubernetes resource name; empty asks for none.
         accelerators: Number that was asked for.
@@ -54,7 +57,9 @@ def num_processes(accelerator_type: str, accelerators: str | int) -> int:
         ConfigError: the number is not one, or more than torch sees.
     """
     asked, visible = _asked(accelerator_type, accelerators), torch.cuda.device_count()
-    if asked > visible:
+    if asked == 1:
+        check_accelerator(accelerator_type, accelerators)
+    elif asked > visible:
         raise ConfigError(
             f"accelerator_count is {asked}, but torch sees {visible} of {accelerator_type}; check "
             "the node's driver and device plug-in, or ask for what one node has (0 trains on the "

@@ -102,8 +102,15 @@ def test_number_of_accelerators_that_is_none_is_refused(number: str) -> None:
 
 def test_more_accelerators_than_visible_are_refused_before_training() -> None:
     visible = torch.cuda.device_count()
-    with pytest.raises(ConfigError, match=rf"is {visible + 1}, but torch sees {visible} of {GPU}"):
-        num_processes(GPU, visible + 1)
+    asked = max(2, visible + 1)
+    with pytest.raises(ConfigError, match=rf"is {asked}, but torch sees {visible} of {GPU}"):
+        num_processes(GPU, asked)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees an accelerator")
+def test_one_accelerator_that_is_not_there_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert num_processes(GPU, 1) == 1
+    assert "this stage runs on the processor" in caplog.text
 
 
 @pytest.mark.parametrize(("kind", "number"), [("", "4"), (GPU, "0"), (GPU, 0)])
