@@ -4,13 +4,17 @@ Text stands beside the radiograph, not on it, so that it hides nothing; only the
 finding is written at its region. Deterministic: equal cases give equal pixels.
 """
 
+import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
 
 from chexradinet.dicom_results.cases import ScoredCase, ScoredFinding
+from chexradinet.dicom_results.report import in_ascii
 from chexradinet.evaluation.classification import Array
 from chexradinet.records import Box, Geometry
 from chexradinet.reports.overlay import REGION_COLOR, overlay
@@ -26,10 +30,9 @@ _BANNER_COLOR = (176, 0, 32)
 _WHITE = (255, 255, 255)
 _GREY = (170, 170, 170)
 _WARNING = (255, 130, 130)
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-_LINE_PX = 30
+_TEXT_PX, _LINE_PX, _BANNER_PX = 20, 30, 46
 _MARGIN_PX = 12
-_TEXT_SCALE = 0.62
+_NAMES_PER_LINE = 6
 
 Picture = npt.NDArray[np.uint8]
 
@@ -150,18 +153,43 @@ def _draw_further(canvas: Picture, finding: ScoredFinding, box: Box | None) -> N
     # Amber alone is lost on bright bone.
     cv2.rectangle(canvas, (left, top), corner, (0, 0, 0), 5)
     cv2.rectangle(canvas, (left, top), corner, REGION_COLOR, 2)
-    label = _words(finding.name)
-    (width, height), _ = cv2.getTextSize(label, _FONT, _TEXT_SCALE, 1)
-    left = max(0, min(left, canvas.shape[1] - width - 8))
-    top = max(0, min(top, canvas.shape[0] - height - 10))
-    cv2.rectangle(canvas, (left, top), (left + width + 8, top + height + 10), (0, 0, 0), -1)
-    place = (left + 4, top + height + 4)
-    cv2.putText(canvas, label, place, _FONT, _TEXT_SCALE, REGION_COLOR, 1, cv2.LINE_AA)
+    label = _line(_words(finding.name), REGION_COLOR)
+    left = max(0, min(left, canvas.shape[1] - label.shape[1]))
+    top = max(0, min(top, canvas.shape[0] - label.shape[0]))
+    canvas[top : top + label.shape[0], left : left + label.shape[1]] = label[
+        : canvas.shape[0], : canvas.shape[1]
+    ]
 
 
 def _words(name: str) -> str:
     """Return a name with the signs that the drawn font has."""
-    return name.replace("_", " ").encode("ascii", "replace").decode()
+    return in_ascii(name.replace("_", " "))
+
+
+@lru_cache(maxsize=64)
+def _font(size_px: float) -> ImageFont.FreeTypeFont:
+    """Return Pillow's own TrueType font: every installation draws the same."""
+    font = ImageFont.load_default(size_px)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # noqa: S101 (Pillow's wheels have FreeType)
+    return font
+
+
+def _line(
+    text: str,
+    color: tuple[int, int, int],
+    size_px: float = _TEXT_PX,
+    background: tuple[int, int, int] = (0, 0, 0),
+    most_px: float = math.inf,
+) -> Picture:
+    """Return a line of text with a margin around it, shrunk to at most so wide."""
+    margin = round(size_px / 4)
+    drawn = _font(size_px).getlength(text)
+    font = _font(size_px * min(1.0, (most_px - 2 * margin) / max(drawn, 1.0)))
+    width = min(math.ceil(font.getlength(text)) + 2 * margin, most_px)
+    size = (int(width), round(1.5 * size_px))
+    image = Image.new("RGB", size, background)
+    ImageDraw.Draw(image).text((margin, size[1] / 2), text, color, font, anchor="lm")
+    return np.asarray(image)
 
 
 def _centred(canvas: Picture, min_width: int) -> Picture:
@@ -171,28 +199,25 @@ def _centred(canvas: Picture, min_width: int) -> Picture:
 
 
 def _banner(width: int) -> Picture:
-    (drawn, height), _ = cv2.getTextSize(BANNER, _FONT, 1.0, 2)
-    scale = min(1.4, 0.9 * width / drawn)
-    text_height = round(height * scale)
-    strip = np.full((text_height + 4 * _MARGIN_PX, width, 3), _BANNER_COLOR, dtype=np.uint8)
-    place = (round((width - drawn * scale) / 2), text_height + 2 * _MARGIN_PX)
-    cv2.putText(strip, BANNER, place, _FONT, scale, _WHITE, 3, cv2.LINE_AA)
+    line = _line(BANNER, _WHITE, _BANNER_PX, _BANNER_COLOR, 0.9 * width)
+    strip = np.full((line.shape[0] + 2 * _MARGIN_PX, width, 3), _BANNER_COLOR, dtype=np.uint8)
+    left = (width - line.shape[1]) // 2
+    strip[_MARGIN_PX:-_MARGIN_PX, left : left + line.shape[1]] = line
     return strip
 
 
 def _caption(case: ScoredCase, width: int) -> Picture:
-    lines = [(text, _WHITE) for text in _finding_lines(case)]
+    lines = [(text, _WHITE) for text in finding_lines(case)]
     if case.out_of_distribution:
         lines.insert(0, (_unlike_line(case), _WARNING))
     model = case.model
     lines.append((f"ChexRadiNet {model.software_version}, round {model.round}", _GREY))
     lines.append((f"model {model.bundle_digest[:16]}", _GREY))
     strip = np.zeros((len(lines) * _LINE_PX + 2 * _MARGIN_PX, width, 3), dtype=np.uint8)
-    for number, (text, color) in enumerate(lines, start=1):
-        (drawn, _), _ = cv2.getTextSize(text, _FONT, _TEXT_SCALE, 1)
-        scale = _TEXT_SCALE * min(1.0, (width - 2 * _MARGIN_PX) / drawn)
-        place = (_MARGIN_PX, number * _LINE_PX)
-        cv2.putText(strip, text, place, _FONT, scale, color, 1, cv2.LINE_AA)
+    for number, (text, color) in enumerate(lines):
+        line = _line(text, color, most_px=width - 2 * _MARGIN_PX)
+        top = _MARGIN_PX + number * _LINE_PX
+        strip[top : top + line.shape[0], _MARGIN_PX : _MARGIN_PX + line.shape[1]] = line
     return strip
 
 
@@ -202,16 +227,32 @@ def _unlike_line(case: ScoredCase) -> str:
     return f"Out of distribution{said}: scores say little"
 
 
-def _finding_lines(case: ScoredCase) -> list[str]:
-    flagged = [finding for finding in case.findings if finding.flagged]
-    flagged.sort(key=lambda finding: -finding.probability)
+def finding_lines(case: ScoredCase) -> list[str]:
+    """Return what the picture says about the findings: flagged ones, and those not assessed."""
+    flagged = sorted(
+        (finding for finding in case.findings if finding.flagged), key=lambda one: -one.probability
+    )
     lines = [_finding_line(finding, case) for finding in flagged]
-    return lines or ["No finding reaches its operating threshold"]
+    unknown = [_words(finding.name) for finding in case.findings if finding.flagged is None]
+    if len(unknown) == len(case.findings):
+        return ["Not assessed: the model has no operating threshold for any finding"]
+    if not lines:
+        lines.append("No assessed finding reaches its operating threshold")
+    for first in range(0, len(unknown), _NAMES_PER_LINE):
+        names = ", ".join(unknown[first : first + _NAMES_PER_LINE])
+        lines.append(f"Not assessed (no threshold): {names}")
+    return lines
 
 
 def _finding_line(finding: ScoredFinding, case: ScoredCase) -> str:
     kind = "probability" if finding.calibrated else "score, not calibrated,"
     line = f"{_words(finding.name)}: {kind} {finding.probability:.2f}"
     if finding.threshold is not None:
-        line += f" (threshold {finding.threshold:.2f})"
+        line += f" (threshold {finding.threshold:.2f}{_trust(finding)})"
     return f"{line} - heatmap shown" if finding is case.drawn else line
+
+
+def _trust(finding: ScoredFinding) -> str:
+    """Return how far the flag can be trusted, by the test split."""
+    known = {"sensitivity": finding.sensitivity, "specificity": finding.specificity}
+    return "".join(f", {name} {100 * v:.0f}%" for name, v in known.items() if v is not None)

@@ -45,17 +45,21 @@ class ScoredFinding:
     name: str
     """Canonical name, or any other: then its code is private."""
     probability: float
-    """In [0, 1]; calibrated where `calibrated` says so."""
+    """In [0, 1]; a plain score if `calibrated` does not say that it is one."""
     threshold: float | None
-    """Operating threshold in [0, 1]; None where the finding has none and is never flagged."""
-    flagged: bool
-    """Whether the probability reaches the threshold."""
+    """Operating threshold in [0, 1]; None if there is none."""
+    flagged: bool | None
+    """Whether the probability reaches the threshold; None if there is none: not assessed."""
     calibrated: bool
     """Whether the probability is calibrated, or the plain sigmoid."""
     region: Box | None = None
     """Where the model looked, in original pixels; may reach over the image's edge."""
     radiomics: Mapping[str, float] = field(default_factory=dict)
     """Features of the region by pyradiomics' names; empty where not computed."""
+    sensitivity: float | None = None
+    """Fraction of the test split's positives that the threshold flags; None if unknown."""
+    specificity: float | None = None
+    """Fraction of the test split's negatives that it does not flag; None if unknown."""
 
     def __post_init__(self) -> None:
         """Check both numbers."""
@@ -63,6 +67,8 @@ class ScoredFinding:
         require(0 <= self.probability <= 1, "probability", self.probability, "in [0, 1]")
         threshold = self.threshold
         require(threshold is None or 0 <= threshold <= 1, "threshold", threshold, "in [0, 1]")
+        known = (self.flagged is None) == (threshold is None)
+        require(known, "flagged", self.flagged, "None if, and only if, there is no threshold")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,8 +4,7 @@ Deterministic: equal headers and cases give equal bytes, whenever and wherever. 
 derived from the source's, from the digests of model and preprocessing and from the kind of result.
 Both carry the original patient and study, so an archive files them beside the X-ray.
 
-highdicom writes the report's content. The attributes around it are written here, as its classes
-take creation times from the clock and refuse headers that scoring accepts.
+The attributes around the report's content are written here, with every header that scoring accepts.
 
 Source: DICOM PS3.3 sections A.35.13 (Comprehensive 3D SR) and A.8.1 (Secondary Capture Image).
 """
@@ -13,20 +12,26 @@ Source: DICOM PS3.3 sections A.35.13 (Comprehensive 3D SR) and A.8.1 (Secondary 
 import io
 import warnings
 
+import imagecodecs
+import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.sr.coding import Code
 from pydicom.uid import (
     UID,
     Comprehensive3DSRStorage,
     ExplicitVRLittleEndian,
+    RLELossless,
     SecondaryCaptureImageStorage,
 )
 
-from chexradinet.dicom_results.capture import BANNER, case_picture
+from chexradinet.dicom_results.capture import BANNER, Picture, case_picture
 from chexradinet.dicom_results.cases import DicomResults, ScoredCase
 from chexradinet.dicom_results.report import (
     DEVICE_NAME,
+    REPORT,
     SOURCE_OF_DERIVATION,
+    in_ascii,
     model_name,
     private_scheme_item,
     report_content,
@@ -39,11 +44,12 @@ from chexradinet.dicom_results.source import (
     read_source,
 )
 
-STRUCTURED_REPORT = "structured-report/2"
+STRUCTURED_REPORT = "structured-report/3"
 """Kind in the identifiers; its number rises when the same case would give another report."""
-SECONDARY_CAPTURE = "secondary-capture/2"
+SECONDARY_CAPTURE = "secondary-capture/3"
 """Kind in the identifiers; its number rises when the same case would give another picture."""
 
+_RLE_HEADER_BYTES = 64
 _SERIES_NUMBERS = {STRUCTURED_REPORT: 9101, SECONDARY_CAPTURE: 9102}
 
 
@@ -69,8 +75,8 @@ def write_dicom_results(header: Dataset, case: ScoredCase) -> DicomResults:
         report = _structured_report(source, case)
         capture = _secondary_capture(source, case)
         return DicomResults(
-            structured_report=_file(report),
-            secondary_capture=_file(capture),
+            structured_report=_file(report) + report_content(case, source),
+            secondary_capture=_file(capture, RLELossless),
             structured_report_uid=str(report.SOPInstanceUID),
             secondary_capture_uid=str(capture.SOPInstanceUID),
         )
@@ -88,8 +94,13 @@ def _structured_report(source: SourceImage, case: ScoredCase) -> Dataset:
     report.PerformedProcedureCodeSequence = []
     report.CurrentRequestedProcedureEvidenceSequence = [_evidence(source)]
     report.CodingSchemeIdentificationSequence = [private_scheme_item()]
-    report.update(report_content(case, source))
-    return report
+    report.ValueType = "CONTAINER"
+    report.ConceptNameCodeSequence = [_code_item(REPORT)]
+    report.ContinuityOfContent = "CONTINUOUS"
+    template = Dataset()
+    template.MappingResource, template.TemplateIdentifier = "DCMR", "1500"
+    report.ContentTemplateSequence = [template]
+    return report  # its content follows as bytes: no element has a higher tag
 
 
 def _secondary_capture(source: SourceImage, case: ScoredCase) -> Dataset:
@@ -108,7 +119,7 @@ def _secondary_capture(source: SourceImage, case: ScoredCase) -> Dataset:
     is_upright = case.geometry == case.geometry.upright
     capture.PatientOrientation = list(source.patient_orientation) if is_upright else ["L", "F"]
     capture.ImageComments = BANNER
-    shown = "no heatmap" if case.drawn is None else f"heatmap of {case.drawn.name}"
+    shown = "no heatmap" if case.drawn is None else f"heatmap of {in_ascii(case.drawn.name)}"
     capture.DerivationDescription = (
         f"Radiograph with {shown} and regions by {model_name(case.model)}, "
         f"bundle sha256 {case.model.bundle_digest}"
@@ -122,9 +133,20 @@ def _secondary_capture(source: SourceImage, case: ScoredCase) -> Dataset:
     capture.BitsAllocated = capture.BitsStored = 8
     capture.HighBit = 7
     capture.PixelRepresentation = 0
-    pixels = picture.tobytes()
-    capture.PixelData = pixels + bytes(len(pixels) % 2)
+    capture.PixelData = encapsulate([_rle_frame(picture)])
+    capture["PixelData"].is_undefined_length = True
     return capture
+
+
+def _rle_frame(picture: Picture) -> bytes:
+    """Return a frame in RLE (PS3.5 annex G): a segment per colour, each row on its own."""
+    planes = [np.ascontiguousarray(picture[:, :, color]) for color in range(picture.shape[2])]
+    segments = [bytes(imagecodecs.packbits_encode(plane, axis=-1)) for plane in planes]
+    segments = [segment + bytes(len(segment) % 2) for segment in segments]
+    starts = np.cumsum([_RLE_HEADER_BYTES, *(len(segment) for segment in segments)])[:-1]
+    header = np.zeros(_RLE_HEADER_BYTES // 4, dtype="<u4")
+    header[: len(segments) + 1] = [len(segments), *starts]
+    return b"".join([header.tobytes(), *segments])
 
 
 def _result(source: SourceImage, case: ScoredCase, kind: str) -> Dataset:
@@ -182,11 +204,11 @@ def _code_item(code: Code) -> Dataset:
     return item
 
 
-def _file(result: Dataset) -> bytes:
+def _file(result: Dataset, transfer_syntax: UID = ExplicitVRLittleEndian) -> bytes:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = result.SOPClassUID
     meta.MediaStorageSOPInstanceUID = result.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = transfer_syntax
     meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
     meta.ImplementationVersionName = "CHEXRADINET"
     result.file_meta = meta

@@ -5,7 +5,7 @@ Nothing here imports torch: a stage that makes no forward pass starts seconds ea
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,11 @@ class NightModel:
     reference: Reference | None
     """None where the bundle has none: then nothing is said of drift and distribution."""
     settings: ResultSettings
+
+    @property
+    def operating_points(self) -> Mapping[str, Mapping[str, float | None]]:
+        """Finding to `sensitivity` and `specificity` of its threshold on the test split."""
+        return (self.info.metrics.get("test") or {}).get("operating_points") or {}
 
     @property
     def findings(self) -> tuple[str, ...]:

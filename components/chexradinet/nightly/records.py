@@ -31,8 +31,8 @@ SCORED, DUPLICATE = "scored", "duplicate"
 POSTPONED, VANISHED, REJECTED, NOT_SCORED = "postponed", "vanished", "rejected", "not_scored"
 """Statuses of an object of a plan; the first two have scores."""
 
-SCHEMA = 3
-"""Version of every table here."""
+SCHEMA = 4
+"""Version of every table here: 4 leaves out what is not known, and says how far a flag holds."""
 SHARD_SCHEMA = 4
 """Version of a shard's archive: 4 names the plan that it was scored for."""
 
@@ -58,6 +58,7 @@ SCORES = pa.schema(
         *_fields(_TEXT, "calibration"),
         *_fields(_REAL, "threshold"),
         *_fields(_FLAG, "flagged"),
+        *_fields(_REAL, "sensitivity", "specificity"),
         *_fields(_TEXT, "region_status"),
         *_fields(_REAL, *(f"region_{side}_px" for side in _SIDES)),
         *_fields(_REAL, *(f"region_{side}_mm" for side in _SIDES)),
@@ -72,7 +73,7 @@ SCORES = pa.schema(
         *_fields(_REAL, *RADIOMICS_COLUMNS, *TIMINGS),
     ]
 )
-"""Scores: a row per X-ray and finding."""
+"""Scores: a row per X-ray and finding; `probability` only if calibrated, `flagged` if assessed."""
 
 EXCLUDED = pa.schema(
     [
@@ -183,7 +184,7 @@ class NightFinding(ScoredFinding):
     heatmap: npt.NDArray[np.float32]
     """Class activation map, shape (h, w)."""
     radiomics_status: str
-    """A `FeatureStatus`, or `not_flagged`: only flagged findings have features."""
+    """A `FeatureStatus`, or `not_flagged` or `not_assessed` for the findings without features."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,7 @@ from chexradinet.reports.overlay import overlay
 PICTURE_SIDE_PX = 224
 """Shortest side of a picture in the report."""
 
+_NO_FEATURES = {False: "not_flagged", None: "not_assessed"}
 _log = logging.getLogger(__name__)
 
 
@@ -295,12 +296,13 @@ def _findings(
     probabilities: npt.NDArray[np.float64],
 ) -> tuple[NightFinding, ...]:
     fitted: Mapping[str, Any] = (model.info.calibration or {})["findings"]
+    points = model.operating_points
     scored = []
     for column, finding in enumerate(model.findings):
         heatmap = found.maps[row, column]
         threshold = fitted[finding]["threshold"]
         probability = float(probabilities[column])
-        flagged = threshold is not None and probability >= threshold
+        flagged = None if threshold is None else probability >= threshold
         region = extract_region(heatmap, xray.pixels.shape[0], model.settings.regions)
         features = _features(xray, region, model) if flagged else None
         scored.append(
@@ -311,9 +313,11 @@ def _findings(
                 calibrated=fitted[finding]["status"] != NOT_CALIBRATED,
                 threshold=threshold,
                 flagged=flagged,
+                sensitivity=points.get(finding, {}).get("sensitivity"),
+                specificity=points.get(finding, {}).get("specificity"),
                 region=_original_box(region, xray.geometry),
                 radiomics=features.by_name() if features else {},
-                radiomics_status=features.status.value if features else "not_flagged",
+                radiomics_status=features.status.value if features else _NO_FEATURES[flagged],
                 model_region=region,
                 heatmap=heatmap,
             )
@@ -351,7 +355,8 @@ def _score_rows(
     return [
         {
             **of_image,
-            **_named(found, "raw_score", "probability", "threshold", "flagged"),
+            **_named(found, "raw_score", "threshold", "flagged", "sensitivity", "specificity"),
+            "probability": found.probability if found.calibrated else None,
             "finding": found.name,
             "calibration": PLATT if found.calibrated else NOT_CALIBRATED,
             "region_status": found.model_region.status.value,
@@ -400,7 +405,7 @@ def _image_row(
         "pixel_mean": float(xray.pixels.mean()),
         "pixel_std": float(xray.pixels.std()),
         "probabilities": [found.probability for found in case.findings],
-        "flags": [found.flagged for found in case.findings],
+        "flags": [found.flagged is True for found in case.findings],
         "embedding": embedding.tolist(),
     }
 

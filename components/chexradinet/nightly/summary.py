@@ -154,7 +154,7 @@ def night_report(
         },
         num_flagged=num_flagged(merged, findings),
         thresholds=thresholds,
-        operating_points=(model.info.metrics.get("test") or {}).get("operating_points") or {},
+        operating_points=model.operating_points,
         drift=found_drift,
         reference={
             finding: distributions[f"score:{finding}"]

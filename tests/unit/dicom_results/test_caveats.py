@@ -24,7 +24,9 @@ from tests.unit.dicom_results.test_results import (
 
 def unflagged(case: ScoredCase) -> ScoredCase:
     """Return the case with every finding below its threshold."""
-    return replace(case, findings=tuple(replace(f, flagged=False) for f in case.findings))
+    return replace(
+        case, findings=tuple(replace(f, flagged=f.flagged and False) for f in case.findings)
+    )
 
 
 def test_without_a_flagged_finding_neither_heatmap_nor_region_is_drawn() -> None:

@@ -103,7 +103,7 @@ def scored_case() -> ScoredCase:
                 region=REGION,
             ),
             ScoredFinding(
-                name="Hernia", probability=0.0, threshold=None, flagged=False, calibrated=False
+                name="Hernia", probability=0.0, threshold=None, flagged=None, calibrated=False
             ),
         ),
         model=ScoringModel(
@@ -326,8 +326,8 @@ def test_dates_and_identifiers_depend_on_the_case_alone(results: DicomResults) -
         ]
         assert set(dates) == {"20260102", "19700131"}
     # Known values: a change of them orphans what archives hold, and needs another kind of result.
-    assert results.structured_report_uid == "2.25.231066064051531941284955274689165762601"
-    assert results.secondary_capture_uid == "2.25.98682407358030796660732369141708560666"
+    assert results.structured_report_uid == "2.25.147933418400546476180210016738680774954"
+    assert results.secondary_capture_uid == "2.25.280235439328532479303564566134768055251"
 
 
 def test_identifiers_are_the_files_own_and_valid(results: DicomResults) -> None:
@@ -466,15 +466,21 @@ def test_report_tells_probabilities_thresholds_and_flags(results: DicomResults) 
     assert list(found) == ["image", "Effusion", "Pleural_Thickening", "Hernia"]
     for finding in scored_case().findings:
         group = found[finding.name]
-        (certainty,) = named(group, "Certainty of Finding")
-        assert number(certainty) == pytest.approx(100 * finding.probability, abs=5e-5)
-        unit = certainty.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0]
-        assert (unit.CodeValue, unit.CodingSchemeDesignator) == ("%", "UCUM")
+        if finding.calibrated:
+            (certainty,) = named(group, "Certainty of Finding")
+            assert named(group, "Score, not calibrated") == []
+            assert number(certainty) == pytest.approx(100 * finding.probability, abs=5e-5)
+            unit = certainty.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0]
+            assert (unit.CodeValue, unit.CodingSchemeDesignator) == ("%", "UCUM")
+        else:
+            assert named(group, "Certainty of Finding") == []
+            (score,) = named(group, "Score, not calibrated")
+            assert number(score) == pytest.approx(finding.probability)
         thresholds = [number(item) for item in named(group, "Threshold Value")]
         expected = [] if finding.threshold is None else [100 * finding.threshold]
         assert thresholds == pytest.approx(expected)
         flag = answer(group, "Reaches the operating threshold")
-        assert flag == ("Yes" if finding.flagged else "No")
+        assert flag == {True: "Yes", False: "No", None: "Not assessed"}[finding.flagged]
         assert answer(group, "Probability is calibrated") == ("Yes" if finding.calibrated else "No")
     assert answer(found["Effusion"], "Finding") == "Pleural effusion"
     code = named(found["Effusion"], "Finding")[0].ConceptCodeSequence[0]
@@ -627,7 +633,7 @@ def test_tiny_and_unflagged_cases_are_drawn() -> None:
         pixels=np.zeros((40, 8), dtype=np.uint8),
         geometry=geometry,
         heatmap=np.full((8, 8), np.nan, dtype=np.float32),
-        findings=tuple(replace(f, flagged=False) for f in scored_case().findings),
+        findings=tuple(replace(f, flagged=f.flagged and False) for f in scored_case().findings),
     )
     assert case_picture(case).shape[1] >= 480
 
