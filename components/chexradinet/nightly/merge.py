@@ -19,6 +19,8 @@ from chexradinet.nightly.ledger import Ledger, Plan
 from chexradinet.nightly.records import DUPLICATE, INDEX, SCORED, ShardResult, table_from, unpack
 from chexradinet.records import RejectReason
 
+_XRAY_SUFFIXES = frozenset({"dcm", "dic", "dicom", "ima", "img", "jpeg", "jpg", "png"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NightImage:
@@ -164,7 +166,8 @@ def unscored_files(
     """Count the files without a score by status and reason: a reader of the list sees none of them.
 
     A file counts by its last status, so one that was postponed and then scored does not count; nor
-    does a duplicate, as its scores are elsewhere.
+    does a duplicate, as its scores are elsewhere, nor what is no X-ray by name and content, such as
+    `readme.txt`.
 
     Args:
         history: Past plans.
@@ -182,7 +185,15 @@ def unscored_files(
         _count_last(reasons, rows, _keys(history, plan, SCORED, DUPLICATE))
     rows = [row for row in merged.excluded if row["status"] != DUPLICATE]
     _count_last(reasons, rows, {image.object_key for image in merged.images} | merged.duplicates)
-    return dict(sorted(Counter(reasons.values()).items()))
+    xrays = (why for key, why in reasons.items() if not _is_other_file(key, why[1]))
+    return dict(sorted(Counter(xrays).items()))
+
+
+def _is_other_file(object_key: str, reason: str) -> bool:
+    """Tell whether neither content nor name is that of an X-ray; DICOM names often end in a UID."""
+    suffix = object_key.rpartition("/")[2].rpartition(".")[2].lower()
+    is_named = "." in object_key and suffix.isalpha() and suffix not in _XRAY_SUFFIXES
+    return is_named and reason == RejectReason.NOT_AN_IMAGE
 
 
 def _count_last(

@@ -52,6 +52,7 @@ def waiting_images(
             },
             flagged=flagged_findings(image, findings),
             not_assessed=[finding for finding in findings if finding not in ranked],
+            file=image.object_key if image.study_uid == image.image_key else "",
             notes=[
                 *(code for code in image.quality.split(";") if code),
                 *(("out_of_distribution",) if image.out_of_distribution else ()),

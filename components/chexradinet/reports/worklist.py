@@ -26,6 +26,7 @@ from chexradinet.reports.page import write_page
 COLUMNS = (
     "position", "study_uid", "reason", "priority", "top_finding", "top_probability",
     "flagged_findings", "num_images", "arrived", "due", "notes", "not_assessed",
+    "files",
 )  # fmt: skip
 """Columns of `worklist.csv`."""
 
@@ -45,6 +46,8 @@ class WaitingImage:
     """Findings without an operating threshold."""
     notes: Sequence[str] = ()
     """Quality codes, `out_of_distribution`."""
+    file: str = ""
+    """Name below the inbox of an X-ray without a study UID; for the CSV alone, not for a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,8 @@ class Entry:
     """When it reaches the cap."""
     notes: tuple[str, ...]
     not_assessed: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    """Names below the inbox of X-rays without a study UID."""
 
 
 class Omissions(NamedTuple):
@@ -119,6 +124,7 @@ def _entry(
         due=due,
         notes=_union(image.notes for image in images),
         not_assessed=_union(image.not_assessed for image in images),
+        files=_union([image.file] for image in images if image.file),
     )
 
 
@@ -157,6 +163,7 @@ def _cells(entry: Entry) -> list[str]:
         entry.due.isoformat(timespec="seconds"),
         ";".join(entry.notes),
         ";".join(entry.not_assessed),
+        ";".join(entry.files),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from chexradinet.model.inference import Predictions, predict_folded
 from chexradinet.nightly import read as nightly_read
 from chexradinet.nightly import score as nightly_score
 from chexradinet.nightly.plan import plan
-from tests.nightly_world import FINDINGS, World, make_world
+from tests.nightly_world import FINDINGS, World, calibration, make_world
 
 CONFIG = PlanConfig(
     settle_s=0.0, results=ResultSettings(quality=QualityConfig(check_inversion=False))
@@ -128,3 +129,41 @@ def test_a_link_loop_and_a_folder_without_permission_are_counted_and_stop_nothin
     assert len(pages) == 3
     assert all(b"link or folder unreadable" in data for data in pages.values())
     assert plan(world.addresses, CONFIG).status == "nothing_new"
+
+
+def test_a_finding_without_a_threshold_is_not_assessed_and_has_no_probability(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = calibration()
+    fitted["findings"]["Mass"] |= {
+        "status": "not_calibrated", "threshold": None, "slope": 1.0, "intercept": 0.0,
+    }  # fmt: skip
+    points = {"Effusion": {"sensitivity": 0.9, "specificity": 0.25}}
+    world.publish(
+        calibration=fitted, metrics={"test": {"mean_auroc": 0.5, "operating_points": points}}
+    )
+    world.add_dicom(0)
+    world.run()
+    rows = {row["finding"]: row for row in world.table("part-")}
+    assert (rows["Mass"]["flagged"], rows["Mass"]["probability"]) == ("", "")
+    assert rows["Mass"]["radiomics_status"] == "not_assessed"
+    assert float(rows["Mass"]["raw_score"])
+    assert (rows["Effusion"]["sensitivity"], rows["Effusion"]["specificity"]) == ("0.9", "0.25")
+    assert rows["Effusion"]["flagged"] in ("true", "false")
+    assert world.table("worklist")[0]["not_assessed"] == "Mass"
+
+
+def test_only_x_rays_count_as_files_without_a_score_and_a_png_is_named_in_the_csv(
+    world: World,
+) -> None:
+    for name in ("readme.txt", "list.csv", "broken.dcm", "1.2.840.7", "noname"):
+        (world.inbox / name).write_bytes(b"x" * 10)
+    world.add_png(0)
+    world.add_dicom(1)
+    world.run()
+    (page,) = [data for name, data in world.results().items() if name.endswith("worklist.html")]
+    assert re.search(rb"not an image\s*</t[dh]>\s*<td[^>]*>\s*3\s*<", page)
+    assert b"x0000" not in page
+    files = {row["study_uid"]: row["files"] for row in world.table("worklist")}
+    assert sorted(files.values()) == ["", "x0000.png"]
+    assert files["1.2.3.5.1"] == ""
