@@ -1,4 +1,4 @@
 """The Kubeflow pipelines and the commands that compile, run and submit them.
 
-Run from a checkout: `python -m pipelines --help`. Not part of the installed package.
+Run as `chexradinet --help` shows, or as `python -m pipelines`.
 """

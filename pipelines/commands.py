@@ -4,6 +4,8 @@ Each hands its words to `python -m pipelines`, which is loaded only then: kfp ta
 """
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -27,6 +29,23 @@ def register(app: typer.Typer) -> None:
         app.command(name, help=text, add_help_option=False, context_settings=_FORWARDED)(
             _forward(name, target)
         )
+    app.command("check-manifests")(check_manifests)
+
+
+def check_manifests(
+    folder: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="Folder of an overlay.")
+    ],
+) -> None:
+    """List what a site has still to fill in; exit code 1 if there is anything."""
+    from pipelines.placeholders import unfilled
+
+    found = unfilled(folder)
+    for placeholder in found:
+        typer.echo(str(placeholder))
+    typer.echo(f"{len(found)} placeholders are unfilled", err=True)
+    if found:
+        raise typer.Exit(1)
 
 
 def _forward(name: str, target: str) -> Callable[[typer.Context], None]:

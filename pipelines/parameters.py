@@ -62,7 +62,7 @@ def load_documents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_LOADER))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} is missing; run `python -m pipelines compile` first") from error
+        raise ConfigError(f"{path} is missing; run `chexradinet compile` first") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML file; compile the pipeline again") from error
     document, platform = [*documents, None, None][:2]

@@ -1,12 +1,10 @@
-"""What an overlay still needs from a site: `python -m pipelines.placeholders FOLDER`.
+"""What an overlay still needs from a site: `chexradinet check-manifests FOLDER`.
 
 The shipped overlay names addresses and hosts that are reserved for documents (RFC 5737, RFC 2606),
 so that nothing can be reached by accident, and digests of zeros. Each is found by its value.
 """
 
-import logging
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +16,6 @@ PLACEHOLDERS = {
 }
 """Pattern of each placeholder, and what belongs in its place."""
 
-_LOG = logging.getLogger(__name__)
 _COMMENT = re.compile(r"(^|\s)#.*")
 
 
@@ -45,20 +42,3 @@ def unfilled(folder: Path) -> list[Placeholder]:
         for pattern, needed in PLACEHOLDERS.items()
         for match in re.finditer(pattern, _COMMENT.sub("", line))
     ]
-
-
-def main(arguments: list[str]) -> int:
-    """List what is unfilled; return 0 if nothing is, 1 otherwise, 2 without a folder."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
-        _LOG.error("usage: python -m pipelines.placeholders manifests/overlays/production")
-        return 2
-    found = unfilled(Path(arguments[0]))
-    for placeholder in found:
-        _LOG.error("%s", placeholder)
-    _LOG.info("%d placeholders are unfilled", len(found))
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -162,7 +162,7 @@ def schedule_command(
     if not pipeline_id:
         raise ConfigError(
             f"no pipeline is called {submission.pipeline!r} on {endpoint.host}; publish it with "
-            f"`python -m pipelines publish {name}`"
+            f"`chexradinet publish-pipeline {name}`"
         )
     schedule = Schedule(
         cron=require_cron(cron),

@@ -87,7 +87,7 @@ def run_locally(
     """Run a compiled pipeline with kfp's subprocess runner and return its output parameters.
 
     Args:
-        compiled: What `python -m pipelines compile` wrote.
+        compiled: What `chexradinet compile` wrote.
         arguments: Values of the pipeline's parameters.
         run_folder: Where artifacts and the whole log (`run.log`) go; made if it is not there.
         console: Where progress is shown.

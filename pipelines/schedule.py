@@ -150,7 +150,7 @@ def _note_other_content(
     if newest is None or submission.mark not in (newest.description or ""):
         console.print(
             "note: the newest published version is not what this checkout compiles, and that "
-            "version is what will run; upload this one with `python -m pipelines publish`",
+            "version is what will run; upload this one with `chexradinet publish-pipeline`",
             highlight=False,
         )
 

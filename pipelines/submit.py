@@ -63,7 +63,7 @@ def load(path: Path, pipeline: str) -> Submission:
     """Read a compiled pipeline, without settings.
 
     Args:
-        path: What `python -m pipelines compile` wrote.
+        path: What `chexradinet compile` wrote.
         pipeline: Name that the pipeline in it must have.
 
     Raises:
@@ -87,7 +87,7 @@ def prepare(
     """Read a compiled pipeline and check the settings of a run; nothing is sent anywhere.
 
     Args:
-        path: What `python -m pipelines compile` wrote.
+        path: What `chexradinet compile` wrote.
         pipeline: Name that the pipeline in it must have.
         words: Parameters as `name=value`.
         console: Where a note goes when something cannot be checked.

@@ -137,7 +137,7 @@ def _advice(status: int) -> str:
         400: "the pipeline's parameters and those of the ConfigMap differ; compare their names",
         401: "the token is missing or expired; check the projected token and its audience",
         403: "the ServiceAccount may not do this; check the RoleBinding and PIPELINE_NAMESPACE",
-        404: "nothing has this name; upload the pipeline, or mend PIPELINE_NAME",
+        404: "nothing has this name; upload the pipeline, or correct PIPELINE_NAME",
         429: "a quota is used up; wait, or ask for more",
     }.get(status, "look at the API server's log")
 
@@ -211,8 +211,8 @@ def pipeline_id(settings: Settings) -> str:
         return _id(call(settings, "GET", path), "pipeline_id")
     except NotThereError as error:
         raise StartError(
-            f"no pipeline is called {settings.pipeline!r}; upload it with `python -m pipelines "
-            f"publish nightly`, or mend PIPELINE_NAME ({error})"
+            f"no pipeline is called {settings.pipeline!r}; upload it with `chexradinet "
+            f"publish-pipeline nightly`, or correct PIPELINE_NAME ({error})"
         ) from error
 
 

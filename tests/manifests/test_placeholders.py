@@ -4,12 +4,21 @@ import re
 import shutil
 from pathlib import Path
 
-import pytest
+import typer
+from typer.testing import CliRunner, Result
 
-from pipelines.placeholders import main, unfilled
+from pipelines.commands import register
+from pipelines.placeholders import unfilled
 from tests.manifests.conftest import MANIFESTS, rendered
 
 PRODUCTION = MANIFESTS / "overlays" / "production"
+
+
+def check(folder: Path) -> Result:
+    """Run `chexradinet check-manifests`."""
+    app = typer.Typer()
+    register(app)
+    return CliRunner().invoke(app, ["check-manifests", str(folder)])
 
 
 def test_every_placeholder_of_the_shipped_overlay_is_found_by_file_and_line() -> None:
@@ -42,22 +51,22 @@ def test_the_local_overlay_and_what_overlays_are_made_of_need_nothing() -> None:
 
 
 def test_an_overlay_that_is_filled_in_renders_without_reserved_values(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
 ) -> None:
     manifests = Path(shutil.copytree(MANIFESTS, tmp_path / "manifests"))
     overlay = manifests / "overlays" / "production"
-    assert main([str(overlay)]) == 1
-    assert "run-networkpolicy.yaml:13: 192.0.2.2/32: fill in the address" in caplog.text
+    listed = check(overlay)
+    assert listed.exit_code == 1
+    assert "run-networkpolicy.yaml:13: 192.0.2.2/32: fill in the address" in listed.output
     for placeholder in unfilled(overlay):
         text = placeholder.file.read_text(encoding="utf-8")
         filled = {"1": "10.1.2.3/32", "s": "sha256:" + "a" * 64}.get(
             placeholder.value[0], "host.lan"
         )
         placeholder.file.write_text(text.replace(placeholder.value, filled), encoding="utf-8")
-    assert main([str(overlay)]) == 0
+    assert check(overlay).exit_code == 0
     assert not re.search(r"192\.0\.2\.|example\.org|0{64}", str(rendered(overlay)))
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    assert main([]) == 2
-    assert main([str(tmp_path / "none")]) == 2
+    assert check(tmp_path / "none").exit_code == 2

@@ -7,7 +7,7 @@ from tests.manifests.objects import Object, pod_templates, walk
 from tests.manifests.test_overlays import REQUIRED_SECRETS, STORE_NAMESPACE
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
 
 
 def test_the_images_of_the_overlay_are_loaded_onto_the_nodes(

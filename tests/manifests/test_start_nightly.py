@@ -166,7 +166,7 @@ def test_an_unknown_pipeline_says_how_to_upload_it(
     script: ModuleType, api: FakeApi, environment: dict[str, str]
 ) -> None:
     api.pipelines.clear()
-    with pytest.raises(script.StartError, match="publish nightly"):
+    with pytest.raises(script.StartError, match="publish-pipeline nightly"):
         script.start(script.settings_from(environment))
 
 

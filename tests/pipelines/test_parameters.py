@@ -59,7 +59,7 @@ def test_every_parameter_is_described_in_the_pipeline(document: dict[str, Any]) 
 
 def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "training.yaml"
-    with pytest.raises(ConfigError, match="is missing; run `python -m pipelines compile`"):
+    with pytest.raises(ConfigError, match="is missing; run `chexradinet compile`"):
         load_compiled(path)
     path.write_text("a: [")
     with pytest.raises(ConfigError, match="no YAML file"):

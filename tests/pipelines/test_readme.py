@@ -19,7 +19,7 @@ from chexradinet.phantom.dicom import write_phantom_inbox
 from pipelines.run import artifacts_of
 
 ROOT = Path(__file__).resolve().parents[2]
-PIPELINES = [sys.executable, "-m", "pipelines"]
+COMMAND = [str(Path(sys.executable).with_name("chexradinet"))]
 
 QUICK = (
     "image_side=48",
@@ -35,15 +35,15 @@ QUICK = (
 """Settings after those of the README that make a run small."""
 
 RUN_ON_A_FOLDER = (
-    ".venv/bin/python -m pipelines run training"
+    ".venv/bin/chexradinet run training"
     " --set source=my-xrays --set data_format=csv --set models_uri=models"
 )
 RUN_ON_NIH = (
-    ".venv/bin/python -m pipelines run training"
+    ".venv/bin/chexradinet run training"
     " --set source=nih --set data_format=nih --set models_uri=models"
 )
 RUN_NIGHTLY = (
-    ".venv/bin/python -m pipelines run nightly"
+    ".venv/bin/chexradinet run nightly"
     " --set inbox_uri=inbox --set models_uri=models --set results_uri=results"
 )
 RUN_HERE = {"make demo", "make test", RUN_ON_A_FOLDER, RUN_ON_NIH, RUN_NIGHTLY}
@@ -57,7 +57,7 @@ RUN_ELSEWHERE = {
     r"kubectl -n chexradinet-store wait .*": "tests/manifests/test_readme.py",
     r"kubectl -n kubeflow port-forward .*": "tests/pipelines/test_submit.py",
     r"export KFP_HOST=.*": "tests/pipelines/test_submit.py",
-    r"\.venv/bin/python -m pipelines (publish|submit) .*": "tests/pipelines/test_submit.py",
+    r"\.venv/bin/chexradinet (publish-pipeline|submit) .*": "tests/pipelines/test_submit.py",
 }
 """Commands that other tests run or read, as patterns, and where."""
 
@@ -164,11 +164,11 @@ def test_nih_as_downloaded_goes_through_the_whole_pipeline(
 
 def _run(command: str, folder: Path, *settings: str) -> None:
     """Run a command of the README in a folder, with further settings that make it small."""
-    words = command.split()[3:]
+    words = command.split()[1:]
     more = [word for setting in settings for word in ("--set", setting)]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*PIPELINES, *words, *more],
+        [*COMMAND, *words, *more],
         cwd=folder,
         env=environment,
         check=False,

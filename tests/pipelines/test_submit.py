@@ -104,8 +104,11 @@ def test_the_commands_of_the_readme_go_through(
     for name, value in (environment | {"KFP_HOST": kubeflow.host}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    for line in re.findall(r"python -m pipelines ((?:publish|submit) .+)", text):
-        assert _run(shlex.split(line)).exit_code == 0, line
+    for line in re.findall(
+        r"chexradinet ((?:publish-pipeline|submit) .+)", text.replace("\\\n", "")
+    ):
+        words = shlex.split(line.replace("publish-pipeline", "publish"))
+        assert _run(words).exit_code == 0, line
     assert [one.name for one in kubeflow.pipelines] == [TRAINING, NIGHTLY]
     (run,) = kubeflow.runs
     assert run.runtime_config.parameters["accelerator_count"] == 0
