@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from chexradinet.dataset.images import MAX_PIXELS
 from chexradinet.dicom.codecs import PixelLayout, Stored, contradicts_header, decode_frame
 from chexradinet.dicom.file import DicomFile, implausible, integer, text, truncated, unreadable
 from chexradinet.errors import RejectedImageError
 from chexradinet.records import RejectReason
 
+MAX_SAMPLES = 40_000_000
+"""Most pixels times colours; the largest detectors have 18 million pixels. JPEG 2000 takes ten
+bytes for each while it is decoded."""
 MAX_EXPANSION = 4000
 """Most decoded bytes a compressed byte may stand for; a real radiograph stays under 100."""
 
@@ -68,8 +70,8 @@ def _check_size(layout: PixelLayout) -> None:
     size = f"{layout.rows}x{layout.columns} px"
     if layout.rows < 1 or layout.columns < 1:
         raise implausible(f"{size}; both must be at least 1")
-    if layout.rows * layout.columns > MAX_PIXELS:
-        raise implausible(f"{size}; an X-ray has at most {MAX_PIXELS // 1_000_000} million")
+    if layout.rows * layout.columns * layout.samples > MAX_SAMPLES:
+        raise implausible(f"{size}; an X-ray has at most {MAX_SAMPLES // 1_000_000} million")
 
 
 def _check_photometric(layout: PixelLayout) -> None:

@@ -18,7 +18,7 @@ from email.message import Message
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import requests  # type: ignore[import-untyped]
 from requests.exceptions import (  # type: ignore[import-untyped]
@@ -42,8 +42,6 @@ from chexradinet.errors import (
 )
 from chexradinet.store.opening import DEFAULT
 from chexradinet.store.retry import Backoff, retrying
-
-T = TypeVar("T")
 
 MODALITIES = ("CR", "DX", "DR", "RG")
 """DICOM modalities of projection radiographs; DR and RG are of old devices. Left out are RF, mostly
@@ -266,7 +264,7 @@ def _get(
                 chunks.append(chunk)
             return answer.headers.get("Content-Type", ""), b"".join(chunks)
 
-    return retrying(once, is_transient, Backoff(config.retry_total_s))
+    return retrying(once, is_transient, Backoff(config.retry_total_s, where=archive.host))
 
 
 def _timeouts(config: StoreConfig) -> tuple[float, float]:
