@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from datetime import date
 from enum import StrEnum
+from string import Formatter
 from typing import Any, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, model_validator
 
@@ -37,19 +39,56 @@ DEFAULT_URGENCY: Mapping[str, float] = {
 }
 """Urgency of each known finding, in [0, 1]."""
 
+_TIMEZONE = "an IANA name, such as Europe/Berlin"
+_VIEWER_URL = "an http or https address with {study_uid} or {accession}"
+
 MAX_HOURS = 8760
 """Longest wait that can be asked for."""
 
 
+class WorklistIdentifiers(StrEnum):
+    """What names a study on the worklist, beside its Study Instance UID."""
+
+    NONE = "none"
+    """Nothing."""
+    ACCESSION = "accession"
+    """Accession number and study date."""
+    PATIENT = "patient"
+    """Accession number, study date and patient ID."""
+
+
 class WorklistConfig(Settings):
-    """How a night's studies are ordered."""
+    """How a night's studies are ordered and shown."""
 
     max_wait_h: float = Field(default=72.0, gt=0, le=MAX_HOURS)
     """Hours after its arrival beyond which no study is kept waiting by its priority."""
-    interval_h: float = internal(24.0, ge=0, le=MAX_HOURS)
+    interval_h: float = Field(default=24.0, ge=0, le=MAX_HOURS)
     """Hours after the day of the list until the next one is read."""
-    urgency: dict[str, float] = internal({})
-    """Urgencies that differ from `DEFAULT_URGENCY`."""
+    urgency: dict[str, float] = Field(default={})
+    """Urgencies in [0, 1] that differ from the defaults, as a JSON object by finding."""
+    worklist_identifiers: WorklistIdentifiers = WorklistIdentifiers.ACCESSION
+    """Name studies by none, accession or patient; patient adds the patient ID."""
+    viewer_url: str = Field(default="", json_schema_extra={"needed": _VIEWER_URL})
+    """Link to a study in the viewer, with {study_uid} or {accession}; empty for none."""
+    timezone: str = Field(default="UTC", json_schema_extra={"needed": _TIMEZONE})
+    """Time zone of the worklist page, which also shows UTC."""
+
+    @model_validator(mode="after")
+    def _viewer_and_timezone_are_known(self) -> Self:
+        try:
+            zone_is_known = bool(ZoneInfo(self.timezone))
+        except (ValueError, ZoneInfoNotFoundError):
+            zone_is_known = False
+        require(zone_is_known, "timezone", self.timezone, _TIMEZONE)
+        if self.viewer_url:
+            try:
+                names = {name for _, name, _, _ in Formatter().parse(self.viewer_url) if name}
+            except ValueError:
+                names = set()
+            web = self.viewer_url.startswith(("https://", "http://"))
+            holds = web and bool(names) and names <= {"study_uid", "accession"}
+            require(holds, "viewer_url", self.viewer_url, _VIEWER_URL)
+        return self
 
     @model_validator(mode="after")
     def _urgencies_are_known(self) -> Self:

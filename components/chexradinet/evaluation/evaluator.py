@@ -108,12 +108,14 @@ class EvaluatedModel:
 
     def as_round(self) -> RoundMetrics:
         """Return the entry of metrics.json."""
+        history = getattr(self.info, "history", None)
         return RoundMetrics(
             round=self.info.round,
             guidance=self.info.guidance,
             classification={
                 **self.classification,
                 "validation": {"mean_auroc": self.info.metrics["validation"]["mean_auroc"]},
+                **({"history": history} if history else {}),
             },
             localization=self.localization.metrics,
         )

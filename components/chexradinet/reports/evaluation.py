@@ -30,7 +30,12 @@ from chexradinet.regions.feature_names import FEATURE_NAMES
 from chexradinet.regions.tables import regions_table
 from chexradinet.reports.overlay import overlay
 from chexradinet.reports.page import number, png_bytes, readable, write_page
-from chexradinet.reports.plots import localization_plot, reliability_plot, roc_plot
+from chexradinet.reports.plots import (
+    learning_plot,
+    localization_plot,
+    reliability_plot,
+    roc_plot,
+)
 
 MAX_PANEL_CASES = 12
 """Radiographs in the report's panel."""
@@ -140,6 +145,7 @@ def write_report(
         chosen=next(e for e in metrics["rounds"] if e["round"] == metrics["best_round"]),
         cards=[(label, number(value), note) for label, value, note in values if value is not None],
         undefined_cards=[label for label, value, _ in values if value is None],
+        learning=learning_plot(curves) if (curves := learning_curves(metrics)) else None,
         arms=arms,
         gain=gain_sentences(arms),
         measures=MEASURES,
@@ -165,6 +171,47 @@ def write_report(
         panel=figures.panel,
         features=figures.features,
     )
+
+
+def learning_curves(
+    metrics: Mapping[str, Any],
+) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Return measure to arm to pairs of epoch and value, epochs counted over all guided rounds.
+
+    A round without a `history` counts no epoch. An arm's last round stands beside the guided round
+    of the same number.
+    """
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    starts: dict[int, int] = {}
+    start = 0
+    for entry in metrics["rounds"]:
+        starts[entry["round"]] = start
+        start += _add_epochs(curves, "guided", entry.get("history") or (), start)
+    for arm, content in (metrics.get("arms") or {}).items():
+        for entry in content["rounds"]:
+            first = starts.get(entry["round"], 0)
+            _add_epochs(curves, arm, entry.get("history") or (), first)
+    return curves
+
+
+def _add_epochs(
+    curves: dict[str, dict[str, list[tuple[float, float]]]],
+    arm: str,
+    history: Sequence[Mapping[str, Any]],
+    start: int,
+) -> int:
+    """Add the epochs of one round, and return how many there are."""
+    for epoch, record in enumerate(history, start=start + 1):
+        values = {
+            "loss": record["loss"],
+            **(record.get("parts") or {}),
+            "learning rate": record.get("learning_rate"),
+            "validation mean AUROC": record.get("val_mean_auroc"),
+        }
+        for name, value in values.items():
+            if value is not None:
+                curves.setdefault(name, {}).setdefault(arm, []).append((epoch, value))
+    return len(history)
 
 
 def _headline(test: Mapping[str, Any]) -> list[tuple[str, float | None, str]]:

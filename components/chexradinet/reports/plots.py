@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from chexradinet.evaluation.classification import FloatArray
 from chexradinet.reports.page import readable
@@ -53,6 +54,25 @@ def reliability_plot(
         _unit_square(axes, finding, errors.get(finding))
 
     return _small_plots(list(curves), draw, ("predicted", "observed"))
+
+
+def learning_plot(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> bytes:
+    """Return one small plot per measure of the epochs: guided rounds, and both arms.
+
+    Args:
+        curves: Measure to arm to pairs of epoch and value.
+    """
+    colors = {"control": _GREY, "permuted": _ORANGE}
+
+    def draw(axes: Axes, measure: str) -> None:
+        for arm, points in curves[measure].items():
+            epochs, values = zip(*points, strict=True)
+            color = colors.get(arm, _BLUE)
+            axes.plot(epochs, values, color=color, linewidth=1.4, marker="o", markersize=2.5)
+        axes.set_title(readable(measure), fontsize=9, color=_INK)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
+
+    return _small_plots(list(curves), draw, ("epoch, all rounds", "value"), (2.6, 2.0))
 
 
 def localization_plot(

@@ -17,16 +17,24 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
+from zoneinfo import ZoneInfo
+
+import cv2
+import numpy as np
 
 from chexradinet.artifacts import CsvWriter
-from chexradinet.config.nightly import WorklistConfig
+from chexradinet.config.nightly import WorklistConfig, WorklistIdentifiers
 from chexradinet.reports.nightly import NOTICE
-from chexradinet.reports.page import write_page
+from chexradinet.reports.page import png_bytes, write_page
+
+_THUMBNAIL_PX = 96
 
 COLUMNS = (
     "position", "study_uid", "reason", "priority", "top_finding", "top_probability",
     "flagged_findings", "num_images", "arrived", "due", "notes", "not_assessed",
     "files",
+    "accession_number", "patient_id", "study_date",
 )  # fmt: skip
 """Columns of `worklist.csv`."""
 
@@ -48,6 +56,12 @@ class WaitingImage:
     """Quality codes, `out_of_distribution`."""
     file: str = ""
     """Name below the inbox of an X-ray without a study UID; for the CSV alone, not for a page."""
+    accession: str = ""
+    """Accession number, empty if not known."""
+    patient_id: str = ""
+    """Patient ID, empty if not known."""
+    study_date: str = ""
+    """`YYYY-MM-DD`, empty if not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +86,9 @@ class Entry:
     not_assessed: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     """Names below the inbox of X-rays without a study UID."""
+    accession: str = ""
+    patient_id: str = ""
+    study_date: str = ""
 
 
 class Omissions(NamedTuple):
@@ -125,7 +142,21 @@ def _entry(
         notes=_union(image.notes for image in images),
         not_assessed=_union(image.not_assessed for image in images),
         files=_union([image.file] for image in images if image.file),
+        **_identifiers(images, config.worklist_identifiers),
     )
+
+
+def _identifiers(images: Sequence[WaitingImage], shown: WorklistIdentifiers) -> dict[str, str]:
+    """Return what names a study as far as the setting allows, from the first X-ray that has it."""
+    names = {
+        WorklistIdentifiers.NONE: (),
+        WorklistIdentifiers.ACCESSION: ("accession", "study_date"),
+        WorklistIdentifiers.PATIENT: ("accession", "study_date", "patient_id"),
+    }
+    return {
+        name: next((value for image in images if (value := getattr(image, name))), "")
+        for name in names[shown]
+    }
 
 
 def _union(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
@@ -164,6 +195,9 @@ def _cells(entry: Entry) -> list[str]:
         ";".join(entry.notes),
         ";".join(entry.not_assessed),
         ";".join(entry.files),
+        entry.accession,
+        entry.patient_id,
+        entry.study_date,
     ]
 
 
@@ -173,6 +207,7 @@ def write_worklist_page(
     entries: Sequence[Entry],
     config: WorklistConfig,
     omissions: Omissions | None = None,
+    pictures: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write the worklist as one self-contained HTML file.
 
@@ -180,9 +215,11 @@ def write_worklist_page(
         path: The HTML file.
         date: Day of the list.
         entries: The studies, in order.
-        config: By what they were ordered.
+        config: By what they were ordered, and how they are shown.
         omissions: What the list cannot name; None if that was not counted.
+        pictures: Study to a PNG file with the heatmap, of those that the night's report shows.
     """
+    zone = ZoneInfo(config.timezone)
     write_page(
         path,
         "worklist",
@@ -191,4 +228,22 @@ def write_worklist_page(
         config=config,
         omissions=omissions,
         notice=NOTICE,
+        thumbnails={study: _thumbnail(png) for study, png in (pictures or {}).items()},
+        viewer_link=lambda entry: viewer_link(entry, config.viewer_url),
+        local=lambda moment: moment.astimezone(zone),
     )
+
+
+def viewer_link(entry: Entry, template: str) -> str:
+    """Return a study's address in the viewer; empty without a template or what it needs."""
+    values = {"study_uid": entry.study_uid, "accession": entry.accession}
+    if not all(values[name] for name in values if f"{{{name}}}" in template):
+        return ""
+    return template.format(**{name: quote(value, safe="") for name, value in values.items()})
+
+
+def _thumbnail(png: bytes) -> bytes:
+    image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    scale = _THUMBNAIL_PX / max(image.shape)
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return png_bytes(cv2.cvtColor(small, cv2.COLOR_BGR2RGB).astype(np.uint8))

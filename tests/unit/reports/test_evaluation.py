@@ -15,6 +15,7 @@ from chexradinet.reports.evaluation import (
     PanelCase,
     ReportFigures,
     feature_contrast,
+    learning_curves,
     write_report,
 )
 
@@ -156,6 +157,35 @@ def test_a_panel_case_says_what_it_shows(tmp_path: Path, metrics: dict[str, Any]
     assert "probability n/d, no region, image 0123456789abcdef" in text
     assert "XYZ" not in text
     assert "heatmap of Pleural Thickening; region drawn; 1 true boxes drawn" in text
+
+
+def _epochs(*losses: float, **more: float) -> list[dict[str, Any]]:
+    return [
+        {"epoch": number, "loss": loss, "parts": {"entropy": loss / 2}, **more}
+        for number, loss in enumerate(losses)
+    ]
+
+
+def test_learning_curves_run_over_all_rounds_with_each_arm_beside_its_round(
+    tmp_path: Path, metrics: dict[str, Any]
+) -> None:
+    assert learning_curves(metrics) == {}
+    first, second, third = metrics["rounds"]
+    rounds = [
+        {**first, "history": _epochs(3, 2, learning_rate=0.1)},
+        {**second, "history": _epochs(1, val_mean_auroc=0.8)},
+        third,
+    ]
+    arm = {**metrics["arms"]["control"]["rounds"][0], "round": 1, "history": _epochs(9)}
+    given = {**metrics, "rounds": rounds, "arms": {"control": {"rounds": [arm]}}}
+    assert learning_curves(given) == {
+        "loss": {"guided": [(1, 3), (2, 2), (3, 1)], "control": [(3, 9)]},
+        "entropy": {"guided": [(1, 1.5), (2, 1), (3, 0.5)], "control": [(3, 4.5)]},
+        "learning rate": {"guided": [(1, 0.1), (2, 0.1)]},
+        "validation mean AUROC": {"guided": [(3, 0.8)]},
+    }
+    write_report(tmp_path / "report.html", given)
+    assert "Learning curves" in _text(tmp_path / "report.html")
 
 
 def test_equal_metrics_give_equal_bytes(tmp_path: Path) -> None:

@@ -3,18 +3,20 @@
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from chexradinet.config.nightly import DEFAULT_URGENCY, WorklistConfig
+from chexradinet.config.nightly import DEFAULT_URGENCY, WorklistConfig, WorklistIdentifiers
 from chexradinet.errors import ConfigError
 from chexradinet.findings import KNOWN_FINDINGS
 from chexradinet.reports.worklist import (
     COLUMNS,
     Entry,
     WaitingImage,
+    viewer_link,
     worklist,
     worklist_csv,
     write_worklist_page,
@@ -120,11 +122,64 @@ def test_a_study_whose_scores_are_not_calibrated_is_not_assessed_and_has_no_prio
     assert [entry.study_uid for entry in entries] == ["1.3", "1.2"]
     found = page(tmp_path, entries)
     assert "<small>not assessed: Mass, Pleural Thickening</small>" in found
-    assert '<td class="text">not assessed</td>' in found
+    assert '<td class="text" data-label="first finding">not assessed</td>' in found
     assert "0.00" not in found.partition("study-1.2")[2]
     row = list(csv.DictReader(io.StringIO(worklist_csv(entries))))[1]
     assert (row["priority"], row["top_finding"], row["top_probability"]) == ("", "", "")
     assert row["not_assessed"] == "Mass;Pleural_Thickening"
+
+
+NAMED = replace(image("1.2", Mass=0.5), accession="A 1", patient_id="P7", study_date="2025-12-24")
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [("none", ()), ("accession", ("A 1", "2025-12-24")), ("patient", ("A 1", "2025-12-24", "P7"))],
+)
+def test_a_study_is_named_by_what_the_setting_allows_in_page_and_csv(
+    tmp_path: Path, setting: str, shown: tuple[str, ...]
+) -> None:
+    config = WorklistConfig(worklist_identifiers=WorklistIdentifiers(setting))
+    entries = worklist([NAMED], UNTIL, config)
+    write_worklist_page(tmp_path / "list.html", "2026-01-30", entries, config)
+    outputs = ((tmp_path / "list.html").read_text(), worklist_csv(entries))
+    for text in ("A 1", "2025-12-24", "P7"):
+        assert all((text in output) == (text in shown) for output in outputs)
+
+
+def test_the_viewer_link_has_the_study_escaped_or_there_is_none() -> None:
+    entry = worklist([NAMED], UNTIL, WorklistConfig())[0]
+    assert viewer_link(entry, "") == ""
+    assert viewer_link(entry, "https://v/{study_uid}?a={accession}") == "https://v/1.2?a=A%201"
+    nameless = replace(entry, accession="")
+    assert viewer_link(nameless, "https://v/?a={accession}") == ""
+    assert viewer_link(nameless, "https://v/{study_uid}") == "https://v/1.2"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"viewer_url": "javascript:alert('{study_uid}')"},
+        {"viewer_url": "https://v/"},
+        {"viewer_url": "https://v/{study_uid}/{patient}"},
+        {"viewer_url": "https://v/{study_uid"},
+        {"timezone": "Berlin"},
+        {"timezone": "../etc/passwd"},
+        {"worklist_identifiers": "name"},
+    ],
+)
+def test_what_cannot_be_shown_is_refused_by_name(setting: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        WorklistConfig(**setting)
+
+
+def test_times_are_local_beside_utc(tmp_path: Path) -> None:
+    config = WorklistConfig(timezone="Europe/Berlin")
+    entries = worklist([image("1.2", 30.0, Mass=0.5)], UNTIL, config)
+    write_worklist_page(tmp_path / "list.html", "2026-02-01", entries, config)
+    found = (tmp_path / "list.html").read_text("utf-8")
+    assert "2026-01-31 19:00<small>2026-01-31 18:00 UTC</small>" in found
+    assert "arrived, Europe/Berlin" in found
 
 
 def test_the_page_says_the_rule_and_escapes_what_comes_from_outside(tmp_path: Path) -> None:
