@@ -80,11 +80,11 @@ def collect_plan(ledger: Ledger, plan: Plan, model: NightModel) -> Night:
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files, drift, report = _write(ledger, plan, merged, model, folder)
+        files, drift, report, pictures = _write(ledger, plan, merged, model, folder)
         digests = put_files(ledger, plan, files)
         scores_digest = digest_without_timings(folder / f"part-{plan.number:06d}.csv")
         _put_of_night(ledger, plan, "report.html", report.read_bytes())
-        _put_worklist(ledger, plan, model, (listed, unscored), folder)
+        _put_worklist(ledger, plan, model, (listed, unscored, pictures), folder)
         page = report.read_bytes()
     if model.settings.dicom_results:
         keep_dicom(ledger, plan, (image.object_key for image in merged.images))
@@ -136,8 +136,12 @@ def _not_seen(history: History, plan: Plan, skipped: Sequence[int]) -> dict[tupl
 
 def _write(
     ledger: Ledger, plan: Plan, merged: Merged, model: NightModel, folder: Path
-) -> tuple[list[Path], dict[str, Any] | None, Path]:
-    """Write all files of the plan into a folder; return them, the drift, and the report's path."""
+) -> tuple[list[Path], dict[str, Any] | None, Path, dict[str, bytes]]:
+    """Write all files of the plan into a folder.
+
+    Returns:
+        The files, the drift, the report's path, and the report's pictures by study.
+    """
     number = f"{plan.number:06d}"
     shown = frozenset(image.image_key for image in most_urgent(merged.images, model))
     files, embeddings, pictures = write_scores(ledger, plan, merged, shown, folder)
@@ -148,22 +152,24 @@ def _write(
     report = night_report(plan, merged, model, drift, pictures)
     scores = folder / f"part-{number}.parquet"
     write_night_report(page, with_timings(report, scores, model.findings[0], merged.score_s))
-    return [*files, measured, page], drift, page
+    shown_cases = {case.study_uid: case.png for case in reversed(report.cases)}
+    return [*files, measured, page], drift, page, shown_cases
 
 
 def _put_worklist(
     ledger: Ledger,
     plan: Plan,
     model: NightModel,
-    known: tuple[WorklistScope, Mapping[tuple[str, str], int]],
+    known: tuple[WorklistScope, Mapping[tuple[str, str], int], Mapping[str, bytes]],
     folder: Path,
 ) -> None:
     config = model.settings.worklist
-    listed, unscored = known
+    listed, unscored, pictures = known
     entries = worklist(listed.images, end_of(plan.date), config)
     _put_of_night(ledger, plan, "worklist.csv", worklist_csv(entries).encode())
     page = folder / "worklist.html"
-    write_worklist_page(page, plan.date, entries, config, Omissions(unscored, listed.foreign))
+    omissions = Omissions(unscored, listed.foreign)
+    write_worklist_page(page, plan.date, entries, config, omissions, pictures)
     _put_of_night(ledger, plan, "worklist.html", page.read_bytes())
 
 
