@@ -31,6 +31,7 @@ websocket = pytest.importorskip("websocket")
 UNTIL = datetime(2026, 2, 2, tzinfo=UTC)
 STUDY = "2.25.302943848394857201938475610293847561029"
 _DEADLINE_S = 60
+_TARGET = "document.querySelector(':target')"
 
 
 class Tab:
@@ -214,9 +215,11 @@ def test_a_click_leads_to_the_viewer_with_the_study(
 
 def test_list_and_report_lead_to_each_other_at_the_study(tab: Tab, pages: Path) -> None:
     tab.show(pages / "worklist.html", 1280)
-    tab.click("td.thumbnail a")
-    wait_for(lambda: tab.at(pages / "report.html"))
-    assert tab.value("document.querySelector(':target').id") == f"study-{STUDY}0"
-    tab.click("figure a")
-    wait_for(lambda: tab.at(pages / "worklist.html"))
-    assert tab.value("document.querySelector(':target').tagName") == "TR"
+    for link, page, shown in (
+        ("td.thumbnail a", "report.html", "FIGURE"),
+        ("figure a", "worklist.html", "TR"),
+    ):
+        tab.click(link)
+        wait_for(lambda page=page: tab.at(pages / page) and bool(tab.value(f"{_TARGET}?.id")))  # type: ignore[misc]
+        assert tab.value(f"{_TARGET}.id") == f"study-{STUDY}0"
+        assert tab.value(f"{_TARGET}.tagName") == shown
