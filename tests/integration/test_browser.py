@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 
-from chexradinet.config.nightly import WorklistConfig
+from chexradinet.config.nightly import WorklistConfig, WorklistIdentifiers
 from chexradinet.reports.nightly import FlaggedCase, NightReport, write_night_report
 from chexradinet.reports.overlay import overlay
 from chexradinet.reports.page import png_bytes
@@ -75,6 +76,10 @@ class Tab:
     def at(self, page: Path) -> bool:
         """Tell whether this file is open."""
         return str(self.value("location.href")).startswith(page.as_uri())
+
+    def reached(self, page: Path) -> bool:
+        """Tell whether a place in this file is open."""
+        return self.at(page) and bool(self.value(f"{_TARGET}?.id"))
 
     def click(self, selector: str) -> None:
         """Click in the middle of an element, as a mouse does."""
@@ -152,7 +157,7 @@ def tab(
 def pages(tmp_path: Path, viewer: tuple[str, list[str]]) -> Path:
     """Return the folder of a night: a worklist of twenty studies, and its report."""
     config = WorklistConfig(
-        worklist_identifiers="patient",
+        worklist_identifiers=WorklistIdentifiers.PATIENT,
         viewer_url=f"{viewer[0]}?StudyInstanceUIDs={{study_uid}}",
         timezone="Europe/Berlin",
     )
@@ -220,6 +225,6 @@ def test_list_and_report_lead_to_each_other_at_the_study(tab: Tab, pages: Path) 
         ("figure a", "worklist.html", "TR"),
     ):
         tab.click(link)
-        wait_for(lambda page=page: tab.at(pages / page) and bool(tab.value(f"{_TARGET}?.id")))  # type: ignore[misc]
+        wait_for(partial(tab.reached, pages / page))
         assert tab.value(f"{_TARGET}.id") == f"study-{STUDY}0"
         assert tab.value(f"{_TARGET}.tagName") == shown

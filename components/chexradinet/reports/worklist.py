@@ -20,8 +20,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
-import cv2
 import numpy as np
+from PIL import Image
 
 from chexradinet.artifacts import CsvWriter
 from chexradinet.config.nightly import WorklistConfig, WorklistIdentifiers
@@ -243,7 +243,6 @@ def viewer_link(entry: Entry, template: str) -> str:
 
 
 def _thumbnail(png: bytes) -> bytes:
-    image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
-    scale = _THUMBNAIL_PX / max(image.shape)
-    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return png_bytes(cv2.cvtColor(small, cv2.COLOR_BGR2RGB).astype(np.uint8))
+    with Image.open(io.BytesIO(png)) as image:
+        image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+        return png_bytes(np.asarray(image.convert("RGB")))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,7 +169,7 @@ def test_the_viewer_link_has_the_study_escaped_or_there_is_none() -> None:
         {"worklist_identifiers": "name"},
     ],
 )
-def test_what_cannot_be_shown_is_refused_by_name(setting: dict[str, str]) -> None:
+def test_what_cannot_be_shown_is_refused_by_name(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))):
         WorklistConfig(**setting)
 
