@@ -1,0 +1,278 @@
+"""What training and inference do on an accelerator: one command, at most 6 minutes.
+
+`python -m benchmarks.gpu` prints a Markdown table; `--device cpu --tiny` tries it without one.
+It needs PyTorch, torchvision, safetensors, pandas, pyarrow, pydantic, Pillow and OpenCV, and
+neither kfp nor SimpleITK nor pyradiomics. What a host lacks can lie in a folder on PYTHONPATH:
+`pip install --target FOLDER --python-version 3.12 --only-binary :all: pydantic`.
+
+Rates are images per second over a wall clock, median of a few timed runs after one warm-up; the
+device is waited for at the end of each. Model FLOP utilisation counts the multiplications and
+additions of forward and backward (three times the forward pass), over `--peak-tflops`. Put what
+it prints into `results/gpu.md` with the commit; nothing there is written by hand.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.training import (
+    NONE,
+    NUM_FINDINGS,
+    bare_steps,
+    network_of,
+    random_data,
+    seconds_in_turns,
+    whole_loop,
+)
+from chexradinet.config import Backbone, TrainConfig
+from chexradinet.model.inference import predict
+from chexradinet.model.resnet import ChexRadiNet
+from chexradinet.model.training import TrainingData, fit
+from chexradinet.phantom import iter_phantom
+from chexradinet.phantom.findings import PHANTOM_FINDINGS
+
+
+class Sizes(NamedTuple):
+    """How large everything is."""
+
+    backbone: Backbone
+    sides: tuple[int, ...]
+    train_batch: int
+    loop_steps: int
+    inference_batches: tuple[int, ...]
+    phantom_images: int
+    phantom_side: int
+    phantom_epochs: int
+    repeats: int
+
+
+FULL = Sizes(Backbone.RESNET50, (224, 512), 256, 20, (1, 8, 64, 512), 1500, 128, 6, 5)
+TINY = Sizes(Backbone.RESNET18_NARROW, (64,), 4, 2, (1, 2), 48, 64, 1, 1)
+
+
+class _Plain(nn.Module):
+    """The torchvision network of the same depth, with one input channel."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        known = {Backbone.RESNET50: torchvision.models.resnet50}
+        self.net = known.get(backbone, torchvision.models.resnet18)(num_classes=NUM_FINDINGS)
+        self.net.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits, shape (B, F)."""
+        logits: torch.Tensor = self.net(images)
+        return logits
+
+
+class _Logits(nn.Module):
+    """Our network, of which only the logits are asked for."""
+
+    def __init__(self, network: ChexRadiNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits, shape (B, F)."""
+        return self.network(images).logits
+
+
+class Bench:
+    """Runs the parts on one device and formats what they give."""
+
+    def __init__(self, device: str, sizes: Sizes, peak_tflops: float) -> None:
+        self.device, self.sizes, self.peak = torch.device(device), sizes, peak_tflops * 1e12
+        self.on_gpu = self.device.type == "cuda"
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Yield a name and a figure for everything that is measured."""
+        yield from self.training_rates()
+        yield from self.loop()
+        yield from self.precision()
+        yield from self.inference()
+
+    def seconds(self, runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+        """Return the seconds of each run, the device waited for."""
+
+        def waited(run: Callable[[], object]) -> Callable[[], object]:
+            def timed() -> None:
+                run()
+                if self.on_gpu:
+                    torch.cuda.synchronize()
+
+            return timed
+
+        return seconds_in_turns(
+            {name: waited(run) for name, run in runs.items()},
+            self.sizes.repeats,
+            time.perf_counter,
+        )
+
+    def training_rates(self) -> Iterator[tuple[str, str]]:
+        """Yield images per second and utilisation of a step, plain and with attention."""
+        for side in self.sizes.sides:
+            batch = max(2, self.sizes.train_batch * min(self.sizes.sides) ** 2 // side**2)
+            kinds = {
+                "plain": _Plain(self.sizes.backbone),
+                "attention": _Logits(network_of(self.sizes.backbone, 32)),
+                "attention, map stride 16": _Logits(network_of(self.sizes.backbone, 16)),
+            }
+            steps = {name: self._step(network, batch, side) for name, network in kinds.items()}
+            if self.on_gpu:
+                compiled = _Logits(network_of(self.sizes.backbone, 32))
+                compiled.compile()
+                steps["attention, compiled"] = self._step(compiled, batch, side)
+            taken = self.seconds(steps)
+            for name, seconds in taken.items():
+                flops = 3 * _flops(kinds.get(name, kinds["attention"]), side, self.device)
+                rate = batch / seconds
+                yield (
+                    f"training step, {side} px, batch {batch}, {name}",
+                    f"{rate:.0f} images/s, x{seconds / taken['plain']:.2f} of plain, "
+                    f"{100 * rate * flops / self.peak:.1f}% of peak",
+                )
+
+    def _step(self, network: nn.Module, batch: int, side: int) -> Callable[[], None]:
+        network.to(self.device).to(memory_format=torch.channels_last).train()
+        optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=self.on_gpu)
+        images = torch.randn(batch, 1, side, side, device=self.device)
+        labels = torch.randint(0, 2, (batch, NUM_FINDINGS), device=self.device).float()
+
+        def step() -> None:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.on_gpu):
+                logits = network(images)
+            optimizer.zero_grad()
+            loss = functional.binary_cross_entropy_with_logits(logits.float(), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+        return step
+
+    def loop(self) -> Iterator[tuple[str, str]]:
+        """Yield how much of the whole loop's time the bare step takes."""
+        side, batch = min(self.sizes.sides), self.sizes.train_batch
+        data = random_data(self.sizes.loop_steps * batch, side)
+        config = TrainConfig(epochs=1, batch_size=batch)
+        network = network_of(self.sizes.backbone, 32)
+        taken = self.seconds(
+            {
+                "bare": bare_steps(network, data, config, self.device.type),
+                "loop": whole_loop(network, data, config, self.device.type),
+            }
+        )
+        yield (
+            f"whole loop, {side} px, batch {batch}",
+            f"{len(data.rows) / taken['loop']:.0f} images/s, "
+            f"{taken['bare'] / taken['loop']:.3f} of bare",
+        )
+
+    def precision(self) -> Iterator[tuple[str, str]]:
+        """Yield mean AUROC on unseen phantoms after equal epochs in bfloat16 and in float32."""
+        data, held_out = _phantoms(self.sizes)
+        config = TrainConfig(epochs=self.sizes.phantom_epochs, batch_size=32)
+        for name, mixed in (("bfloat16", True), ("float32", False)):
+            network = network_of(Backbone.RESNET18_NARROW, 16)
+            started = time.perf_counter()
+            chosen = config.changed(mixed_precision=mixed)
+            fit(network, None, data, chosen, NONE, device=self.device.type)
+            logits = predict(network, data.fetch, held_out, device=self.device.type).logits
+            pairs = zip(data.labels[held_out].T, logits.T, strict=True)
+            auroc = np.nanmean([_auroc(*pair) for pair in pairs])
+            took = time.perf_counter() - started
+            yield f"phantom, {name}", f"mean AUROC {auroc:.4f} after {took:.0f} s"
+        probabilities = []
+        for mixed in (True, False):
+            with torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext():
+                logits = predict(network, data.fetch, held_out, device=self.device.type).logits
+            probabilities.append(1 / (1 + np.exp(-logits)))
+        difference = np.abs(probabilities[0] - probabilities[1]).max()
+        flags = int(((probabilities[0] >= 0.5) != (probabilities[1] >= 0.5)).sum())
+        yield (
+            "inference in bfloat16 against float32",
+            f"largest difference of a probability {difference:.4f}, {flags} flags of "
+            f"{probabilities[0].size} differ at 0.5",
+        )
+
+    def inference(self) -> Iterator[tuple[str, str]]:
+        """Yield images per second with and without the maps of all findings."""
+        side = min(self.sizes.sides)
+        data = random_data(max(self.sizes.inference_batches), side)
+        network = network_of(self.sizes.backbone, 16)
+        for batch in self.sizes.inference_batches:
+            rows = data.rows[:batch]
+            runs: dict[str, Callable[[], object]] = {
+                name: self._forward(network, data, rows, maps)
+                for name, maps in (("logits", False), ("maps", True))
+            }
+            taken = self.seconds(runs)
+            yield (
+                f"inference, {side} px, batch {batch}",
+                f"{batch / taken['logits']:.0f} images/s; with maps of {NUM_FINDINGS} findings "
+                f"x{taken['maps'] / taken['logits']:.2f}",
+            )
+
+    def _forward(
+        self, network: ChexRadiNet, data: TrainingData, rows: np.ndarray, maps: bool
+    ) -> Callable[[], object]:
+        return lambda: predict(
+            network, data.fetch, rows, len(rows), device=self.device.type, maps=maps
+        )
+
+
+def _flops(network: nn.Module, side: int, device: torch.device) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 1, side, side, device=device))
+    return int(counter.get_total_flops())
+
+
+def _phantoms(sizes: Sizes) -> tuple[TrainingData, np.ndarray]:
+    """Return phantoms, of which four fifths train, and the rows of the others."""
+    drawn = list(iter_phantom(sizes.phantom_images, sizes.phantom_side, seed=0))
+    labels = [[float(name in image.findings) for name in PHANTOM_FINDINGS] for image in drawn]
+    padded = np.full((len(drawn), NUM_FINDINGS), np.nan, np.float32)
+    padded[:, : len(PHANTOM_FINDINGS)] = labels
+    edge = len(drawn) * 4 // 5
+    images = np.stack([image.pixels for image in drawn])
+    data = TrainingData(images=images, labels=padded, rows=np.arange(edge))
+    return data, np.arange(edge, len(drawn))
+
+
+def _auroc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Return the probability that a positive scores above a negative; NaN without either."""
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    if not (len(positive) and len(negative)):
+        return float("nan")
+    above = positive[:, None] > negative[None, :]
+    equal = positive[:, None] == negative[None, :]
+    return float(np.mean(above + 0.5 * equal))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--tiny", action="store_true", help="sizes that only try the script")
+    parser.add_argument("--peak-tflops", type=float, default=989.0, help="bfloat16, dense")
+    chosen = parser.parse_args()
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device; --device cpu --tiny tries the script without one")
+    name = torch.cuda.get_device_name() if chosen.device == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}, peak {chosen.peak_tflops:.0f} TFLOP/s\n")
+    print("| what | figure |\n|---|---|", flush=True)
+    for what, figure in Bench(
+        chosen.device, TINY if chosen.tiny else FULL, chosen.peak_tflops
+    ).rows():
+        print(f"| {what} | {figure} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
