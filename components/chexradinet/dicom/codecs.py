@@ -55,6 +55,7 @@ _END = b"\xff\xd9"
 _PADDING_BYTES = 64
 _NO_RUN, _LONGEST_RUN = 128, 128
 _MAX_SAMPLE_ROWS = 256
+_BYTE = 8
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _BROKEN_STREAM = (
     imagecodecs.Jpeg8Error,
@@ -140,11 +141,14 @@ def _agreed(patterns: Stored, layout: PixelLayout, bits: int) -> PixelLayout:
 
     Values may overshoot Bits Stored in a lossy stream, be extended to 16 bits or not, or have bits
     of an overlay above them. Where the two ways to read them differ, the smoother picture is right:
-    a sign or a carry in the wrong place makes jumps of the whole range.
+    a sign or a carry in the wrong place makes jumps of the whole range. A stream of bytes was made
+    from more bits to be shown as it is.
     """
     by_stream = replace(layout, bits_stored=bits, high_bit=bits - 1)
     if layout.high_bit >= layout.bits_stored:
         return layout if layout.high_bit < bits else by_stream
+    if bits == _BYTE < layout.bits_stored and not layout.is_signed:
+        return by_stream
     words = np.arange(256 if patterns.dtype == np.uint8 else 65536)
     differing = values_of(words, layout) != values_of(words, by_stream)
     lookup = differing.astype(np.uint8)[np.newaxis]

@@ -150,7 +150,8 @@ def _file_meta(content: bytes, position: int) -> tuple[int, str]:
         element, vr, short = struct.unpack_from("<H2sH", content, position + 2)
         value_start, length = position + 8, short
         if vr not in _KNOWN_VRS:
-            (length,) = struct.unpack_from("<I", content, position + 4)
+            (implicit,) = struct.unpack_from("<I", content, position + 4)
+            length = implicit if value_start + implicit <= len(content) else short
         elif vr in _LONG_VRS:
             if position + 12 > len(content):
                 break
@@ -215,7 +216,7 @@ class _Elements(io.BytesIO):
         self._sign = "<" if syntax.is_little_endian else ">"
         self._start = start
         self._is_explicit = _is_value_representation(content[start + 4 : start + 6]) or (
-            not syntax.is_implicit_VR and self._form(start, b"", self._short(start + 6))[0] != b""
+            not syntax.is_implicit_VR and bool(self._form(start, b"", self._short(start + 6), 0)[0])
         )
         self._next = start
         self._num_elements = self._sequence_bytes = 0
@@ -230,7 +231,7 @@ class _Elements(io.BytesIO):
             return head
         group, element, vr, length = struct.unpack(f"{self._sign}HH2sH", head)
         if self._is_explicit and group != _DELIMITER_GROUP:
-            vr, start, length = self._form(place, vr, length)
+            vr, start, length = self._form(place, vr, length, group << 16 | element)
             if vr != head[4:6]:
                 head = struct.pack(f"{self._sign}HH2sH", group, element, vr, length * (start == 8))
         else:
@@ -242,7 +243,7 @@ class _Elements(io.BytesIO):
         self._check(group << 16 | element, vr, length)
         return head
 
-    def _form(self, place: int, vr: bytes, length: int) -> tuple[bytes, int, int]:
+    def _form(self, place: int, vr: bytes, length: int, tag: int) -> tuple[bytes, int, int]:
         """Return VR, size of the head and length of an element of an explicit data set."""
         long_length = self._long(place + 8)
         if vr in _KNOWN_VRS - _LONG_VRS:
@@ -250,7 +251,9 @@ class _Elements(io.BytesIO):
         if vr in _LONG_VRS and (length == 0 or long_length == _UNDEFINED_LENGTH):
             return vr, 12, long_length
         if self._is_followed(place + 8 + length):
-            return b"LO", 8, length
+            named = dictionary_VR(tag) if dictionary_has_tag(tag) else ""
+            short = named[:2] if named[:2] in EXPLICIT_VR_LENGTH_16 else "LO"  # also `US or SS`
+            return short.encode(), 8, length
         if self._is_followed(place + 12 + long_length):
             return vr if vr in _LONG_VRS else b"UN", 12, long_length
         # pydicom takes what is left for implicit VR, which some writers change to in between.

@@ -59,6 +59,8 @@ def display_pixels(
     padding = _padding(values, frame, dataset)
     scaled, limits, lacking = _modality(values, dataset)
     levels, description, notes = _voi(scaled, dataset, config)
+    if layout.bits_stored == 8 and (integer(dataset, "BitsStored") or 8) > 8:
+        levels, description = None, "the window is for pixels of more bits than the stream has"
     if levels is None:
         # 8 bits are made to be shown as they are; of more bits, an image alone tells its part.
         as_made = layout.bits_stored == 8 and not layout.is_signed

@@ -113,11 +113,11 @@ def list_instances(uri: str, config: StoreConfig = DEFAULT) -> Iterator[Instance
                 yield from _instances(search, study[_STUDY_UID])
 
 
-def fetch(uri: str, config: StoreConfig = DEFAULT) -> bytes:
+def fetch(ref: InstanceRef | str, config: StoreConfig = DEFAULT) -> bytes:
     """Return a radiograph as a DICOM file, in the transfer syntax it is stored in.
 
     Args:
-        uri: Of an `InstanceRef`; its last part is the SOP Instance UID.
+        ref: X-ray that a listing gave, or its URI, whose last part is the SOP Instance UID.
         config: How often and how long to try.
 
     Raises:
@@ -127,6 +127,7 @@ def fetch(uri: str, config: StoreConfig = DEFAULT) -> bytes:
         StoreUnavailableError: it cannot be reached, also after retries.
         RejectedImageError: `too_large`.
     """
+    uri = ref if isinstance(ref, str) else ref.uri
     archive = parse_archive(uri, dates_needed=False)
     sop_uid = uri.rpartition("/")[2]
     try:

@@ -252,6 +252,21 @@ def test_an_element_of_known_vr_with_a_length_of_the_other_size_is_passed_over()
     assert is_read(content[:start] + element + content[start:])
 
 
+@pytest.mark.parametrize(
+    ("keyword", "head"),
+    [("Rows", b"\x28\x00\x10\x00US"), ("ViewPosition", b"\x18\x00\x01\x51CS")],
+)
+def test_a_known_element_of_unknown_vr_has_the_value_it_should_have(
+    keyword: str, head: bytes
+) -> None:
+    content = written()
+    assert content.count(head) == 1, keyword
+    for vr in (b"--", b"ZZ"):
+        changed = content.replace(head, head[:4] + vr)
+        assert is_read(changed)
+        assert read_radiograph(changed, DicomConfig()).header.is_frontal
+
+
 def test_values_of_eight_bytes_are_not_taken_for_an_element() -> None:
     content = written(Manufacturer="--ZZ??RE", PatientID="ABCDEFGH", InstitutionName="12345678")
     header = read_radiograph(content, DicomConfig()).header

@@ -129,6 +129,17 @@ def test_white_that_a_lossy_stream_overshoots_stays_white(syntax: uid.UID, is_si
     assert np.abs(np.clip(values, 0, high) - truth.astype(np.int64)).max() <= 0.15 * high
 
 
+@pytest.mark.parametrize("syntax", [uid.JPEGBaseline8Bit, uid.JPEGLSLossless, uid.JPEGLosslessSV1])
+def test_bytes_under_a_header_of_twelve_bits_are_shown_as_they_are(syntax: uid.UID) -> None:
+    truth = scene(0, 255, np.uint8)
+    content = encode_radiograph(truth, syntax, {"WindowCenter": 2048, "WindowWidth": 4096})
+    content = patched(with_bits(content, 12), 0x0028, 0x0100, b"US", 16)
+    radiograph = read_radiograph(content, DicomConfig())
+    assert np.abs(radiograph.pixels.astype(int) - truth).max() <= 12
+    assert radiograph.header.window.startswith("full range 0 to 255: the window is for pixels")
+    assert radiograph.header.notes == ("stream_contradicts_bits_stored",)
+
+
 def test_colour_of_more_than_eight_bits_in_the_stream_is_refused() -> None:
     colour = np.stack([scene(0, 200, np.uint8)] * 3, axis=-1)
     content = encode_radiograph(colour, uid.JPEGLSLossless)
