@@ -28,20 +28,10 @@ from chexradinet.records import RejectReason
 Stored = NDArray[np.unsignedinteger]
 """Stored pixels as bit patterns, uint8 or uint16: signed values are in two's complement."""
 
-_JPEG = {
-    uid.JPEGBaseline8Bit,
-    uid.JPEGExtended12Bit,
-    uid.JPEGLossless,
-    uid.JPEGLosslessSV1,
-}
+_JPEG = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1}
 _JPEG_LS = {uid.JPEGLSLossless, uid.JPEGLSNearLossless}
-_JPEG_2000 = {
-    uid.JPEG2000Lossless,
-    uid.JPEG2000,
-    uid.HTJ2KLossless,
-    uid.HTJ2KLosslessRPCL,
-    uid.HTJ2K,
-}
+_HTJ2K = {uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K}
+_JPEG_2000 = {uid.JPEG2000Lossless, uid.JPEG2000} | _HTJ2K
 
 Head = tuple[int, int, int, int]
 """Rows, columns, components and bits of a sample."""
@@ -58,13 +48,8 @@ _MAX_SAMPLE_ROWS = 256
 _BYTE = 8
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _BROKEN_STREAM = (
-    imagecodecs.Jpeg8Error,
-    imagecodecs.JpeglsError,
-    imagecodecs.Jpeg2kError,
-    imagecodecs.PackbitsError,
-    MemoryError,
-    NotImplementedError,
-    ValueError,
+    *(imagecodecs.Jpeg8Error, imagecodecs.JpeglsError, imagecodecs.Jpeg2kError),
+    *(MemoryError, NotImplementedError, ValueError),
 )
 
 

@@ -53,20 +53,9 @@ MAX_VALUE_BYTES = 256 * 1024
 """Longest value that is converted; the largest lookup table takes half of it."""
 
 BROKEN_HEADER = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    BytesLengthException,
-    EOFError,
-    InvalidDicomError,
-    LookupError,
-    MemoryError,
-    NotImplementedError,
-    OSError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    struct.error,
+    *(ArithmeticError, AssertionError, AttributeError, BytesLengthException, EOFError, LookupError),
+    *(InvalidDicomError, MemoryError, NotImplementedError, OSError, RecursionError, TypeError),
+    *(ValueError, struct.error),
 )
 """What pydicom raises on headers that are damaged or made up; found by mutating real files."""
 

@@ -21,13 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import requests  # type: ignore[import-untyped]
-from requests.exceptions import (  # type: ignore[import-untyped]
-    ChunkedEncodingError,
-    ConnectionError,
-    HTTPError,
-    SSLError,
-    Timeout,
-)
+from requests.exceptions import ChunkedEncodingError, HTTPError, SSLError  # type: ignore[import-untyped]
 
 from chexradinet.config import StoreConfig
 from chexradinet.dicom.archive import Archive, parse_archive
@@ -350,7 +344,7 @@ def is_transient(error: Exception) -> bool:
     """Tell whether a request that failed so is worth another attempt."""
     if isinstance(error, HTTPError):
         return error.response.status_code in _TRANSIENT_STATUS
-    lost = isinstance(error, ConnectionError | Timeout | ChunkedEncodingError)
+    lost = isinstance(error, requests.ConnectionError | requests.Timeout | ChunkedEncodingError)
     return lost and not isinstance(error, SSLError)
 
 
