@@ -37,6 +37,7 @@ MIN_SLOPE = 1e-2
 scores but never reverse their order."""
 _NEWTON_STEPS = 100
 _FLAT_STEP = 1e-10
+_MIN_LINE_CASES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,16 +294,50 @@ def expected_calibration_error(labels: Array, probabilities: Array, bins: int = 
     return float((np.abs(predicted - observed) * count).sum() / count.sum())
 
 
+def calibration_line(labels: Array, probabilities: Array) -> dict[str, Any] | None:
+    """Return how one finding's log-odds must be stretched and shifted to be right here.
+
+    Returns:
+        `slope` (below 1: too extreme) and `intercept` of the logistic regression of the labels on
+        the log-odds, `in_the_large` (its intercept at slope 1; below 0: too high), `positives` and
+        `negatives`; None with fewer than ten cases of a class, or if the classes separate, which
+        leaves the slope without an end.
+
+    Source: Van Calster et al. 2019, BMC Medicine 17.
+    """
+    truth, values = known_cases(labels, probabilities)
+    num_positives = int(truth.sum())
+    if min(num_positives, len(truth) - num_positives) < _MIN_LINE_CASES:
+        return None
+    if values[truth].min() >= values[~truth].max() or values[truth].max() <= values[~truth].min():
+        return None
+    inside = np.clip(values, 1e-12, 1 - 1e-12)
+    design = np.stack([np.log(inside / (1 - inside)), np.ones_like(inside)], axis=1)
+    targets = truth.astype(np.float64)
+    slope, intercept = _maximum_likelihood(design, targets)
+    return {
+        "slope": float(slope),
+        "intercept": float(intercept),
+        "in_the_large": float(_maximum_likelihood(design[:, 1:], targets, design[:, 0])[0]),
+        "positives": num_positives,
+        "negatives": len(truth) - num_positives,
+    }
+
+
 def calibration_metrics(
     labels: Array, probabilities: Array, findings: Sequence[str], bins: int = 15
 ) -> dict[str, Any]:
-    """Return `ece` (mean over findings), `ece_by_finding` and `reliability` (finding to curve)."""
+    """Return `ece` (mean over findings), `ece_by_finding`, `reliability` and `calibration_line`.
+
+    All but the first are by finding: error, curve, and what `calibration_line` returns.
+    """
     columns = [(name, labels[:, i], probabilities[:, i]) for i, name in enumerate(findings)]
     errors = {name: expected_calibration_error(truth, own, bins) for name, truth, own in columns}
     return {
         "ece": mean_or_none(list(errors.values())),
         "ece_by_finding": errors,
         "reliability": {name: reliability_curve(truth, own, bins) for name, truth, own in columns},
+        "calibration_line": {name: calibration_line(truth, own) for name, truth, own in columns},
     }
 
 

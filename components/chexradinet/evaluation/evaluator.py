@@ -31,18 +31,22 @@ from chexradinet.evaluation.localization import (
     BoxedCases,
     Localization,
     boxed_cases,
+    free_response,
     localization_intervals,
     localize,
 )
 from chexradinet.evaluation.metrics import RoundMetrics, protocol_text
+from chexradinet.evaluation.subgroups import age_groups, decision_curve, subgroup_metrics
 from chexradinet.model.bundle import BundleInfo, load_bundle, read_bundle_info, require_match
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet
 from chexradinet.records import Split
+from chexradinet.regions.extract import extract_regions
 
 SELECTION_RULE = "round chosen by mean AUROC on the validation split"
 
 _MAX_ROC_POINTS = 100
+_MAX_ABSENT = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +112,7 @@ class EvaluatedModel:
 
     def as_round(self) -> RoundMetrics:
         """Return the entry of metrics.json."""
-        history = getattr(self.info, "history", None)
+        history = self.info.history
         return RoundMetrics(
             round=self.info.round,
             guidance=self.info.guidance,
@@ -218,6 +222,15 @@ def figures_on_test(
         },
         "calibration": asdict(calibration),
         "by_view": _by_view(context, model),
+        **subgroup_metrics(
+            labels, model.logits, context.patients, findings, _groups(context), samples, seed
+        ),
+        "decision_curve": {
+            name: decision_curve(*column)
+            for name, column in columns.items()
+            if calibration.thresholds[name] is not None
+        },
+        "free_response": _free_response(context, model),
         "roc": {name: roc_points(*column, _MAX_ROC_POINTS) for name, column in columns.items()},
         "pooled_roc": roc_points(labels.ravel(), probabilities.ravel()),
     }
@@ -235,6 +248,46 @@ def _by_view(context: EvaluationContext, model: EvaluatedModel) -> dict[str, Any
         }
         for view in sorted(set(views))
     }
+
+
+def _groups(context: EvaluationContext) -> dict[str, list[str]]:
+    """Return the view, sex and age group of each test image."""
+    manifest = context.data.manifest.iloc[context.rows]
+    return {
+        "view": manifest["view"].fillna("").tolist(),
+        "sex": manifest["sex"].fillna("").tolist(),
+        "age": age_groups(manifest["age"].to_numpy()),
+    }
+
+
+def _free_response(context: EvaluationContext, model: EvaluatedModel) -> dict[str, Any]:
+    """Return `free_response` by boxed finding, over boxed images and images without the finding.
+
+    An image with the finding but without a box takes no part: where it is, is not known. Of images
+    without the finding at most 500 are read, drawn at random.
+    """
+    data, cases, config = context.data, context.cases, context.config
+    generator = np.random.default_rng(config.seed)
+    found = {}
+    for finding in sorted(set(cases.findings)):
+        column = data.info.findings.index(finding)
+        own = [place for place, name in enumerate(cases.findings) if name == finding]
+        absent = np.flatnonzero(context.labels[:, column] == 0)
+        absent = np.sort(generator.permutation(absent)[:_MAX_ABSENT])
+        maps = maps_of(
+            model.network,
+            data,
+            context.rows[absent],
+            np.full(len(absent), column, dtype=np.int64),
+        )
+        marks = extract_regions(maps, data.info.preprocessing.image_side, context.regions)
+        positions = np.searchsorted(context.rows, cases.rows[own])
+        found[finding] = free_response(
+            [*(model.localization.regions[place] for place in own), *marks],
+            model.logits[np.r_[positions, absent].astype(np.int64), column].astype(np.float64),
+            [*(cases.boxes[place] for place in own), *([()] * len(absent))],
+        )
+    return found
 
 
 def protocols(context: EvaluationContext) -> dict[str, str]:

@@ -34,6 +34,9 @@ from chexradinet.regions.extract import extract_regions
 
 LOCALIZATION_KEYS = ("iou_0.1", "iou_0.3", "iou_0.5", "pointing")
 """What is measured: boxes at three overlaps, and whether the map's peak lies in a true box."""
+_MARK_IOU = 0.3
+_SENSITIVITIES = (0.3, 0.5, 0.7)
+_FALSE_RATES = (0.05, 0.1, 0.25)
 _THRESHOLDS = {"iou_0.1": 0.1, "iou_0.3": 0.3, "iou_0.5": 0.5}
 
 
@@ -160,6 +163,53 @@ def _points_at(region: Region, boxes: Sequence[Box]) -> bool:
     if region.peak_row is None or region.peak_column is None:
         return False
     return any(box.contains(region.peak_row, region.peak_column) for box in boxes)
+
+
+def free_response(
+    predicted: Sequence[Region], scores: FloatArray, true: Sequence[Sequence[Box]]
+) -> dict[str, Any]:
+    """Return sensitivity against false marks per image, of one finding and one mark per image.
+
+    Args:
+        predicted: The region of each image, N of them; one without a box marks nothing.
+        scores: Score of the finding in each image, shape (N,); marks are taken from the highest.
+        true: The reader's boxes of each image; empty if the finding is absent.
+
+    Returns:
+        `fp_at_sensitivity` (false marks per image at sensitivity 0.3, 0.5 and 0.7, None if that is
+        not reached), `sensitivity_at_fp` (at 0.05, 0.1 and 0.25 false marks per image),
+        `num_images`, `num_boxes`. A mark hits a box if they overlap by more than 0.3, one box at
+        most; sensitivity is over boxes.
+
+    Source: Bunch et al. 1977 (free-response receiver operating characteristic).
+    """
+    hits = np.array(
+        [
+            region.box is not None
+            and any(region.box.intersection_over_union(box) > _MARK_IOU for box in boxes)
+            for region, boxes in zip(predicted, true, strict=True)
+        ],
+        dtype=np.bool_,
+    )
+    marks = np.array([region.box is not None for region in predicted], dtype=np.bool_)
+    num_images, num_boxes = len(predicted), sum(map(len, true))
+    levels, place = np.unique(-scores[marks], return_inverse=True)
+    found = np.cumsum(np.bincount(place, hits[marks], len(levels))) / max(1, num_boxes)
+    false = np.cumsum(np.bincount(place, ~hits[marks], len(levels))) / max(1, num_images)
+    return {
+        "fp_at_sensitivity": {
+            f"{wanted:g}": float(false[np.argmax(found >= wanted)])
+            if (found >= wanted).any()
+            else None
+            for wanted in _SENSITIVITIES
+        },
+        "sensitivity_at_fp": {
+            f"{most:g}": float(np.max(found[false <= most], initial=0.0)) if num_boxes else None
+            for most in _FALSE_RATES
+        },
+        "num_images": num_images,
+        "num_boxes": num_boxes,
+    }
 
 
 def localization_metrics(

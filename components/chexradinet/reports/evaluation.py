@@ -24,6 +24,7 @@ from chexradinet.evaluation.calibration import Calibration, apply_calibration
 from chexradinet.evaluation.classification import Array, FloatArray
 from chexradinet.evaluation.evaluator import EvaluatedModel, maps_of
 from chexradinet.evaluation.metrics import MEASURES, gain_sentences, interval, verdict
+from chexradinet.model.card import GUIDANCE_EVIDENCE
 from chexradinet.records import Box
 from chexradinet.regions.extract import extract_regions
 from chexradinet.regions.feature_names import FEATURE_NAMES
@@ -31,6 +32,7 @@ from chexradinet.regions.tables import regions_table
 from chexradinet.reports.overlay import overlay
 from chexradinet.reports.page import number, png_bytes, readable, write_page
 from chexradinet.reports.plots import (
+    decision_plot,
     learning_plot,
     localization_plot,
     reliability_plot,
@@ -148,6 +150,7 @@ def write_report(
         learning=learning_plot(curves) if (curves := learning_curves(metrics)) else None,
         arms=arms,
         gain=gain_sentences(arms),
+        evidence=GUIDANCE_EVIDENCE,
         measures=MEASURES,
         verdict=verdict,
         notes=_notes(metrics),
@@ -155,8 +158,15 @@ def write_report(
         ranked=_defined(test["auroc"]),
         roc=_small_plots(roc_plot, test.get("roc"), test["auroc"]),
         reliability=_small_plots(
-            reliability_plot, test.get("reliability"), test.get("ece_by_finding")
+            reliability_plot, test.get("reliability"), test.get("ece_by_finding") or {}
         ),
+        calibration_lines={
+            name: line for name, line in (test.get("calibration_line") or {}).items() if line
+        },
+        decision=_small_plots(decision_plot, test.get("decision_curve"), None),
+        flagged_gaps=[
+            gap for gap in (test.get("gaps") or {}).get("compared", ()) if gap["flagged"]
+        ],
         has_boxes=bool(boxed),
         located_heads=_LOCATED_HEADS,
         located_columns=[(head, "rand. · swap.") for head in _LOCATED_HEADS.values()],
@@ -251,8 +261,10 @@ def _small_plots(
 ) -> dict[str, Any]:
     """Return the picture of small plots, None without a curve, and their values in words."""
     shown = {name: curve for name, curve in (curves or {}).items() if curve and any(curve.values())}
-    told = "; ".join(f"{readable(name)} {number((values or {}).get(name))}" for name in shown)
-    return {"png": draw(shown, values or {}) if shown else None, "told": told}
+    if values is None:
+        return {"png": draw(shown) if shown else None, "told": ""}
+    told = "; ".join(f"{readable(name)} {number(values.get(name))}" for name in shown)
+    return {"png": draw(shown, values) if shown else None, "told": told}
 
 
 def report_figures(

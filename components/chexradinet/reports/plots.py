@@ -56,6 +56,25 @@ def reliability_plot(
     return _small_plots(list(curves), draw, ("predicted", "observed"))
 
 
+def decision_plot(curves: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Return one small plot per finding: net benefit of flags against acting on all.
+
+    Args:
+        curves: Finding to `target`, `net_benefit` and `flag_all`.
+    """
+
+    def draw(axes: Axes, finding: str) -> None:
+        curve = curves[finding]
+        axes.axhline(0, color=_GREY, linewidth=0.8, linestyle=":")
+        axes.plot(curve["target"], curve["flag_all"], color=_ORANGE, linewidth=1.2)
+        axes.plot(curve["target"], curve["net_benefit"], color=_BLUE, linewidth=1.6)
+        top = max(curve["net_benefit"] + curve["flag_all"])
+        axes.set(xlim=(0, max(curve["target"])), ylim=(-0.4 * top - 0.01, 1.1 * top + 0.01))
+        axes.set_title(readable(finding), fontsize=9, color=_INK)
+
+    return _small_plots(list(curves), draw, ("target probability", "net benefit"), (2.5, 2.0))
+
+
 def learning_plot(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> bytes:
     """Return one small plot per measure of the epochs: guided rounds, and both arms.
 

@@ -14,6 +14,7 @@ from chexradinet.evaluation.calibration import (
     Calibration,
     PlattScaling,
     apply_calibration,
+    calibration_line,
     calibration_metrics,
     expected_calibration_error,
     fit_calibration,
@@ -261,3 +262,33 @@ def test_each_finding_has_the_target_it_was_given_and_says_so() -> None:
 def test_targets_that_cannot_be_read_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="target_sensitivity is"):
         EvaluationConfig(target_sensitivity=text)
+
+
+def test_the_calibration_line_is_that_of_logistic_regression() -> None:
+    labels, logits = _logistic(500, 0.5, -1.0, 6)
+    found = calibration_line(labels, sigmoid(logits))
+    witness = LogisticRegression(C=1e12, tol=1e-12, max_iter=10000).fit(logits[:, None], labels)
+    assert found is not None
+    assert found["slope"] == pytest.approx(witness.coef_[0, 0], rel=1e-4)
+    assert found["intercept"] == pytest.approx(witness.intercept_[0], abs=1e-4)
+    assert found["positives"] + found["negatives"] == 500
+    # With slope 1 the mean of the predictions meets that of the labels.
+    shifted = sigmoid(logits + found["in_the_large"])
+    assert shifted.mean() == pytest.approx(labels.mean(), abs=1e-6)
+
+
+def test_true_probabilities_have_slope_one_and_intercept_zero() -> None:
+    labels, logits = _logistic(20000, 1.0, 0.0, 7)
+    found = calibration_line(labels, sigmoid(logits))
+    assert found is not None
+    assert found["slope"] == pytest.approx(1, abs=0.05)
+    assert found["intercept"] == pytest.approx(0, abs=0.05)
+
+
+def test_too_few_cases_and_separated_classes_have_no_calibration_line() -> None:
+    labels = np.r_[np.ones(9), np.zeros(50)]
+    assert calibration_line(labels, np.linspace(0.1, 0.9, 59)) is None
+    separated = np.r_[np.zeros(20), np.ones(20)]
+    assert calibration_line(separated, np.linspace(0.1, 0.9, 40)) is None
+    assert calibration_line(separated, np.linspace(0.9, 0.1, 40)) is None
+    assert calibration_line(separated, np.full(40, 0.5)) is None

@@ -6,6 +6,7 @@ import pytest
 from chexradinet.errors import EvaluationError
 from chexradinet.evaluation.localization import (
     LOCALIZATION_KEYS,
+    free_response,
     localization_hits,
     localization_intervals,
     localization_metrics,
@@ -140,3 +141,31 @@ def test_an_interval_is_about_patients_and_a_model_does_not_differ_from_itself()
     missed = dict.fromkeys(LOCALIZATION_KEYS, ~hit)
     gain = localization_intervals(hits, findings, patients, missed, samples=300)["iou_0.3"]
     assert gain["difference"] == pytest.approx(2 * hit.mean() - 1)
+
+
+def test_free_response_counts_false_marks_per_image_by_hand() -> None:
+    off = Box(50, 50, 60, 60)
+    # From the highest score: hit, false, hit, false, no mark; three boxes, one never found.
+    regions = [_region(TRUE), _region(off), _region(TRUE), _region(off), MISS]
+    scores = np.array([5.0, 4.0, 3.0, 2.0, 1.0])
+    found = free_response(regions, scores, [[TRUE], [], [TRUE], [TRUE], []])
+    assert found["fp_at_sensitivity"] == {"0.3": 0.0, "0.5": pytest.approx(0.2), "0.7": None}
+    assert found["sensitivity_at_fp"] == {
+        "0.05": pytest.approx(1 / 3), "0.1": pytest.approx(1 / 3), "0.25": pytest.approx(2 / 3),
+    }  # fmt: skip
+    assert (found["num_images"], found["num_boxes"]) == (5, 3)
+
+
+def test_marks_of_equal_score_come_together() -> None:
+    regions = [_region(TRUE), _region(Box(50, 50, 60, 60))]
+    found = free_response(regions, np.zeros(2), [[TRUE], []])
+    assert found["fp_at_sensitivity"]["0.5"] == 0.5
+    assert found["sensitivity_at_fp"]["0.25"] == 0.0
+
+
+def test_without_a_mark_or_a_box_nothing_is_reached() -> None:
+    assert free_response([MISS], np.zeros(1), [[TRUE]])["fp_at_sensitivity"]["0.3"] is None
+    nothing = free_response([HIT], np.zeros(1), [[]])
+    assert nothing["sensitivity_at_fp"]["0.05"] is None
+    assert nothing["fp_at_sensitivity"]["0.3"] is None
+    assert free_response([], np.zeros(0), [])["num_images"] == 0

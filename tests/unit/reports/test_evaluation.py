@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chexradinet.evaluation.calibration import calibration_line
 from chexradinet.evaluation.metrics import RoundMetrics, gain_sentences, metrics_document, verdict
+from chexradinet.evaluation.subgroups import decision_curve, subgroup_metrics
+from chexradinet.model.card import GUIDANCE_EVIDENCE
 from chexradinet.records import Box
 from chexradinet.reports.evaluation import (
     PanelCase,
@@ -118,8 +121,8 @@ def test_every_image_has_an_alternative_and_every_table_a_caption_with_its_proto
 ) -> None:
     raw = report.read_text()
     assert raw.count("<img ") == len(re.findall(r'<img [^>]*alt="[^"]{20,}"', raw)) > 0
-    assert raw.count("<table>") == raw.count("<table><caption><strong>") == 5
-    assert len(re.findall(r"<caption><strong>[^<]+</strong><span>[^<]{20,}</span>", raw)) == 5
+    assert raw.count("<table>") == raw.count("<table><caption><strong>") == 6
+    assert len(re.findall(r"<caption><strong>[^<]+</strong><span>[^<]{20,}</span>", raw)) == 6
 
 
 def test_the_chosen_round_is_marked_once(report: Path) -> None:
@@ -225,6 +228,49 @@ def test_radiomics_get_credit_only_where_both_arms_are_beaten() -> None:
     assert "no gain is credited" in one[-1]
     alone = gain_sentences({"control": _arms([0.1, 0.2], [0, 0])["control"]})
     assert "Without the permuted arm" in alone[-1]
+
+
+def test_the_report_says_what_is_and_is_not_shown_about_guidance(report: Path) -> None:
+    text = _text(report)
+    for line in GUIDANCE_EVIDENCE:
+        assert line in text
+    assert "Not shown: that radiomics improve a fully fine-tuned classifier" in text
+
+
+def test_groups_gaps_lines_curves_and_marks_are_drawn_with_their_sizes(
+    tmp_path: Path, metrics: dict[str, Any]
+) -> None:
+    labels = np.random.default_rng(0).integers(0, 2, (400, 1)).astype(float)
+    weak = np.arange(400) % 2 == 0
+    scores = labels * np.where(weak, 0, 3)[:, None] + np.random.default_rng(1).normal(size=(400, 1))
+    groups = {"sex": np.where(weak, "F", "M").tolist(), "view": ["PA"] * 400}
+    probabilities = 1 / (1 + np.exp(-scores))
+    added = {
+        **subgroup_metrics(labels, scores, list(range(400)), ["Mass"], groups),
+        "calibration_line": {"Mass": calibration_line(labels[:, 0], probabilities[:, 0])},
+        "decision_curve": {"Mass": decision_curve(labels[:, 0], probabilities[:, 0])},
+        "free_response": {
+            "Mass": {
+                "fp_at_sensitivity": {"0.3": 0.125, "0.5": 0.25, "0.7": None},
+                "sensitivity_at_fp": {"0.05": 0.111, "0.1": 0.222, "0.25": 0.444},
+                "num_images": 1500,
+                "num_boxes": 77,
+            }
+        },
+    }
+    for attribute in added["by_group"].values():
+        for entry in attribute.values():
+            for key in ("auroc", "positives", "negatives"):
+                entry[key] = dict.fromkeys(metrics["test"]["auroc"], entry[key]["Mass"])
+    path = tmp_path / "report.html"
+    write_report(path, {**metrics, "test": {**metrics["test"], **added}})
+    text = _text(path)
+    for shown in ("By sex", "200 patients", "sex F", "Bonferroni", "Decision curves", "1,500"):
+        assert shown in text
+    for value in _numbers([added["free_response"], added["by_group"]["sex"]["F"]["auroc"]]):
+        assert f"{value:.3f}" in text
+    assert "not reached" in text
+    assert f"{added['calibration_line']['Mass']['slope']:.2f}" in text
 
 
 def test_the_feature_that_differs_is_found_with_its_size() -> None:
