@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pipelines.documents import Document, tasks
 
 LIMIT_BYTES = 1 << 20
-NODE_BYTES = 1024
+NODE_BYTES = 1300
 """State of one node, compressed."""
+
+_SPECIFICATION_BYTES, _SPECIFICATION_FACTOR = 17_000, 1.5
+"""What Argo's specification takes beyond, and for each byte of, the compiled documents."""
 
 _STEP_NODES = 6
 """Of a container: driver, executor and the step around the latter, each with its attempt."""
@@ -44,7 +47,8 @@ def workflow_bytes(document: Document, platform: Document) -> int:
 
 def specification_bytes(document: Document, platform: Document) -> int:
     """Return the estimated size of what Argo is given."""
-    return len(json.dumps([document, platform], separators=(",", ":")))
+    compiled = len(json.dumps([document, platform], separators=(",", ":")))
+    return _SPECIFICATION_BYTES + int(_SPECIFICATION_FACTOR * compiled)
 
 
 def runs_too_large(document: Document, platform: Document) -> Iterator[str]:

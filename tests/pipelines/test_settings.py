@@ -39,6 +39,7 @@ NOT_AS_NEEDED = {
     "rescore_since": "yesterday",
     "map_stride": 7,
     "node_selector": {"zone": 1},
+    "urgency": {"Nonsense": "high"},
     "tolerations": ["all"],
 }
 """Values that parse and are still no good, where bounds do not tell."""
@@ -175,7 +176,7 @@ def test_more_than_was_compiled_is_refused_with_what_to_do(compiled_training: Pa
     given = ["source=a", "models_uri=b"]
     for word, message in {
         "rounds=3": "rounds is 3; it must be at most 2 here",
-        "num_shards=9": "num_shards is 9; it must be at most 8 here",
+        "num_shards=9": "num_shards is 9; it must be at most 6 here",
         "compare_arms=false": "compare_arms is False; it must be True here",
     }.items():
         with pytest.raises(ConfigError, match=message):

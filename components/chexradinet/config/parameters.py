@@ -127,8 +127,9 @@ class Shape:
 
     @property
     def max_shards(self) -> int:
-        """Most shards of a round."""
-        return MAX_SHARDS // max(1, self.max_rounds)
+        """Most shards of a round: fewer with more rounds, and with arms."""
+        room = MAX_SHARDS * 3 // 4 if self.has_arms else MAX_SHARDS
+        return room // max(1, self.max_rounds)
 
     def check(self, asked: Rounds) -> None:
         """Refuse what there are no tasks for.
