@@ -55,7 +55,7 @@ TABLE_SUFFIXES = (".csv", ".csv.gz", ".txt", ".txt.gz")
 _OF_ONE_FILE: dict[type[StoreError], tuple[RejectReason, str]] = {
     StoreNotFoundError: (RejectReason.MISSING, "it is gone since the source was listed"),
     StoreConflictError: (RejectReason.UNREADABLE, "it was replaced while it was read"),
-    StoreIntegrityError: (RejectReason.UNREADABLE, "length or checksum are not as recorded"),
+    StoreIntegrityError: (RejectReason.UNREADABLE, "it came damaged, or something else came"),
 }
 _OF_ALL: dict[type[StoreError], str] = {
     StoreAccessError: "the credentials are refused: they have expired, were withdrawn, or do not "

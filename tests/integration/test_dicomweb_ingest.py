@@ -1,0 +1,84 @@
+"""An archive with faults of single radiographs: the rest becomes the data set."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from chexradinet.config import StoreConfig
+from chexradinet.dataset.dataset import open_dataset
+from chexradinet.ingest.ingest import ingest
+from tests.ingest_world import KEY_VARIABLE, SECRET, dicom, dicom_config, sop_uid
+
+TYPE = 'multipart/related; type="application/dicom"; boundary=cut'
+HEAD = b"--cut\r\nContent-Type: application/dicom\r\n\r\n"
+TAIL = b"\r\n--cut--\r\n"
+PAGE_SIZE = 2
+ANSWERS = [
+    (200, TYPE, HEAD + dicom(0) + TAIL),
+    (200, TYPE, b"a preamble\r\n" + HEAD + dicom(1) + TAIL),
+    (200, "text/html", b"<html>an error page</html>"),
+    (200, TYPE, HEAD + dicom(9) + TAIL),
+    (200, TYPE, b"no part at all"),
+    (404, "text/plain", b""),
+    (406, "text/plain", b""),
+    (200, "application/dicom", dicom(7)),
+]
+REJECTED = {"unreadable": 4, "missing": 1}
+
+
+class Archive(BaseHTTPRequestHandler):
+    """An archive of one study that limits its pages and answers for each instance in its way."""
+
+    def do_GET(self) -> None:
+        """Answer a search or give an instance."""
+        url = urlsplit(self.path)
+        if "/instances/" in url.path:
+            status, kind, body = ANSWERS[int(url.path[-1])]
+        else:
+            status, kind, body = 200, "application/dicom+json", self.found(url.path, url.query)
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def found(self, path: str, query: str) -> bytes:
+        """Return a page of a search."""
+        dx = {"vr": "CS", "Value": ["DX"]}
+        items: list[dict[str, object]]
+        if path.endswith("/studies"):
+            items = [{"0020000D": {"vr": "UI", "Value": ["1.2"]}}]
+        elif path.endswith("/series"):
+            items = [{"0020000E": {"vr": "UI", "Value": ["1.9"]}}]
+            items.append({"0020000E": {"vr": "UI", "Value": ["1.3"]}, "00080060": dx})
+        else:
+            uids = [sop_uid(number) for number in range(len(ANSWERS))]
+            items = [{"00080018": {"vr": "UI", "Value": [uid]}} for uid in uids]
+        start = int(parse_qs(query).get("offset", ["0"])[0])
+        return json.dumps(items[start : start + PAGE_SIZE]).encode()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def archive(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Return the address of the archive."""
+    monkeypatch.setenv(KEY_VARIABLE, SECRET)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Archive) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"dicomweb://127.0.0.1:{server.server_port}/x?last_days=3"
+        server.shutdown()
+
+
+def test_a_malformed_answer_rejects_its_radiograph_alone(archive: str, tmp_path: Path) -> None:
+    config = dicom_config(max_reject_fraction=0.9, store=StoreConfig(retry_total_s=0))
+    info = ingest(archive, tmp_path / "dataset", config)
+    assert info.counts["rejected"] == REJECTED
+    assert info.counts["images"] == len(ANSWERS) - sum(REJECTED.values()) == 3
+    assert len(open_dataset(tmp_path / "dataset")) == 3
