@@ -14,6 +14,7 @@ from chexradinet.errors import StoreError, StoreUnavailableError
 from chexradinet.model.inference import Predictions, predict_folded
 from chexradinet.nightly import read as nightly_read
 from chexradinet.nightly import score as nightly_score
+from chexradinet.nightly.model import NightModel
 from chexradinet.nightly.plan import plan
 from tests.nightly_world import FINDINGS, World, calibration, make_world
 
@@ -139,9 +140,8 @@ def test_a_finding_without_a_threshold_is_not_assessed_and_has_no_probability(
         "status": "not_calibrated", "threshold": None, "slope": 1.0, "intercept": 0.0,
     }  # fmt: skip
     points = {"Effusion": {"sensitivity": 0.9, "specificity": 0.25}}
-    world.publish(
-        calibration=fitted, metrics={"test": {"mean_auroc": 0.5, "operating_points": points}}
-    )
+    world.publish(calibration=fitted)
+    monkeypatch.setattr(NightModel, "operating_points", points)
     world.add_dicom(0)
     world.run()
     rows = {row["finding"]: row for row in world.table("part-")}
