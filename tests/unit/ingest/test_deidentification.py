@@ -200,7 +200,15 @@ def test_key_makes_codes_also_of_a_folder_of_pictures(tmp_path: Path) -> None:
 
 def test_command_line_prints_no_planted_identifier(source: Path, tmp_path: Path) -> None:
     spoil_by_finding(source)
-    command = [sys.executable, "-m", "chexradinet.cli", "ingest", str(source), "--format", "dicom"]
+    command = [
+        sys.executable,
+        "-m",
+        "chexradinet.cli",
+        "ingest",
+        str(source),
+        "--data-format",
+        "dicom",
+    ]
     program = "from chexradinet.cli import main; main()"
     command = [sys.executable, "-c", program, *command[3:], "--out", str(tmp_path / "data")]
     ended = subprocess.run(command, capture_output=True, check=False, timeout=120)
