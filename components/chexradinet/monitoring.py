@@ -39,7 +39,7 @@ JOB = "chexradinet"
 """Grouping key `job` of every push; the others are `pipeline` and, for durations, `stage`."""
 
 STAGES = (
-    "ingest", "train", "heatmap", "radiomics", "retrain", "evaluate", "publish",
+    "ingest", "pretrain", "train", "heatmap", "radiomics", "retrain", "evaluate", "publish",
     "plan", "score", "collect",
 )  # fmt: skip
 """Every stage of both pipelines."""

@@ -8,7 +8,7 @@ import typer
 from chexradinet.cli.options import with_settings
 from chexradinet.cli.progress import bar, show
 from chexradinet.config import IngestConfig, RadiomicsConfig, RegionConfig, RetrainConfig
-from chexradinet.config.parameters import Assessment, Publication, RoundZero
+from chexradinet.config.parameters import Assessment, Pretraining, Publication, RoundZero
 
 Source = Annotated[
     str, typer.Argument(help="Folder, s3:// prefix, or dicomweb://host/path?study_date=…")
@@ -55,6 +55,37 @@ def ingest(
     rejected = info.counts["rejected"]
     text = f"; rejected: {format_counts(rejected)}" if rejected else ""
     show(f"{info.counts['images']} images in {out}{text}", counts=info.counts, digest=info.digest)
+
+
+@with_settings(Pretraining)
+def pretrain(
+    dataset: Dataset,
+    out: Out,
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="Another data set of unlabelled images.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder that keeps the targets.")] = None,
+    num_threads: Threads = 0,
+    *,
+    settings: Pretraining,
+) -> None:
+    """Pre-train an encoder on images alone: no label, no test or validation patient."""
+    from chexradinet.training.pretrain import pretrain as run
+
+    config = settings.pretrain.changed(num_threads=num_threads)
+    with bar("pretrain", "steps") as progress:
+        record = run(
+            dataset,
+            out,
+            settings.network,
+            config,
+            unlabelled=unlabelled,
+            cache=cache,
+            progress=progress,
+        )
+    images = sum(source["images"] for source in record["sources"])
+    refused = sum(sum(source["refused"].values()) for source in record["sources"])
+    show(f"encoder of {images} images in {out}; refused: {refused}", encoder=record)
 
 
 @with_settings(RoundZero)
@@ -177,5 +208,15 @@ def _show_validation(metrics: dict[str, Any]) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the commands of the training pipeline's stages."""
-    for command in (phantom, ingest, train, heatmap, radiomics, retrain, evaluate, publish):
+    for command in (
+        phantom,
+        ingest,
+        pretrain,
+        train,
+        heatmap,
+        radiomics,
+        retrain,
+        evaluate,
+        publish,
+    ):
         app.command()(command)

@@ -25,8 +25,11 @@ from chexradinet.config.ingest import parse_uncertain as parse_uncertain
 from chexradinet.config.store import StoreConfig as StoreConfig
 from chexradinet.config.training import MAX_ROUNDS_LIMIT as MAX_ROUNDS_LIMIT
 from chexradinet.config.training import Backbone as Backbone
+from chexradinet.config.training import Freeze as Freeze
 from chexradinet.config.training import GuidanceConfig as GuidanceConfig
 from chexradinet.config.training import GuidanceRecipe as GuidanceRecipe
 from chexradinet.config.training import NetworkConfig as NetworkConfig
+from chexradinet.config.training import Pretext as Pretext
+from chexradinet.config.training import PretrainConfig as PretrainConfig
 from chexradinet.config.training import RetrainConfig as RetrainConfig
 from chexradinet.config.training import TrainConfig as TrainConfig

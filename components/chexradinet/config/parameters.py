@@ -20,6 +20,7 @@ from chexradinet.config.nightly import PlanConfig
 from chexradinet.config.training import (
     MAX_ROUNDS_LIMIT,
     NetworkConfig,
+    PretrainConfig,
     RetrainConfig,
     TrainConfig,
 )
@@ -91,7 +92,15 @@ class RoundZero(Settings):
     network: NetworkConfig = NetworkConfig()
     training: TrainConfig = TrainConfig()
     initial_weights: str = ""
-    """torchvision state dict to start from, a path or URI; empty starts at random."""
+    """Encoder that `pretrain` wrote, or torchvision state dict, to start from: a path or URI; empty
+    starts at random."""
+
+
+class Pretraining(Settings):
+    """What the pretrain stage takes."""
+
+    network: NetworkConfig = NetworkConfig()
+    pretrain: PretrainConfig = PretrainConfig()
 
 
 class Look(Settings):

@@ -114,6 +114,15 @@ class OptimizationConfig(Settings):
     """Epochs between two validations during training; 0 for none."""
 
 
+class Freeze(StrEnum):
+    """Up to which part of a network its weights and batch statistics stay as they were given."""
+
+    NONE = "none"
+    STEM = "stem"
+    LAYER1 = "layer1"
+    LAYER2 = "layer2"
+
+
 class TrainConfig(OptimizationConfig):
     """How round 0 is trained."""
 
@@ -121,6 +130,45 @@ class TrainConfig(OptimizationConfig):
     """Passes over the training images in round 0."""
     learning_rate: float = Field(default=2e-3, gt=0, lt=1)
     """Peak learning rate of round 0 (one-cycle schedule)."""
+    freeze: Freeze = Freeze.NONE
+    """Part of the network, and all before it, that keeps its initial weights in round 0."""
+    head_learning_rate: float = Field(default=0.0, ge=0, lt=1)
+    """Peak learning rate of the classifier's last layer in round 0; 0 takes `learning_rate`."""
+
+
+class Pretext(StrEnum):
+    """What a network learns from images alone before it sees a label."""
+
+    NONE = "none"
+    """Nothing: random weights."""
+    RADIOMICS = "radiomics"
+    """Radiomics of each cell of the heatmap's grid."""
+    PERMUTED = "permuted"
+    """The same of another image: what it keeps of a gain is not radiomics."""
+    HOG = "hog"
+    """Histograms of oriented gradients."""
+    PIXELS = "pixels"
+    """Hidden parts of the image."""
+
+
+class PretrainConfig(OptimizationConfig):
+    """How an encoder is pre-trained."""
+
+    pretext: Pretext = Pretext.RADIOMICS
+    """What the network learns to predict; all but `radiomics` are controls."""
+    pretext_epochs: int = Field(default=5, ge=1)
+    """Passes over the unlabelled and the training images."""
+    pretext_learning_rate: float = Field(default=2e-3, gt=0, lt=1)
+    """Peak learning rate of the pretext (one-cycle schedule)."""
+    masked_fraction: float = internal(0.5, gt=0, lt=1)
+    """Part of the image that the pretext `pixels` hides."""
+
+    def training(self) -> TrainConfig:
+        """Return the schedule as the training loop takes it."""
+        shared: dict[str, Any] = {name: getattr(self, name) for name in _SHARED}
+        return TrainConfig(
+            epochs=self.pretext_epochs, learning_rate=self.pretext_learning_rate, **shared
+        )
 
 
 class RetrainConfig(OptimizationConfig):

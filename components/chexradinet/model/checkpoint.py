@@ -84,8 +84,9 @@ def prepared(
         place: The device.
     """
     # On a CPU a fused step rounds otherwise than the plain one, by which earlier runs were made.
+    groups = _parameter_groups(modules, config)
     optimizer = torch.optim.AdamW(
-        modules.parameters(),
+        groups,
         config.learning_rate,
         weight_decay=config.weight_decay,
         fused=place.type == "cuda",
@@ -93,11 +94,32 @@ def prepared(
     # The schedule divides by the length of its warm-up less one step, so that may not be 0.
     warm_up = max(WARM_UP_FRACTION, 1.5 / steps) if steps > 1 else WARM_UP_FRACTION
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=steps, pct_start=warm_up
+        optimizer, [group["lr"] for group in groups], total_steps=steps, pct_start=warm_up
     )
     state = modules.state_dict() if config.ema_decay else {}
     average = {name: value.clone() for name, value in state.items() if value.is_floating_point()}
     return Trained(modules, optimizer, scheduler, average)
+
+
+def _parameter_groups(modules: nn.ModuleDict, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return the parameters by peak learning rate: one group, or two if the last layer has its own.
+
+    Frozen parameters are in them, but have no gradient, so no step changes them.
+    """
+    if not config.head_learning_rate:
+        return [{"params": list(modules.parameters()), "lr": config.learning_rate}]
+    names = [name for name, _ in modules.named_parameters()]
+    own = [name.startswith("network.fc.") for name in names]
+    rates = ((False, config.learning_rate), (True, config.head_learning_rate))
+    return [
+        {
+            "params": [
+                p for p, is_head in zip(modules.parameters(), own, strict=True) if is_head is of
+            ],
+            "lr": rate,
+        }
+        for of, rate in rates
+    ]
 
 
 def save_checkpoint(target: Path, run: str, trained: Trained, position: Position) -> None:

@@ -9,7 +9,7 @@ the maps of all findings.
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from chexradinet.config import Backbone, NetworkConfig, require
+from chexradinet.config import Backbone, Freeze, NetworkConfig, require
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.model.attention import TripletAttention
 
@@ -83,6 +83,7 @@ class ChexRadiNet(ResNet):  # type: ignore[misc]
         self.config = config
         self.num_findings = num_findings
         self._widths = widths
+        self._frozen: list[nn.Module] = []
         super().__init__(block, list(depths), num_classes=num_findings)
         self.num_channels = widths[-1] * block.expansion
         self.conv1 = nn.Conv2d(1, widths[0], kernel_size=7, stride=2, padding=3, bias=False)
@@ -110,6 +111,21 @@ class ChexRadiNet(ResNet):  # type: ignore[misc]
         for member in blocks_of_stage:
             member.attention = TripletAttention()
         return blocks_of_stage
+
+    def freeze(self, depth: Freeze) -> None:
+        """Keep the weights and batch statistics of a part and all before it, also in training."""
+        frozen = list(Freeze).index(depth)
+        parts = ((self.conv1, self.bn1), (self.layer1,), (self.layer2,))
+        self._frozen = [module for part in parts[:frozen] for module in part]
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, but for what is frozen."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def features(self, images: Tensor) -> Tensor:
         """Return the last feature map, shape (B, C, h, w), of normalised images (B, 1, H, W)."""

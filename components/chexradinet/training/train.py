@@ -27,12 +27,14 @@ from chexradinet.model.bundle import (
     save_bundle,
 )
 from chexradinet.model.distributed import Ranks
+from chexradinet.model.encoder import ENCODER_FILE, load_encoder
 from chexradinet.model.losses import GuidanceHeads, build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights
 from chexradinet.model.training import Regions, TrainingData, fit, run_digest
 from chexradinet.monitoring import ProgressReporter, timed_stage
 from chexradinet.records import Split
-from chexradinet.store.opening import open_object
+from chexradinet.store.opening import open_object, open_store
+from chexradinet.store.transfer import download_directory
 from chexradinet.training.device import on_processes
 from chexradinet.training.preemption import safeguard
 
@@ -60,8 +62,8 @@ def train(
         target: Bundle directory to make.
         network: Shape of the classifier.
         config: How to train it.
-        initial_weights: Path or URI of a torchvision state dict of the same depth; empty starts
-            at random.
+        initial_weights: Path or URI of an encoder that `pretrain` wrote, or of a torchvision state
+            dict of the same depth; empty starts at random.
         progress: Called as `fit` calls it; several processes do not call it.
         processes: Number of processes, one per accelerator; equal up to rounding to one process.
 
@@ -88,8 +90,8 @@ def _train(
 ) -> BundleInfo:
     data = open_dataset(dataset)
     classifier = build_network(network, len(data.info.findings), seed=config.seed)
-    if initial_weights:
-        _load_weights(classifier, initial_weights)
+    encoder = _start(classifier, initial_weights, data) if initial_weights else {}
+    classifier.freeze(config.freeze)
     heads = build_heads(classifier.num_channels, seed=config.seed)
     guidance = GuidanceConfig(guidance=GuidanceRecipe.NONE)
     parts = (classifier, heads, training_data(data), config, guidance)
@@ -107,7 +109,7 @@ def _train(
                 "validation": validation,
                 "history": [round_summary(0, guidance.arm, validation)],
             },
-            settings={"train": config.record()},
+            settings={"train": config.record(), **encoder},
             history=history,
         )
         if Ranks.current().is_writer:
@@ -149,12 +151,20 @@ def trained(
         yield history, validate(network, data)
 
 
-def _load_weights(classifier: ChexRadiNet, uri: str) -> None:
-    store, key = open_object(uri)
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / Path(key).name
+def _start(classifier: ChexRadiNet, uri: str, data: Dataset) -> dict[str, Any]:
+    """Load initial weights; return what a bundle records of an encoder, nothing of a state dict."""
+    folder, prefix = open_store(uri)
+    with tempfile.TemporaryDirectory() as temporary:
+        if folder.exists(prefix + ENCODER_FILE):
+            local = Path(temporary) / "encoder"
+            download_directory(uri, local)
+            record = load_encoder(classifier, local, data.info.preprocessing_digest)
+            return {"encoder": {name: record[name] for name in ("digest", "pretext", "sources")}}
+        store, key = open_object(uri)
+        local = Path(temporary) / Path(key).name
         store.get_file(key, local)
         load_imagenet_weights(classifier, local)
+        return {}
 
 
 def training_data(data: Dataset) -> TrainingData:

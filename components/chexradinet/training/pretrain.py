@@ -1,0 +1,261 @@
+"""The pretrain stage: an encoder from images alone, of training patients and unlabelled ones."""
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from chexradinet.artifacts import require_replaceable
+from chexradinet.config import NetworkConfig, Pretext, PretrainConfig, digest_of
+from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.errors import MismatchError, TrainingError
+from chexradinet.model.encoder import ENCODER_HEAD, read_encoder, save_encoder
+from chexradinet.model.pretext import PretextData, pretext_digest, pretrain_network
+from chexradinet.model.resnet import build_network
+from chexradinet.monitoring import ProgressReporter, timed_stage
+from chexradinet.processors import available_processors
+from chexradinet.records import Split
+from chexradinet.regions.local_radiomics import LOCAL_FEATURES
+from chexradinet.regions.normalisation import RadiomicsNormalisation, fit_normalisation
+from chexradinet.training.preemption import safeguard
+from chexradinet.training.targets import Targets, num_targets, prepare_targets
+
+_log = logging.getLogger(__name__)
+
+SCALING_IMAGES = 2000
+"""Most images whose targets the scaling is fitted to, evenly spread."""
+_PARTNERS = 5  # stream of random numbers
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images of one data set that may be trained on."""
+
+    data: Dataset
+    rows: NDArray[np.int64]
+    refused: dict[str, int]
+    """Images that may not, by what gave them away: `patient` or `content`."""
+
+
+@timed_stage("pretrain")
+def pretrain(
+    dataset: Path,
+    target: Path,
+    network: NetworkConfig,
+    config: PretrainConfig,
+    *,
+    unlabelled: Path | None = None,
+    cache: Path | None = None,
+    num_workers: int = 0,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> dict[str, Any]:
+    """Pre-train an encoder and write it; return what it says of itself.
+
+    No image of a test or validation patient is used: neither of the patient, nor of equal pixels.
+
+    Args:
+        dataset: Directory that `ingest` wrote; its training images are used, its labels are not.
+        target: Encoder directory to make.
+        network: Shape of the classifier that will start from it.
+        config: Pretext and schedule.
+        unlabelled: Another data set, all images of which are used; ingested by the same settings.
+        cache: Folder that keeps the targets for the next run; None keeps nothing.
+        num_workers: Processes that make targets; 0 uses every core the process may use.
+        progress: Called after each step.
+
+    Raises:
+        ConfigError: `target` holds something else than an encoder, or cannot be made.
+        ArtifactError: a data set cannot be read.
+        MismatchError: the unlabelled images were prepared in another way.
+        TrainingError: no image is left to train on, or the loss left the finite numbers.
+        Interrupted: the process was asked to end; the message says where its state is.
+    """
+    require_replaceable(target, ENCODER_HEAD)
+    sources = _sources(dataset, unlabelled)
+    main = sources[0].data
+    made = build_network(network, len(main.info.findings), seed=config.seed)
+    history: list[dict[str, Any]] = []
+    scaling = None
+    if config.pretext is not Pretext.NONE:
+        workers = num_workers or available_processors()
+        with _folder(cache) as folder:
+            data, scaling = _pretext_data(sources, config, network.map_stride, folder, workers)
+            with safeguard(pretext_digest(made, data, config)) as guard:
+                history = pretrain_network(
+                    made,
+                    data,
+                    config,
+                    progress=ProgressReporter(progress),
+                    checkpoint=guard.checkpoint,
+                    should_stop=guard.should_stop,
+                    should_save=guard.should_save,
+                )
+                guard.trained()
+    save_encoder(target, made, _record(sources, config, network, scaling, history))
+    return read_encoder(target)
+
+
+def held_out(data: Dataset) -> tuple[set[str], set[str]]:
+    """Return the patients and the content hashes of the validation and the test split."""
+    rows = np.concatenate([data.rows(Split.VALIDATION), data.rows(Split.TEST)])
+    chosen = data.manifest.iloc[rows]
+    return set(chosen["patient_id"]) - {""}, set(chosen["sha256"])
+
+
+def allowed(
+    manifest: pd.DataFrame, rows: NDArray[np.int64], patients: set[str], contents: set[str]
+) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """Return the rows that are of no held-out patient or content, and how many were refused."""
+    chosen = manifest.iloc[rows]
+    of_patient = chosen["patient_id"].isin(patients).to_numpy()
+    of_content = chosen["sha256"].isin(contents).to_numpy() & ~of_patient
+    refused = {"patient": int(of_patient.sum()), "content": int(of_content.sum())}
+    return rows[~(of_patient | of_content)], refused
+
+
+def _sources(dataset: Path, unlabelled: Path | None) -> list[Source]:
+    main = open_dataset(dataset)
+    patients, contents = held_out(main)
+    sources = [Source(main, *allowed(main.manifest, main.rows(Split.TRAIN), patients, contents))]
+    if unlabelled is not None:
+        other = open_dataset(unlabelled)
+        if other.info.preprocessing_digest != main.info.preprocessing_digest:
+            raise MismatchError(
+                f"the unlabelled images have preprocessing {other.info.preprocessing_digest[:12]}, "
+                f"the data set {main.info.preprocessing_digest[:12]}; ingest both by equal settings"
+            )
+        everything = np.arange(len(other), dtype=np.int64)
+        # An image that is in both counts once.
+        known = contents | set(main.manifest["sha256"].iloc[sources[0].rows])
+        rows, refused = allowed(other.manifest, everything, patients, contents)
+        rows, _ = allowed(other.manifest, rows, set(), known)
+        sources.append(Source(other, rows, refused))
+    for source in sources:
+        if any(source.refused.values()):
+            _log.warning(
+                "refused %d images of test or validation patients and %d that equal one of theirs",
+                source.refused["patient"],
+                source.refused["content"],
+            )
+    if not sum(len(source.rows) for source in sources):
+        raise TrainingError(
+            "no image is left to pre-train on; the data set needs training images, or give images "
+            "of other patients as unlabelled"
+        )
+    return sources
+
+
+def _pretext_data(
+    sources: list[Source], config: PretrainConfig, stride: int, cache: Path, num_workers: int
+) -> tuple[PretextData, RadiomicsNormalisation | None]:
+    """Return images and targets of all sources as one, numbered through."""
+    starts = np.cumsum([0, *(len(source.data) for source in sources)])
+    rows = np.concatenate([s.rows + start for s, start in zip(sources, starts, strict=False)])
+    identity: list[Any] = [[s.data.digest for s in sources], config.pretext.value, stride]
+
+    def images(wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return _gathered([s.data.images for s in sources], starts, wanted)
+
+    if config.pretext is Pretext.PIXELS:
+        number = num_targets(config.pretext, stride)
+        whole = PretextData(
+            images=images, targets=None, num_targets=number, rows=rows, identity=digest_of(identity)
+        )
+        return whole, None
+    made: list[Targets] = [
+        prepare_targets(s.data, config.pretext, stride, cache, num_workers) for s in sources
+    ]
+
+    def raw(wanted: NDArray[np.int64]) -> NDArray[np.float32]:
+        return _gathered([targets.of for targets in made], starts, wanted)
+
+    even = rows[np.linspace(0, len(rows) - 1, min(len(rows), SCALING_IMAGES)).astype(np.int64)]
+    number = num_targets(config.pretext, stride)
+    scaling = fit_normalisation(_by_cell(raw(even)), number)
+    partner = np.arange(starts[-1])
+    if config.pretext is Pretext.PERMUTED:
+        order = np.random.default_rng((config.seed, _PARTNERS)).permutation(len(rows))
+        partner[rows] = rows[order]
+
+    def scaled(wanted: NDArray[np.int64]) -> NDArray[np.float32]:
+        found = raw(partner[wanted])
+        size, depth, height, width = found.shape
+        cells = scaling.apply(_by_cell(found)).reshape(size, height, width, depth)
+        return np.ascontiguousarray(cells.transpose(0, 3, 1, 2))
+
+    data = PretextData(
+        images=images,
+        targets=scaled,
+        num_targets=number,
+        rows=rows,
+        identity=digest_of([*identity, [targets.digest for targets in made]]),
+    )
+    return data, scaling
+
+
+def _by_cell(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return values.transpose(0, 2, 3, 1).reshape(-1, values.shape[1])
+
+
+def _gathered(
+    fetches: list[Callable[[NDArray[np.int64]], NDArray[Any]]],
+    starts: NDArray[np.int64],
+    wanted: NDArray[np.int64],
+) -> NDArray[Any]:
+    """Return values of rows that are numbered through several sources."""
+    number = np.searchsorted(starts[1:], wanted, side="right")
+    parts = [
+        (number == index, fetch(wanted[number == index] - starts[index]))
+        for index, fetch in enumerate(fetches)
+        if (number == index).any()
+    ]
+    found = np.empty((len(wanted), *parts[0][1].shape[1:]), parts[0][1].dtype)
+    for chosen, values in parts:
+        found[chosen] = values
+    return found
+
+
+def _record(
+    sources: list[Source],
+    config: PretrainConfig,
+    network: NetworkConfig,
+    scaling: RadiomicsNormalisation | None,
+    history: list[dict[str, Any]],
+) -> dict[str, Any]:
+    info = sources[0].data.info
+    is_radiomics = config.pretext in (Pretext.RADIOMICS, Pretext.PERMUTED)
+    return {
+        "pretext": config.pretext.value,
+        "preprocessing_digest": info.preprocessing_digest,
+        "settings": config.record(),
+        "window_px": 2 * network.map_stride,
+        "features": list(LOCAL_FEATURES) if is_radiomics else [],
+        "scaling": None
+        if scaling is None
+        else {"median": scaling.median.tolist(), "spread": scaling.spread.tolist()},
+        "sources": [
+            {
+                "dataset_digest": source.data.digest,
+                "images": len(source.rows),
+                "refused": source.refused,
+            }
+            for source in sources
+        ],
+        "history": history,
+    }
+
+
+@contextmanager
+def _folder(cache: Path | None) -> Iterator[Path]:
+    if cache is not None:
+        yield cache
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
