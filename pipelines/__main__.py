@@ -21,6 +21,7 @@ from pipelines.remote import (
     Image,
     MaxRounds,
     Settings,
+    check_cluster_command,
     publish_command,
     schedule_command,
     submit_command,
@@ -109,6 +110,7 @@ def demo_command(
 app.command("publish")(publish_command)
 app.command("submit")(submit_command)
 app.command("schedule")(schedule_command)
+app.command("check-cluster")(check_cluster_command)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ COMMANDS = {
     "compile": ("compile", "Write the pipelines as Kubeflow runs them, and as manifests."),
     "publish-pipeline": ("publish", "Upload a pipeline to Kubeflow, unless it is there already."),
     "submit": ("submit", "Start a run of a published pipeline, and follow it."),
+    "check-cluster": ("check-cluster", "Show what an installation has of what a run needs."),
     "schedule": ("schedule", "Create or change a recurring run on Kubeflow."),
     "demo": ("demo", "Train on generated X-rays and score an inbox, on this machine."),
 }

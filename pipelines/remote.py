@@ -10,6 +10,7 @@ from rich.console import Console
 from chexradinet.config.parameters import WORKER_IMAGE, Shape
 from chexradinet.errors import ConfigError
 from pipelines.api import Api, connect, endpoint_from
+from pipelines.check_cluster import Site, check_cluster, show
 from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_training
 from pipelines.follow import follow
 from pipelines.native import require_pinned, require_registry
@@ -171,6 +172,29 @@ def schedule_command(
         account=service_account,
     )
     set_schedule(api, submission, schedule, console)
+
+
+def check_cluster_command(
+    host: Host = "",
+    namespace: Annotated[str, typer.Option(help="Namespace of the runs.")] = "kubeflow",
+    kubeflow_namespace: Annotated[str, typer.Option(help="Namespace of Kubeflow.")] = "kubeflow",
+    image: Image = "",
+    memory: Annotated[str, typer.Option(help="Largest memory of a step.")] = "6Gi",
+) -> None:
+    """Show what an installation has of what a run needs; change nothing.
+
+    Asks the API server and, through kubectl's current context, the cluster. Exit code 1 if
+    anything that a run needs is missing.
+    """
+    site = Site(
+        api=connect(endpoint_from(os.environ, host)),
+        namespace=namespace,
+        kubeflow_namespace=kubeflow_namespace,
+        image=image,
+        memory=memory,
+    )
+    if not show(check_cluster(site), console):
+        raise SystemExit(1)
 
 
 def _require_name(name: str) -> None:
