@@ -263,6 +263,7 @@ class RadiographHeader:
     sop_instance_uid: str = field(repr=False)
     study_instance_uid: str = field(repr=False)
     patient_id: str = field(repr=False)
+    accession_number: str = field(default="", repr=False)
     study_date: date | None = field(repr=False)
     acquisition_date: date | None = field(repr=False)
     sop_class_uid: str

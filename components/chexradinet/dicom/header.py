@@ -84,6 +84,7 @@ def read_radiograph_header(file: DicomFile, layout: PixelLayout) -> RadiographHe
         sop_instance_uid=text(dataset, "SOPInstanceUID"),
         study_instance_uid=text(dataset, "StudyInstanceUID"),
         patient_id=text(dataset, "PatientID"),
+        accession_number=text(dataset, "AccessionNumber"),
         study_date=study_date,
         acquisition_date=acquired,
         sop_class_uid=text(dataset, "SOPClassUID"),

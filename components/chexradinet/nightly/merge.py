@@ -36,6 +36,9 @@ class NightImage:
     age_years: float | None
     sex: str
     manufacturer: str
+    accession: str
+    patient_id: str
+    study_date: str
     quality: str
     out_of_distribution: bool | None
     out_of_distribution_score: float | None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from chexradinet.config import PreprocessingConfig
-from chexradinet.config.nightly import ResultSettings
+from chexradinet.config.nightly import ResultSettings, WorklistIdentifiers
 from chexradinet.dataset.images import fit_to_model, read_image
 from chexradinet.dataset.quality import refuse_inverted
 from chexradinet.errors import (
@@ -173,6 +173,9 @@ def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:
     pixels, geometry = to_model(radiograph, reading.preprocessing)
     instance = header.sop_instance_uid if _UID.match(header.sop_instance_uid) else ""
     key = hashlib.sha256(instance.encode() or content).hexdigest()
+    # No more is kept of who it is than the worklist shows.
+    shown = reading.settings.worklist.worklist_identifiers
+    named = shown != WorklistIdentifiers.NONE
     study = header.study_instance_uid if _UID.match(header.study_instance_uid) else key
     return XRay(
         object_key=object_key,
@@ -187,6 +190,9 @@ def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:
         sex=header.sex,
         manufacturer=header.manufacturer,
         quality=verdict.flags,
+        accession=header.accession_number if named else "",
+        patient_id=header.patient_id if shown == WorklistIdentifiers.PATIENT else "",
+        study_date=header.study_date.isoformat() if named and header.study_date else "",
     )
 
 

@@ -88,7 +88,7 @@ IMAGES = pa.schema(
         *_fields(_TEXT, "image_key", "object_key", "etag", "study_uid", "patient_key", "arrived"),
         *_fields(_TEXT, "view"),
         *_fields(_REAL, "age_years"),
-        *_fields(_TEXT, "sex", "manufacturer", "quality"),
+        *_fields(_TEXT, "sex", "manufacturer", "accession", "patient_id", "study_date", "quality"),
         *_fields(_FLAG, "out_of_distribution"),
         *_fields(_REAL, "out_of_distribution_score", "pixel_mean", "pixel_std"),
         *_fields(pa.list_(_REAL), "probabilities"),
@@ -154,6 +154,11 @@ class XRay:
     age_years: float | None = None
     sex: str = ""
     manufacturer: str = ""
+    accession: str = ""
+    """Accession number; like the next two, empty unless the worklist is to show it."""
+    patient_id: str = ""
+    study_date: str = ""
+    """`YYYY-MM-DD`."""
     quality: tuple[str, ...]
     """Data-quality notes that the quality gate let pass."""
     read_s: float = 0.0

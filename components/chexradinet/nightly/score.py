@@ -397,6 +397,7 @@ def _image_row(
     return {
         **_named(xray, "image_key", "object_key", "study_uid", "patient_key", "view"),
         **_named(xray, "age_years", "sex", "manufacturer"),
+        **_named(xray, "accession", "patient_id", "study_date"),
         "etag": planned.etag,
         "arrived": planned.arrived.isoformat(),
         "quality": ";".join(xray.quality),

@@ -52,6 +52,9 @@ def waiting_images(
             },
             flagged=flagged_findings(image, findings),
             not_assessed=[finding for finding in findings if finding not in ranked],
+            accession=image.accession,
+            patient_id=image.patient_id,
+            study_date=image.study_date,
             file=image.object_key if image.study_uid == image.image_key else "",
             notes=[
                 *(code for code in image.quality.split(";") if code),

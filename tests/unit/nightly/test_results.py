@@ -12,7 +12,13 @@ import pytest
 from pydicom import uid
 
 from chexradinet.config import QualityConfig, RegionConfig
-from chexradinet.config.nightly import DEFAULT_URGENCY, PlanConfig, ResultSettings
+from chexradinet.config.nightly import (
+    DEFAULT_URGENCY,
+    PlanConfig,
+    ResultSettings,
+    WorklistConfig,
+    WorklistIdentifiers,
+)
 from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import predict
 from chexradinet.nightly import read as nightly_read
@@ -264,3 +270,29 @@ def test_files_without_a_score_are_counted_by_what_they_came_to_last(world: Worl
     assert unscored_files(history, [], merged[0]) == {("postponed", "changed"): 1, **junk}
     assert unscored_files(history, plans[:1], merged[1]) == junk
     assert read_shard(ledger, plans[1], 0).images.num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "kept"),
+    [
+        (WorklistIdentifiers.NONE, ()),
+        (WorklistIdentifiers.ACCESSION, ("ACC-77", "2025-12-24")),
+        (WorklistIdentifiers.PATIENT, ("ACC-77", "2025-12-24", "patient-3")),
+    ],
+)
+def test_of_what_names_a_study_no_more_is_kept_than_the_worklist_shows(
+    world: World, setting: WorklistIdentifiers, kept: tuple[str, ...]
+) -> None:
+    header = {"AccessionNumber": "ACC-77", "StudyDate": "20251224"}
+    world.add_dicom(3, header=header)
+    quality = QualityConfig(check_inversion=False)
+    worklist = WorklistConfig(worklist_identifiers=setting)
+    world.run(results=ResultSettings(quality=quality, worklist=worklist))
+    (row,) = world.table("worklist")
+    named = (row["accession_number"], row["study_date"], row["patient_id"])
+    assert tuple(name for name in named if name) == kept
+    page = page_of(world, "worklist.html")
+    files = [path.read_bytes() for path in Path(world.results_uri).rglob("*") if path.is_file()]
+    for name in ("ACC-77", "2025-12-24", "patient-3"):
+        assert (name in page) == (name in kept)
+        assert any(name.encode() in data for data in files) == (name in kept)
