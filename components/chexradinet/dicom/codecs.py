@@ -77,7 +77,7 @@ class PixelLayout:
         return self.photometric.startswith("MONOCHROME")
 
 
-def decode_frame(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> tuple[Stored, PixelLayout]:
+def decode_frame(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> tuple[Stored, int | None]:
     """Decode one compressed frame.
 
     Args:
@@ -87,13 +87,13 @@ def decode_frame(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> tuple[St
 
     Returns:
         Grey frames as (H, W); colour as (H, W, 3), or as luma (H, W) where the stream holds it.
-        And how to read their bits: as the header says, or as the stream does where they disagree.
+        And the bits of a sample that the stream tells; None for RLE, which does not.
 
     Raises:
         RejectedImageError: `unreadable`, `truncated` or `implausible`.
     """
     if syntax == uid.RLELossless:
-        return _luma_plane(_run_lengths(frame, layout), layout), layout
+        return _luma_plane(_run_lengths(frame, layout), layout), None
     if syntax in _JPEG_2000:
         frame = codestream(frame)
     elif syntax not in _JPEG | _JPEG_LS:
@@ -108,7 +108,7 @@ def decode_frame(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> tuple[St
     patterns = _as_patterns(pixels, layout, bits)
     if syntax not in _JPEG:
         patterns = _luma_plane(patterns, layout)
-    return patterns, _agreed(patterns, layout, bits) if layout.samples == 1 else layout
+    return patterns, bits
 
 
 def values_of(patterns: NDArray[np.integer], layout: PixelLayout) -> NDArray[np.int64]:
@@ -121,19 +121,28 @@ def values_of(patterns: NDArray[np.integer], layout: PixelLayout) -> NDArray[np.
     return values
 
 
-def _agreed(patterns: Stored, layout: PixelLayout, bits: int) -> PixelLayout:
-    """Return how to read words if the stream's depth is not the header's Bits Stored (ADR 0015).
+def agreed(patterns: Stored, layout: PixelLayout, bits: int, *, is_told: bool) -> PixelLayout:
+    """Return how to read words that may hold more or fewer bits than Bits Stored (ADR 0015).
 
     Values may overshoot Bits Stored in a lossy stream, be extended to 16 bits or not, or have bits
     of an overlay above them. Where the two ways to read them differ, the smoother picture is right:
     a sign or a carry in the wrong place makes jumps of the whole range. A stream of bytes was made
     from more bits to be shown as it is.
+
+    Args:
+        patterns: Grey words of shape (H, W).
+        layout: What the header says.
+        bits: Depth of the words.
+        is_told: Whether a stream tells this depth itself; then it holds where both are as smooth.
     """
     by_stream = replace(layout, bits_stored=bits, high_bit=bits - 1)
     if layout.high_bit >= layout.bits_stored:
         return layout if layout.high_bit < bits else by_stream
     if bits == _BYTE < layout.bits_stored and not layout.is_signed:
         return by_stream
+    num_positive = layout.bits_stored - layout.is_signed
+    if bits >= layout.bits_stored and int(patterns.max()) >> num_positive == 0:
+        return layout
     words = np.arange(256 if patterns.dtype == np.uint8 else 65536)
     differing = values_of(words, layout) != values_of(words, by_stream)
     lookup = differing.astype(np.uint8)[np.newaxis]
@@ -142,15 +151,18 @@ def _agreed(patterns: Stored, layout: PixelLayout, bits: int) -> PixelLayout:
         return layout
     rows = rows[:: len(rows) // _MAX_SAMPLE_ROWS + 1]
     header, stream = (_roughness(patterns, rows, way) for way in (layout, by_stream))
-    return layout if header < stream else by_stream
+    return layout if header < stream or (header == stream and not is_told) else by_stream
 
 
-def _roughness(patterns: Stored, rows: NDArray[np.intp], layout: PixelLayout) -> int:
-    """Return the sum of the steps between neighbours in these rows and to the rows above."""
+def _roughness(patterns: Stored, rows: NDArray[np.intp], layout: PixelLayout) -> float:
+    """Return the mean step between neighbours in and above these rows, by their middle range."""
     values, above = (
         values_of(patterns[place], layout) for place in (rows, np.maximum(rows, 1) - 1)
     )
-    return int(np.abs(np.diff(values, axis=1)).sum() + np.abs(values - above).sum())
+    steps = np.abs(np.diff(values, axis=1)).mean() + np.abs(values - above).mean()
+    # Neither a few specks nor many low bits without their high ones change where the middle lies.
+    low, high = np.percentile(values, (25, 75))
+    return float(steps / max(high - low, 1.0))
 
 
 def contradicts_header(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from chexradinet.dicom.codecs import PixelLayout, Stored, contradicts_header, decode_frame
+from chexradinet.dicom.codecs import PixelLayout, Stored, agreed, contradicts_header, decode_frame
 from chexradinet.dicom.file import DicomFile, implausible, integer, text, truncated, unreadable
 from chexradinet.errors import RejectedImageError
 from chexradinet.records import RejectReason
@@ -113,21 +113,27 @@ def decoded(file: DicomFile, layout: PixelLayout) -> Frame:
         RejectedImageError: `unreadable`, `truncated`, `multi_frame` or `implausible`.
     """
     notes: list[str] = []
-    if not file.transfer_syntax.is_encapsulated:
+    bits: int | None = None
+    if file.transfer_syntax.is_encapsulated:
+        frame = _frame(file)
+        if _num_bytes(layout) > len(frame) * MAX_EXPANSION:
+            raise implausible(f"{len(frame)} bytes for {layout.rows}x{layout.columns} px")
+        stored, bits = decode_frame(frame, file.transfer_syntax, layout)
+        if contradicts_header(frame, file.transfer_syntax, layout):
+            notes.append("stream_contradicts_photometric")
+    else:
         stored, excess = _native(file, layout)
         if excess > 1:
             notes.append("excess_pixel_bytes")
-        return Frame(stored, layout, tuple(notes))
-    frame = _frame(file)
-    decoded_bytes = layout.rows * layout.columns * layout.samples * layout.bits_allocated // 8
-    if decoded_bytes > len(frame) * MAX_EXPANSION:
-        raise implausible(f"{len(frame)} bytes for {layout.rows}x{layout.columns} px")
-    stored, agreed = decode_frame(frame, file.transfer_syntax, layout)
-    if agreed != layout:
+    told, depth = bits is not None, bits or 8 * stored.itemsize
+    as_read = agreed(stored, layout, depth, is_told=told) if layout.is_monochrome else layout
+    if as_read != layout:
         notes.append("stream_contradicts_bits_stored")
-    if contradicts_header(frame, file.transfer_syntax, layout):
-        notes.append("stream_contradicts_photometric")
-    return Frame(stored, agreed, tuple(notes))
+    return Frame(stored, as_read, tuple(notes))
+
+
+def _num_bytes(layout: PixelLayout) -> int:
+    return layout.rows * layout.columns * layout.samples * layout.bits_allocated // 8
 
 
 def _native(file: DicomFile, layout: PixelLayout) -> tuple[Stored, int]:

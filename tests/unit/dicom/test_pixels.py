@@ -62,6 +62,32 @@ def reason_of(content: bytes) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("stored", [8, 10, 11])
+@pytest.mark.parametrize("noise", [0, 600])
+@pytest.mark.parametrize("syntax", [PLAIN, uid.ExplicitVRBigEndian, uid.RLELossless])
+def test_whole_words_beyond_bits_stored_are_read_whole(
+    syntax: uid.UID, noise: int, stored: int
+) -> None:
+    jitter = np.random.default_rng(1).integers(-noise, noise + 1, (48, 40))
+    truth = np.clip(scene(0, 60_000) + jitter, 0, 65_535).astype(np.uint16)
+    for pixels in (truth, scene(0, 4095)):
+        written = encode_radiograph(pixels, syntax, {"BitsStored": stored, "HighBit": stored - 1})
+        np.testing.assert_array_equal(values_read(written), pixels)
+        assert frame_of(written).notes == ("stream_contradicts_bits_stored",)
+
+
+@pytest.mark.parametrize("syntax", [PLAIN, uid.ExplicitVRBigEndian, uid.RLELossless])
+def test_what_whole_words_hold_above_bits_stored_is_dropped(syntax: uid.UID) -> None:
+    truth = scene(0, 4095)
+    drawn = truth.copy()
+    drawn[10:40:6, 5:30] |= 0x8000
+    random = np.random.default_rng(2).integers(0, 16, truth.shape).astype(np.uint16) << 12
+    for dirty in (drawn, truth | 0xA000, truth | random):
+        content = encode_radiograph(dirty.astype(np.uint16), syntax)
+        np.testing.assert_array_equal(values_read(content), truth)
+        assert frame_of(content).notes == ()
+
+
 @each_syntax
 def test_values_beyond_bits_stored_are_those_of_the_stream(syntax: uid.UID) -> None:
     truth = scene(0, 4095)
