@@ -1,6 +1,7 @@
 """The model card that travels with the weights: what the model is for, how it was made, its limits.
 
-Its sections follow Mitchell et al. 2019, arXiv:1810.03993.
+Its sections follow Mitchell et al. 2019, arXiv:1810.03993; the front matter is that of the Hugging
+Face Hub, so that a bundle can be uploaded there as it is.
 """
 
 import json
@@ -56,9 +57,30 @@ _LIMITS = """\
 
 def model_card(info: "BundleInfo") -> str:
     """Render the card of a bundle as Markdown; it claims nothing that `info` does not hold."""
-    parts = [_head(info), _PURPOSE, _METHOD, _data(info), _calibration(info), _results(info)]
+    parts = [_front_matter(info), _head(info), _PURPOSE, _METHOD, _data(info), _calibration(info)]
     evidence = [f"- {line}" for line in GUIDANCE_EVIDENCE]
-    return "\n".join([*parts, "## Radiomics guidance", "", *evidence, "", _LIMITS])
+    return "\n".join([*parts, _results(info), "## Radiomics guidance", "", *evidence, "", _LIMITS])
+
+
+def _front_matter(info: "BundleInfo") -> str:
+    """Return the metadata that the Hub reads; JSON is YAML as well."""
+    metadata: dict[str, Any] = {
+        "license": "other",
+        "license_name": "as-the-training-data-allows",
+        "library_name": "chexradinet",
+        "pipeline_tag": "image-classification",
+        "tags": ["chest-x-ray", "radiology", "heatmap", "radiomics", info.network.backbone.value],
+    }
+    test = (info.metrics or {}).get("test")
+    if test and test["mean_auroc"] is not None:
+        result = {
+            "task": {"type": "image-classification"},
+            "dataset": {"type": info.training_data_digest, "name": test["protocol"]},
+            "metrics": [{"type": "roc_auc", "name": "mean AUROC", "value": test["mean_auroc"]}],
+        }
+        metadata["model-index"] = [{"name": "ChexRadiNet", "results": [result]}]
+    lines = [f"{name}: {json.dumps(value)}" for name, value in metadata.items()]
+    return "\n".join(["---", *lines, "---", ""])
 
 
 def _head(info: "BundleInfo") -> str:

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import yaml
+
 from chexradinet.config import NetworkConfig, PreprocessingConfig
 from chexradinet.evaluation.calibration import Calibration, FindingCalibration
 from chexradinet.model.bundle_info import BundleInfo
@@ -52,3 +54,24 @@ def test_the_card_states_when_an_x_ray_counts_as_unlike_and_how_often_by_chance(
     assert "- Unlike the training data: Flagged above 5.00. Expected false-flag rate 9.1%." in card
     old = model_card(replace(INFO, calibration=CALIBRATION, reference={"ood": {"threshold": 5.0}}))
     assert "Unlike the training data" not in old
+
+
+def test_the_front_matter_is_what_the_hub_reads_and_claims_a_result_only_if_there_is_one() -> None:
+    _, matter, text = model_card(INFO).split("---\n", 2)
+    known = yaml.safe_load(matter)
+    assert known["pipeline_tag"] == "image-classification"
+    assert "resnet50" in known["tags"]
+    assert "model-index" not in known
+    assert text.lstrip().startswith("# Model card: ChexRadiNet")
+    test = {
+        "protocol": "phantoms, test split: all",
+        "mean_auroc": 0.875,
+        "mean_auroc_num_findings": 2,
+        "ci95_mean_auroc": [0.8, 0.9],
+        "auroc": {},
+        "ece": 0.1,
+    }
+    matter = model_card(replace(INFO, metrics={"test": test})).split("---\n", 2)[1]
+    (entry,) = yaml.safe_load(matter)["model-index"]
+    assert entry["results"][0]["metrics"][0]["value"] == 0.875
+    assert entry["results"][0]["dataset"]["name"] == "phantoms, test split: all"
