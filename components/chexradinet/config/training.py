@@ -101,16 +101,15 @@ class OptimizationConfig(Settings):
     """Torch threads on a CPU; 0 leaves torch's own choice."""
     mixed_precision: bool = internal(True)
     """bfloat16 where an accelerator supports it; a CPU always computes in float32."""
-    accumulation: int = internal(1, ge=1)
-    """Parts that a batch is computed in, one after another, to save memory; batch statistics and
-    contrast are those of a part."""
-    ema_decay: float = internal(0.0, ge=0, lt=1)
-    """Decay per step of a moving average of the weights, which then is the model; 0 for none."""
-    compile_network: bool = internal(False)
-    """Compile the network with `torch.compile`: the first steps take minutes."""
-    sync_batch_norm: bool = internal(True)
-    """Take batch statistics over all processes if several train together."""
-    validate_every: int = internal(0, ge=0)
+    accumulation: int = Field(default=1, ge=1)
+    """Parts that a batch is computed in, one after another; more need less memory."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Decay per step of a moving average of the weights, which is then the model; 0 for none."""
+    compile_network: bool = False
+    """Compile the network with torch.compile; the first steps then take minutes."""
+    sync_batch_norm: bool = True
+    """Take batch statistics over all accelerators of a step."""
+    validate_every: int = Field(default=0, ge=0)
     """Epochs between two validations during training; 0 for none."""
 
 
