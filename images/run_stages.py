@@ -37,6 +37,7 @@ TRAINING_SETTINGS = (
     "round_epochs=1",
     "num_shards=2",
     "bootstrap_samples=100",
+    "allow_missing_thresholds=true",
     "accelerator_count=0",
     "min_improvement=-1",
 )

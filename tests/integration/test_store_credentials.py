@@ -3,6 +3,7 @@
 import base64
 import json
 import secrets
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from minio.credentials.credentials import Credentials
 from minio.credentials.providers import AssumeRoleProvider
 
@@ -104,16 +103,19 @@ def test_a_shared_file_is_read_again_when_it_changes(
 class Issuer(ThreadingHTTPServer):
     """An OpenID provider: its keys, and tokens for whoever asks in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.key = rsa.generate_private_key(65537, 2048)
+        self.key = str(key)
+        subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def documents(self) -> dict[str, Any]:
         """Return what is served, by path."""
-        numbers = self.key.public_key().public_numbers()
+        asked = ["openssl", "rsa", "-in", self.key, "-noout", "-modulus"]
+        said = subprocess.run(asked, check=True, capture_output=True).stdout
+        modulus = int(said.partition(b"=")[2], 16)
         key = {"kty": "RSA", "alg": "RS256", "use": "sig", "kid": "one"}
-        for name, value in (("n", numbers.n), ("e", numbers.e)):
+        for name, value in (("n", modulus), ("e", 65537)):
             key[name] = encoded(value.to_bytes((value.bit_length() + 7) // 8, "big"))
         configuration = {
             "issuer": self.url,
@@ -137,8 +139,9 @@ class Issuer(ThreadingHTTPServer):
         claims |= {"iat": now, "exp": now + lifetime_s}
         head = {"alg": "RS256", "typ": "JWT", "kid": "one"}
         text = ".".join(encoded(json.dumps(part).encode()) for part in (head, claims))
-        signature = self.key.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256())
-        return f"{text}.{encoded(signature)}"
+        sign = ["openssl", "dgst", "-sha256", "-sign", self.key]
+        signed = subprocess.run(sign, input=text.encode(), check=True, capture_output=True)
+        return f"{text}.{encoded(signed.stdout)}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -165,9 +168,9 @@ def encoded(data: bytes) -> str:
 
 
 @pytest.fixture
-def issuer() -> Iterator[Issuer]:
+def issuer(tmp_path: Path) -> Iterator[Issuer]:
     """Yield a running provider."""
-    with Issuer() as started:
+    with Issuer(tmp_path / "key.pem") as started:
         threading.Thread(target=started.serve_forever, args=(0.02,), daemon=True).start()
         yield started
         started.shutdown()

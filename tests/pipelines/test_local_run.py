@@ -25,6 +25,7 @@ TINY = (
     "num_shards=2",
     "accelerator_count=0",
     "bootstrap_samples=100",
+    "allow_missing_thresholds=true",
     "max_reject_fraction=0.1",
 )
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}

@@ -7,8 +7,14 @@ import typer
 
 from chexradinet.cli.options import with_settings
 from chexradinet.cli.progress import bar, show
-from chexradinet.config import IngestConfig, RadiomicsConfig, RegionConfig, RetrainConfig
-from chexradinet.config.parameters import Assessment, Pretraining, Publication, RoundZero
+from chexradinet.config import (
+    IngestConfig,
+    PublishConfig,
+    RadiomicsConfig,
+    RegionConfig,
+    RetrainConfig,
+)
+from chexradinet.config.parameters import Assessment, Pretraining, RoundZero
 
 Source = Annotated[
     str, typer.Argument(help="Folder, s3:// prefix, or dicomweb://host/path?study_date=…")
@@ -184,19 +190,19 @@ def evaluate(
     show(text, **{**outcome.headline(), "best_round": outcome.best_round, "report": report})
 
 
-@with_settings(Publication)
+@with_settings(PublishConfig)
 def publish(
     model: Model,
     evaluation: Annotated[Path, typer.Option(help="Evaluation that `evaluate` wrote.")],
     dataset: Dataset,
     models_uri: ModelsUri,
     *,
-    settings: Publication,
+    settings: PublishConfig,
 ) -> None:
     """Publish a model if it beats the champion."""
     from chexradinet.training.publish import publish as run
 
-    outcome = run(model, evaluation, dataset, models_uri, **settings.struct())
+    outcome = run(model, evaluation, dataset, models_uri, settings)
     show(outcome.as_markdown(), champion=outcome.champion_digest)
 
 

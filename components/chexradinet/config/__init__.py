@@ -10,6 +10,7 @@ from chexradinet.config.base import choice as choice
 from chexradinet.config.base import digest_of as digest_of
 from chexradinet.config.base import require as require
 from chexradinet.config.evaluation import EvaluationConfig as EvaluationConfig
+from chexradinet.config.evaluation import PublishConfig as PublishConfig
 from chexradinet.config.evaluation import RadiomicsConfig as RadiomicsConfig
 from chexradinet.config.evaluation import RegionConfig as RegionConfig
 from chexradinet.config.evaluation import ThresholdRule as ThresholdRule

@@ -94,6 +94,25 @@ class EvaluationConfig(Settings):
         return tuple(name for name in _threshold_targets(self.target_sensitivity) if name)
 
 
+class PublishConfig(Settings):
+    """When a model is published, and what it may lose against the champion."""
+
+    replace_incomparable: bool = False
+    """Publish also if the champion knows other findings."""
+    allow_missing_thresholds: bool = False
+    """Publish also a model that has no operating threshold for any finding."""
+    min_auroc_gain: float = Field(default=0.0, ge=-1, lt=1)
+    """Rise of the mean AUROC on the test patients that a model must exceed to be champion."""
+    max_finding_loss: float = Field(default=0.05, ge=0, le=1)
+    """Most that the AUROC of one finding may fall below the champion's on the test patients."""
+    max_localization_loss: float = Field(default=0.05, ge=0, le=1)
+    """Most that the share of peaks in a true box may fall below the champion's."""
+    max_calibration_error: float = Field(default=0.10, ge=0, le=1)
+    """Calibration error on the test patients that a model may have if the champion's is less."""
+    min_cases: int = internal(10, ge=2)
+    """Fewest positive test cases, or boxed cases, on which a loss is judged."""
+
+
 def _threshold_targets(text: str) -> dict[str, tuple[ThresholdRule, float]]:
     """Return the targets by finding, that of all others under the empty name."""
     found = {}

@@ -14,7 +14,12 @@ from typing import Any, Self, TypeVar
 from pydantic import Field, model_validator
 
 from chexradinet.config.base import Settings, is_internal, leaves, needed, require
-from chexradinet.config.evaluation import EvaluationConfig, RadiomicsConfig, RegionConfig
+from chexradinet.config.evaluation import (
+    EvaluationConfig,
+    PublishConfig,
+    RadiomicsConfig,
+    RegionConfig,
+)
 from chexradinet.config.ingest import IngestConfig, SourceFormat
 from chexradinet.config.nightly import PlanConfig
 from chexradinet.config.training import (
@@ -159,13 +164,6 @@ class Shape:
         )
 
 
-class Publication(Settings):
-    """When a model is published."""
-
-    replace_incomparable: bool = False
-    """Publish also if the champion knows other findings."""
-
-
 class TrainingSettings(Settings):
     """All parameters of the training pipeline, by stage."""
 
@@ -181,7 +179,7 @@ class TrainingSettings(Settings):
     look: Look = Look()
     retrain: RetrainConfig = RetrainConfig()
     evaluate: Assessment = Assessment()
-    publish: Publication = Publication()
+    publish: PublishConfig = PublishConfig()
     placement: TrainingPlacement = TrainingPlacement()
 
     @model_validator(mode="after")

@@ -1,23 +1,31 @@
-"""Publication: a model becomes the champion if it beats the one before on equal terms."""
+"""Publication: a model becomes the champion if the gate lets it pass.
+
+The decision with its figures is kept beside the evaluation, as `decision.json` and in a copy of the
+model card: the card inside the bundle is part of its digest and cannot know what came after.
+"""
 
 import logging
+import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from chexradinet.artifacts import write_document
+from chexradinet.config import PublishConfig
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import ArtifactError, StoreConflictError
-from chexradinet.evaluation.classification import paired_bootstrap_difference
 from chexradinet.evaluation.metrics import read_metrics
-from chexradinet.model.bundle_info import read_bundle_info, verify_bundle
+from chexradinet.model.bundle_info import CARD_FILE, BundleInfo, read_bundle_info, verify_bundle
 from chexradinet.monitoring import TrainingTelemetry, push
-from chexradinet.records import Split
 from chexradinet.registry.champion import POINTER, fetch_bundle, move_pointer, read_pointer
 from chexradinet.store.transfer import add_directory
+from chexradinet.training.gate import Check, compare
+
+DECISION_FILE = "decision.json"
+DECISION_SCHEMA = 1
 
 _log = logging.getLogger(__name__)
 
@@ -30,15 +38,38 @@ class Publication:
 
     published: bool
     """Whether it is the champion now."""
+    candidate_digest: str
+    """Digest of the candidate."""
     champion_digest: str
-    """Digest of the champion after this stage."""
+    """Digest of the champion after this stage; empty if there is none."""
     reason: str
     """Why, with the numbers."""
+    checks: tuple[Check, ...] = ()
+    """Every measure against the champion before; empty without one."""
+    without_threshold: tuple[str, ...] = ()
+    """Findings that are never flagged."""
 
     def as_markdown(self) -> str:
-        """Return the decision as the Kubeflow page shows it."""
-        verdict = "Published" if self.published else "Not published"
-        return f"**{verdict}.** {self.reason}\n\nChampion: `{self.champion_digest}`\n"
+        """Return the decision as the Kubeflow page and the model card show it."""
+        lines = [
+            f"**{'Published' if self.published else 'Not published'}.** {self.reason}",
+            "",
+            f"Champion: `{self.champion_digest or 'none'}`",
+        ]
+        if self.checks:
+            lines += ["", "| measure | candidate | champion | cases | passed |"]
+            lines += ["|---|--:|--:|--:|---|", *map(_row, self.checks)]
+        return "\n".join([*lines, ""])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the decision as `decision.json` holds it."""
+        return asdict(self)
+
+
+def _row(check: Check) -> str:
+    shown = ["n/d" if one is None else f"{one:.4f}" for one in (check.candidate, check.champion)]
+    verdict = {True: "yes", False: "**no**", None: "not judged"}[check.passed]
+    return f"| {check.measure} | {shown[0]} | {shown[1]} | {check.cases} | {verdict} |"
 
 
 def publish(
@@ -46,61 +77,80 @@ def publish(
     evaluation: Path,
     dataset: Path,
     models_uri: str,
-    *,
-    replace_incomparable: bool = False,
+    config: PublishConfig | None = None,
 ) -> Publication:
     """Upload a candidate and make it the champion if it beats the present one.
 
-    Both are scored on the validation split of this data set; the candidate must have the higher
-    mean AUROC there. Running it again changes nothing.
+    Both are measured on the test split of this data set (`gate`). Running it again changes nothing.
+    If another publication is faster, the candidate is compared again with the new champion.
 
     Args:
         candidate: Calibrated bundle that `evaluate` wrote.
         evaluation: Directory with its `metrics.json` and report.
         dataset: Directory that `ingest` wrote.
         models_uri: Folder of published models: a path or `s3://bucket/prefix`.
-        replace_incomparable: Publish also where the champion knows other findings or preprocessing.
+        config: What may be lost, and what is published all the same; None for the defaults.
 
     Raises:
-        ArtifactError: the candidate is not calibrated, or the evaluation is of another model.
+        ArtifactError: the candidate is not calibrated, gives numbers that are not finite, or the
+            evaluation is of another model.
         StoreError: the models' folder cannot be read or written.
     """
-    started = time.monotonic()
+    # Here, so that importing this costs no torch. Opening refuses a model that gives no numbers.
+    from chexradinet.model.bundle import load_bundle
+
+    started, config = time.monotonic(), config or PublishConfig()
     digest = verify_bundle(candidate)
     _check_evaluated(candidate, digest, evaluation)
-    data = open_dataset(dataset)
+    info, data = load_bundle(candidate, verify=False).info, open_dataset(dataset)
+    note = ""
     for _ in range(_ATTEMPTS):
         pointer, tag = read_pointer(models_uri)
-        reason, better = _compare(
-            candidate, digest, pointer, data, models_uri, replace_incomparable
-        )
-        if not better:
-            _log.info("not published: %s", reason)
-            _report_success(candidate, digest, started)
-            return Publication(published=False, champion_digest=pointer["digest"], reason=reason)
-        add_directory(evaluation, f"{models_uri}/evaluations/{digest}")
-        add_directory(candidate, f"{models_uri}/{digest}")
-        if pointer.get("digest") != digest:
-            try:
-                move_pointer(models_uri, pointer, tag, digest, reason)
-            except StoreConflictError:
-                continue
-        _log.info("champion is %s: %s", digest[:12], reason)
-        _report_success(candidate, digest, started)
-        return Publication(published=True, champion_digest=digest, reason=reason)
+        decision = _decide(candidate, (info, digest), pointer, data, models_uri, config)
+        decision = replace(decision, reason=decision.reason + note)
+        try:
+            if decision.published:
+                _promote(candidate, evaluation, models_uri, pointer, tag, decision)
+        except StoreConflictError:
+            note = " Another model was published meanwhile, and this was decided against it."
+            continue
+        _log.info("%s", decision.reason)
+        _report_success(info, digest, started)
+        return decision
     raise StoreConflictError(
         f"{POINTER} changed {_ATTEMPTS} times while this candidate was compared with it; "
         "let the other publications end and run this stage again"
     )
 
 
-def _report_success(candidate: Path, digest: str, started: float) -> None:
+def _promote(
+    candidate: Path,
+    evaluation: Path,
+    models_uri: str,
+    pointer: Mapping[str, Any],
+    tag: str,
+    decision: Publication,
+) -> None:
+    digest = decision.candidate_digest
+    add_directory(candidate, f"{models_uri}/{digest}")
+    if pointer.get("digest") == digest:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        shown = Path(shutil.copytree(evaluation, Path(folder) / "evaluation"))
+        write_document(shown / DECISION_FILE, "publication", DECISION_SCHEMA, decision.as_dict())
+        card = (candidate / CARD_FILE).read_text(encoding="utf-8")
+        text = f"{card.rstrip()}\n\n## Publication\n\n{decision.as_markdown()}"
+        (shown / CARD_FILE).write_text(text, encoding="utf-8")
+        add_directory(shown, f"{models_uri}/evaluations/{digest}")
+    move_pointer(models_uri, pointer, tag, digest, decision.reason)
+
+
+def _report_success(info: BundleInfo, digest: str, started: float) -> None:
     # Publication ends the training pipeline: a run that came here ended well.
-    number = read_bundle_info(candidate)[0].round
     seconds = {"publish": time.monotonic() - started}
     push(
         TrainingTelemetry(
-            success=True, model_digest=digest, model_round=number, stage_seconds=seconds
+            success=True, model_digest=digest, model_round=info.round, stage_seconds=seconds
         )
     )
 
@@ -115,52 +165,59 @@ def _check_evaluated(candidate: Path, digest: str, evaluation: Path) -> None:
         )
 
 
-def _compare(
+def _decide(
     candidate: Path,
-    digest: str,
-    pointer: dict[str, Any],
+    own: tuple[BundleInfo, str],
+    pointer: Mapping[str, Any],
     data: Dataset,
     models_uri: str,
-    replace_incomparable: bool,
-) -> tuple[str, bool]:
-    """Return why, and whether the candidate may become the champion."""
-    if not pointer:
-        return "First model under this address.", True
-    if pointer["digest"] == digest:
-        return "This model is the champion already.", True
+    config: PublishConfig,
+) -> Publication:
+    """Return whether the candidate may be the champion, and why."""
+    info, digest = own
+    before = str(pointer.get("digest", ""))
+    missing = tuple(name for name in info.findings if (info.thresholds or {}).get(name) is None)
+    warning = _warning(missing)
+
+    def decided(published: bool, reason: str, checks: tuple[Check, ...] = ()) -> Publication:
+        return Publication(
+            published=published,
+            candidate_digest=digest,
+            champion_digest=digest if published else before,
+            reason=f"{reason}{warning}",
+            checks=checks,
+            without_threshold=missing,
+        )
+
+    if before == digest:
+        return decided(True, "This model is the champion already.")
+    if len(missing) == len(info.findings) and not config.allow_missing_thresholds:
+        return decided(
+            False,
+            "No finding has an operating threshold, so nothing would ever be flagged; train on "
+            "more positive cases, or set allow_missing_thresholds.",
+        )
+    if not before:
+        return decided(True, "First model under this address.")
     with tempfile.TemporaryDirectory() as folder:
         champion = Path(folder) / "champion"
-        fetch_bundle(models_uri, pointer["digest"], champion)
-        ours, theirs = read_bundle_info(candidate)[0], read_bundle_info(champion)[0]
-        if (ours.findings, ours.preprocessing_digest) != (
+        fetch_bundle(models_uri, before, champion)
+        theirs = read_bundle_info(champion)[0]
+        alike = (info.findings, info.preprocessing_digest) == (
             theirs.findings,
             theirs.preprocessing_digest,
-        ):
+        )
+        if not alike:
             reason = "The champion knows other findings or has another preprocessing"
-            if replace_incomparable:
-                return f"{reason}; replaced as asked.", True
-            return f"{reason}; set replace_incomparable to replace it.", False
-        gain = _gain(candidate, champion, data)
-    if gain["difference"] is None:
-        return "No finding has both classes in the validation split: nothing to compare.", False
-    low, high = gain["ci95"] or (float("nan"), float("nan"))
-    reason = (
-        f"Mean AUROC {gain['difference']:+.4f} [95% {low:+.4f} to {high:+.4f}] against the "
-        f"champion, over {gain['num_findings']} findings on the validation split (data "
-        f"{data.digest[:12]}, {gain['num_patients']} patients)."
-    )
-    return reason, gain["difference"] > 0
+            if config.replace_incomparable:
+                return decided(True, f"{reason}; replaced as asked.")
+            return decided(False, f"{reason}; set replace_incomparable to replace it.")
+        found = compare(candidate, champion, data, config)
+    return decided(found.passed, found.reason, found.checks)
 
 
-def _gain(candidate: Path, champion: Path, data: Dataset) -> dict[str, Any]:
-    # Here, as a first model, and the champion itself, are published without a forward pass.
-    from chexradinet.model.bundle import load_bundle
-    from chexradinet.model.inference import predict
-
-    rows = data.rows(Split.VALIDATION)
-    logits: list[np.ndarray[Any, Any]] = [
-        predict(load_bundle(path, verify=False).network, data.images, rows, maps=False).logits
-        for path in (candidate, champion)
-    ]
-    patients = data.manifest["patient_id"].to_numpy()[rows]
-    return paired_bootstrap_difference(data.labels[rows], logits[0], logits[1], patients)
+def _warning(missing: tuple[str, ...]) -> str:
+    if not missing:
+        return ""
+    _log.warning("no operating threshold, so never flagged: %s", ", ".join(missing))
+    return f" Without an operating threshold, so never flagged: {', '.join(missing)}."

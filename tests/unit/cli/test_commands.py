@@ -94,7 +94,7 @@ def test_evaluate_publish_and_roll_back(
     assert (tmp_path / "e" / "report.html").is_file()
     done = chexradinet(
         "publish", "--model", tmp_path / "best", "--evaluation", tmp_path / "e", *at,
-        "--models-uri", tmp_path / "models",
+        "--models-uri", tmp_path / "models", "--allow-missing-thresholds",
     )  # fmt: skip
     assert done.code == 0, done.err
     digest = done.result["champion"]

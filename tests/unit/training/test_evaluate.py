@@ -1,9 +1,6 @@
-"""Evaluation and publication: what is chosen, what is refused, and what the champion becomes."""
+"""Evaluation: what is chosen, what is refused, and what the numbers rest on."""
 
-import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +15,7 @@ from chexradinet.config import (
     TrainConfig,
 )
 from chexradinet.dataset.dataset import open_dataset
-from chexradinet.errors import ArtifactError, MismatchError, SourceError, StoreNotFoundError
+from chexradinet.errors import ArtifactError, MismatchError, SourceError
 from chexradinet.evaluation.calibration import fit_calibration
 from chexradinet.evaluation.metrics import read_metrics
 from chexradinet.model.bundle import (
@@ -31,10 +28,8 @@ from chexradinet.model.bundle import (
 )
 from chexradinet.model.inference import predict
 from chexradinet.records import Split
-from chexradinet.registry.champion import POINTER, fetch_champion, read_pointer
 from chexradinet.reports.evaluation import panel_cases
 from chexradinet.training.evaluate import Arms, Evaluation, distinct_rounds, evaluate
-from chexradinet.training.publish import publish
 from chexradinet.training.retrain import retrain
 
 QUICK = EvaluationConfig(bootstrap_samples=100, min_positives=2)
@@ -172,78 +167,6 @@ def test_the_panel_shows_each_finding_before_its_failures() -> None:
     assert panel_cases(labels, probabilities) == [(1, 0), (2, 1), (0, 0), (1, 1)]
 
 
-def _publish(judged: Path, dataset: Path, models: Path, **changes: Any) -> Any:  # noqa: ANN401
-    return publish(judged / "best", judged / "evaluation", dataset, str(models), **changes)
-
-
-def test_the_first_model_is_published_and_a_second_time_nothing_changes(
-    judged: Path, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(StoreNotFoundError, match="no model was published"):
-        fetch_champion(str(tmp_path / "models"), tmp_path / "none")
-    first = _publish(judged, tiny_dataset, tmp_path / "models")
-    pointer = (tmp_path / "models" / POINTER).read_bytes()
-    again = _publish(judged, tiny_dataset, tmp_path / "models")
-    assert first.published
-    assert again.published
-    assert (tmp_path / "models" / POINTER).read_bytes() == pointer
-    digest = fetch_champion(str(tmp_path / "models"), tmp_path / "fetched")
-    assert digest == first.champion_digest == verify_bundle(judged / "best")
-    assert (tmp_path / "models" / "evaluations" / digest / "report.html").exists()
-
-
-def test_a_model_that_does_not_beat_the_champion_is_not_published(
-    judged: Path, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    champion = _publish(judged, tiny_dataset, tmp_path / "models")
-    # The same weights under another description: equal on every image, so no better.
-    twin = tmp_path / "twin"
-    shutil.copytree(judged / "evaluation", twin / "evaluation")
-    arrays = read_reference_arrays(judged / "best")
-    digest = replace_info(judged / "best", twin / "best", arrays, round=7)
-    _rewrite_digest(twin / "evaluation" / "metrics.json", digest)
-    outcome = _publish(twin, tiny_dataset, tmp_path / "models")
-    assert not outcome.published
-    assert outcome.champion_digest == champion.champion_digest
-    assert "+0.0000" in outcome.reason
-    assert read_pointer(str(tmp_path / "models"))[0]["digest"] == champion.champion_digest
-
-
-def test_a_champion_with_other_findings_is_replaced_only_when_asked(
-    judged: Path, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(judged / "evaluation", other / "evaluation")
-    arrays = read_reference_arrays(judged / "best")
-    digest = replace_info(judged / "best", other / "best", arrays, preprocessing_digest="0" * 64)
-    _rewrite_digest(other / "evaluation" / "metrics.json", digest)
-    _publish(other, tiny_dataset, tmp_path / "models")
-    refused = _publish(judged, tiny_dataset, tmp_path / "models")
-    assert not refused.published
-    assert "replace_incomparable" in refused.reason
-    assert _publish(judged, tiny_dataset, tmp_path / "models", replace_incomparable=True).published
-    history = read_pointer(str(tmp_path / "models"))[0]["history"]
-    assert [entry["digest"] for entry in history] == [digest, verify_bundle(judged / "best")]
-
-
-def test_a_model_without_calibration_or_of_another_evaluation_is_refused(
-    judged: Path, tiny_model: Path, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ArtifactError, match="publish what `evaluate` wrote"):
-        publish(tiny_model, judged / "evaluation", tiny_dataset, str(tmp_path / "models"))
-    assert not (tmp_path / "models" / POINTER).exists()
-
-
-def test_a_champion_with_a_changed_byte_stops_publication(
-    judged: Path, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    champion = _publish(judged, tiny_dataset, tmp_path / "models").champion_digest
-    card = tmp_path / "models" / champion / "model-card.md"
-    card.write_text(card.read_text() + " ")
-    with pytest.raises(Exception, match=r"changed|checksum|SHA-256"):
-        fetch_champion(str(tmp_path / "models"), tmp_path / "fetched")
-
-
 def test_a_data_set_without_test_images_cannot_be_evaluated(
     tiny_model: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,12 +174,6 @@ def test_a_data_set_without_test_images_cannot_be_evaluated(
     monkeypatch.setattr(type(data), "rows", lambda _self, _split: np.zeros(0, dtype=np.int64))
     with pytest.raises(SourceError, match="no test image"):
         _evaluate(tiny_dataset, Arms(rounds=[tiny_model]), tmp_path)
-
-
-def _rewrite_digest(path: Path, digest: str) -> None:
-    document = json.loads(path.read_text())
-    document["bundle_digest"] = digest
-    path.write_text(json.dumps(document))
 
 
 def test_calibration_and_reference_are_those_of_the_validation_split_alone(

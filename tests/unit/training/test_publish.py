@@ -1,0 +1,250 @@
+"""Publication: what becomes champion, what is refused, and what is kept of the decision."""
+
+import json
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from chexradinet.artifacts import read_document
+from chexradinet.config import EvaluationConfig, PublishConfig, RadiomicsConfig, RegionConfig
+from chexradinet.errors import ArtifactError, StoreNotFoundError
+from chexradinet.model.bundle import (
+    read_bundle_info,
+    read_reference_arrays,
+    replace_info,
+    verify_bundle,
+)
+from chexradinet.model.bundle_info import WEIGHTS_FILE, write_info
+from chexradinet.registry.champion import POINTER, fetch_champion, move_pointer, read_pointer
+from chexradinet.training import publish as publication
+from chexradinet.training.evaluate import Arms, evaluate
+from chexradinet.training.publish import Publication, publish
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_dataset: Path) -> Path:
+    """Return a folder with an evaluation, and the calibrated bundle `best` beside it."""
+    folder = tmp_path_factory.mktemp("judged")
+    evaluate(
+        tiny_dataset,
+        Arms(rounds=[tiny_model]),
+        best=folder / "best",
+        target=folder / "evaluation",
+        config=EvaluationConfig(bootstrap_samples=100, min_positives=2),
+        regions=RegionConfig(),
+        radiomics=RadiomicsConfig(),
+    )
+    return folder
+
+
+def _publish(
+    judged: Path,
+    dataset: Path,
+    models: Path,
+    **changes: Any,  # noqa: ANN401
+) -> Publication:
+    settings = PublishConfig(**{"allow_missing_thresholds": True, **changes})
+    return publish(judged / "best", judged / "evaluation", dataset, str(models), settings)
+
+
+def test_the_first_model_is_published_and_a_second_time_nothing_changes(
+    judged: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StoreNotFoundError, match="no model was published"):
+        fetch_champion(str(tmp_path / "models"), tmp_path / "none")
+    first = _publish(judged, tiny_dataset, tmp_path / "models")
+    pointer = (tmp_path / "models" / POINTER).read_bytes()
+    again = _publish(judged, tiny_dataset, tmp_path / "models")
+    assert first.published
+    assert again.published
+    assert (tmp_path / "models" / POINTER).read_bytes() == pointer
+    digest = fetch_champion(str(tmp_path / "models"), tmp_path / "fetched")
+    assert digest == first.champion_digest == verify_bundle(judged / "best")
+    assert (tmp_path / "models" / "evaluations" / digest / "report.html").exists()
+
+
+def test_a_model_that_does_not_beat_the_champion_is_not_published(
+    judged: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    champion = _publish(judged, tiny_dataset, tmp_path / "models")
+    # The same weights under another description: equal on every image, so no better.
+    twin = tmp_path / "twin"
+    changed(judged, twin, round=7)
+    outcome = _publish(twin, tiny_dataset, tmp_path / "models")
+    assert not outcome.published
+    assert outcome.champion_digest == champion.champion_digest
+    assert "+0.0000" in outcome.reason
+    assert read_pointer(str(tmp_path / "models"))[0]["digest"] == champion.champion_digest
+
+
+def test_a_champion_with_other_findings_is_replaced_only_when_asked(
+    judged: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    digest = changed(judged, other, preprocessing_digest="0" * 64)
+    _publish(other, tiny_dataset, tmp_path / "models")
+    refused = _publish(judged, tiny_dataset, tmp_path / "models")
+    assert not refused.published
+    assert "replace_incomparable" in refused.reason
+    assert _publish(judged, tiny_dataset, tmp_path / "models", replace_incomparable=True).published
+    history = read_pointer(str(tmp_path / "models"))[0]["history"]
+    assert [entry["digest"] for entry in history] == [digest, verify_bundle(judged / "best")]
+
+
+def test_a_model_without_calibration_or_of_another_evaluation_is_refused(
+    judged: Path, tiny_model: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError, match="publish what `evaluate` wrote"):
+        publish(tiny_model, judged / "evaluation", tiny_dataset, str(tmp_path / "models"))
+    assert not (tmp_path / "models" / POINTER).exists()
+
+
+def test_a_champion_with_a_changed_byte_stops_publication(
+    judged: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    champion = _publish(judged, tiny_dataset, tmp_path / "models").champion_digest
+    card = tmp_path / "models" / champion / "model-card.md"
+    card.write_text(card.read_text() + " ")
+    with pytest.raises(Exception, match=r"changed|checksum|SHA-256"):
+        fetch_champion(str(tmp_path / "models"), tmp_path / "fetched")
+
+
+def changed(judged: Path, folder: Path, **changes: Any) -> str:  # noqa: ANN401
+    """Write the same model with other info and its evaluation; return its digest."""
+    shutil.copytree(judged / "evaluation", folder / "evaluation")
+    arrays = read_reference_arrays(judged / "best")
+    digest = replace_info(judged / "best", folder / "best", arrays, **changes)
+    _rewrite_digest(folder / "evaluation" / "metrics.json", digest)
+    return digest
+
+
+def _rewrite_digest(path: Path, digest: str) -> None:
+    document = json.loads(path.read_text())
+    document["bundle_digest"] = digest
+    path.write_text(json.dumps(document))
+
+
+def test_the_decision_and_its_figures_are_kept_and_the_card_shows_them(
+    judged: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    older, models = tmp_path / "older", tmp_path / "models"
+    before = changed(judged, older, round=7)
+    _publish(older, tiny_dataset, models)
+    outcome = _publish(judged, tiny_dataset, models, min_auroc_gain=-0.5)
+    assert outcome.published
+    kept = models / "evaluations" / outcome.champion_digest
+    document = read_document(kept / "decision.json", "publication", 1)
+    assert document["candidate_digest"] == outcome.champion_digest != before
+    assert document["reason"] == outcome.reason
+    assert document["checks"][0]["measure"] == "mean AUROC"
+    card = (kept / "model-card.md").read_text()
+    own = (judged / "best" / "model-card.md").read_text()
+    assert card.startswith(own.rstrip())
+    assert outcome.as_markdown() in card
+    assert "| mean AUROC |" in card
+    assert verify_bundle(models / outcome.champion_digest) == outcome.champion_digest
+
+
+def test_a_model_that_never_flags_is_published_only_when_asked(
+    judged: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    info, _ = read_bundle_info(judged / "best")
+    never = tmp_path / "never"
+    changed(judged, never, thresholds=dict.fromkeys(info.findings))
+    refused = _publish(never, tiny_dataset, tmp_path / "models", allow_missing_thresholds=False)
+    assert (refused.published, refused.champion_digest) == (False, "")
+    assert "set allow_missing_thresholds" in refused.reason
+    assert "Champion: `none`" in refused.as_markdown()
+    assert not (tmp_path / "models").exists()
+    assert _publish(never, tiny_dataset, tmp_path / "models").published
+
+
+def test_findings_without_a_threshold_are_named_in_the_reason_and_the_log(
+    judged: Path, tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    info, _ = read_bundle_info(judged / "best")
+    first, *others = info.findings
+    some = tmp_path / "some"
+    changed(judged, some, thresholds={first: None, **dict.fromkeys(others, 0.5)})
+    outcome = _publish(some, tiny_dataset, tmp_path / "models", allow_missing_thresholds=False)
+    assert outcome.published
+    assert outcome.without_threshold == (first,)
+    assert f"never flagged: {first}." in outcome.reason
+    assert f"never flagged: {first}" in caplog.text
+
+
+def test_a_model_that_gives_no_numbers_is_refused(
+    judged: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(judged, broken)
+    weights = load_file(broken / "best" / WEIGHTS_FILE)
+    name = next(name for name in weights if name.endswith("bias"))
+    weights[name][0] = float("nan")
+    save_file(weights, broken / "best" / WEIGHTS_FILE)
+    info, _ = read_bundle_info(judged / "best")
+    card = (judged / "best" / "model-card.md").read_text()
+    digest = write_info(broken / "best", info, card)
+    _rewrite_digest(broken / "evaluation" / "metrics.json", digest)
+    with pytest.raises(ArtifactError, match="NaN or infinity"):
+        _publish(broken, tiny_dataset, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
+    judged: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin, models = tmp_path / "twin", tmp_path / "models"
+    changed(judged, twin, round=7)
+    both_decided = threading.Barrier(2, timeout=120)
+    arrived: list[int] = []
+
+    def move(uri: str, pointer: Mapping[str, Any], tag: str, digest: str, reason: str) -> None:
+        if len(arrived) < 2:
+            arrived.append(1)
+            both_decided.wait()
+        move_pointer(uri, pointer, tag, digest, reason)
+
+    monkeypatch.setattr(publication, "move_pointer", move)
+    outcomes: list[Publication] = []
+    threads = [
+        threading.Thread(
+            target=lambda own=own: outcomes.append(_publish(own, tiny_dataset, models))
+        )
+        for own in (judged, twin)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    (winner,), (loser,) = (
+        [one for one in outcomes if one.published is published] for published in (True, False)
+    )
+    pointer, _ = read_pointer(str(models))
+    assert pointer["digest"] == winner.champion_digest == loser.champion_digest
+    assert [entry["digest"] for entry in pointer["history"]] == [winner.champion_digest]
+    assert "Another model was published meanwhile" in loser.reason
+    assert "+0.0000" in loser.reason
+
+
+def test_the_step_writes_the_decision_as_a_page_and_its_figures_as_a_document(
+    judged: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    from chexradinet.steps.publish import publish as step
+
+    paths = {"best": judged / "best", "evaluation": judged / "evaluation", "dataset": tiny_dataset}
+    paths |= {name: tmp_path / name for name in ("decision", "figures")}
+    digest = step.python_func(
+        models_uri=str(tmp_path / "models"),
+        settings=PublishConfig(allow_missing_thresholds=True).struct(),
+        **{name: SimpleNamespace(path=str(path)) for name, path in paths.items()},
+    )
+    document = read_document(tmp_path / "figures", "publication", 1)
+    assert document["champion_digest"] == digest == verify_bundle(judged / "best")
+    assert (tmp_path / "decision").read_text().startswith("**Published.** First model")
