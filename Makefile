@@ -42,6 +42,9 @@ images: ## Build the worker image with docker, podman or buildah
 test-image: .venv/.ready ## Run every stage inside the worker image, without root, network or rights
 	@$(BIN)/python -m images.run_stages
 
+test-backend: .venv/.ready ## Train and score on the Kubeflow of KFP_HOST and kubectl's context, and remove it again
+	.venv/bin/python -m pipelines acceptance
+
 test-cluster: .venv/.ready ## Apply every overlay to a real API server (etcd, kube-apiserver: KUBEBUILDER_ASSETS or PATH)
 	@$(BIN)/python -m pytest -m cluster tests/manifests
 
@@ -66,4 +69,4 @@ check: .venv/.ready ## Check format, lint, types and import contracts
 clean: ## Remove what the demo and the tests left (not .venv)
 	rm -rf .demo .kfp build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install lock lock-torch-cpu images test-image test-cluster demo test test-fast test-tools format check clean
+.PHONY: help install lock lock-torch-cpu images test-image test-cluster test-backend demo test test-fast test-tools format check clean

@@ -21,6 +21,7 @@ from pipelines.remote import (
     Image,
     MaxRounds,
     Settings,
+    acceptance_command,
     check_cluster_command,
     publish_command,
     schedule_command,
@@ -111,6 +112,7 @@ app.command("publish")(publish_command)
 app.command("submit")(submit_command)
 app.command("schedule")(schedule_command)
 app.command("check-cluster")(check_cluster_command)
+app.command("acceptance")(acceptance_command)
 
 
 def main() -> None:

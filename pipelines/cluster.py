@@ -79,14 +79,24 @@ class Unknown(str):
     __slots__ = ()
 
 
-def kubectl(*words: str) -> str:
-    """Return what a kubectl command prints, or `Unknown`: why it printed nothing."""
+def kubectl(*words: str, given: str | None = None) -> str:
+    """Return what a kubectl command prints, or `Unknown`: why it printed nothing.
+
+    Args:
+        words: The command.
+        given: Text for its standard input.
+    """
     if shutil.which("kubectl") is None:
         return Unknown("kubectl is not installed")
     command = ["kubectl", *words, f"--request-timeout={_TIMEOUT_S}s"]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=2 * _TIMEOUT_S, check=False
+            command,
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=2 * _TIMEOUT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return Unknown(f"kubectl did not answer within {2 * _TIMEOUT_S} s")

@@ -16,6 +16,7 @@ COMMANDS = {
     "publish-pipeline": ("publish", "Upload a pipeline to Kubeflow, unless it is there already."),
     "submit": ("submit", "Start a run of a published pipeline, and follow it."),
     "check-cluster": ("check-cluster", "Show what an installation has of what a run needs."),
+    "acceptance": ("acceptance", "Train and score on an installation, and remove it again."),
     "schedule": ("schedule", "Create or change a recurring run on Kubeflow."),
     "demo": ("demo", "Train on generated X-rays and score an inbox, on this machine."),
 }

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from chexradinet.config.parameters import WORKER_IMAGE, Shape
 from chexradinet.errors import ConfigError
+from pipelines.acceptance import Acceptance
 from pipelines.api import Api, connect, endpoint_from
 from pipelines.check_cluster import Site, check_cluster, show
 from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_training
@@ -194,6 +195,34 @@ def check_cluster_command(
         memory=memory,
     )
     if not show(check_cluster(site), console):
+        raise SystemExit(1)
+
+
+def acceptance_command(
+    host: Host = "",
+    namespace: Annotated[str, typer.Option(help="Namespace of the runs.")] = "kubeflow",
+    kubeflow_namespace: Annotated[str, typer.Option(help="Namespace of Kubeflow.")] = "kubeflow",
+    image: Image = "",
+) -> None:
+    """Train on generated X-rays and score two nights on the installation, then remove all of it.
+
+    About half an hour on four cores. Exit code 0 only if every step held.
+    """
+    api = connect(endpoint_from(os.environ, host))
+    shape = Shape(max_rounds=2, has_arms=True)
+    acceptance = Acceptance(
+        site=Site(
+            api=api,
+            namespace=namespace,
+            kubeflow_namespace=kubeflow_namespace,
+            image=image,
+            memory="3Gi",
+        ),
+        training=load(_compiled("training", None, image, shape), TRAINING),
+        nightly=load(_compiled("nightly", None, image, shape), NIGHTLY),
+        console=console,
+    )
+    if not acceptance.run():
         raise SystemExit(1)
 
 

@@ -69,7 +69,8 @@ def recurring_runs(api: Api, name: str) -> list[Any]:
     return [one for one in answer.recurring_runs or [] if one.display_name == name]
 
 
-def _wanted(submission: Submission, schedule: Schedule) -> kfp_api.V2beta1RecurringRun:
+def recurring_run_of(submission: Submission, schedule: Schedule) -> kfp_api.V2beta1RecurringRun:
+    """Return the recurring run of a pipeline's newest version, once at a time."""
     return kfp_api.V2beta1RecurringRun(
         display_name=submission.pipeline,
         experiment_id=schedule.experiment,
@@ -122,7 +123,7 @@ def set_schedule(api: Api, submission: Submission, schedule: Schedule, console: 
         KubeflowError: the server refuses or cannot be reached.
     """
     require_cron(schedule.cron)
-    wanted = _wanted(submission, schedule)
+    wanted = recurring_run_of(submission, schedule)
     found = recurring_runs(api, submission.pipeline)
     same = [one for one in found if _same(one, wanted)]
     if same:
