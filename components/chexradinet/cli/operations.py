@@ -30,7 +30,19 @@ def roll_back(
     show(f"the champion is {champion}", champion=champion)
 
 
+def export_onnx(
+    bundle: Annotated[Path, typer.Argument(help="Model bundle.")],
+    out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
+) -> None:
+    """Write a model's network as ONNX: logits, maps and embedding in one graph."""
+    from chexradinet.model.onnx import export_onnx as run
+
+    run(bundle, out)
+    show(f"the network is in {out}", onnx=out)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of whoever operates an installation."""
     app.command("buckets")(buckets)
     app.command("roll-back")(roll_back)
+    app.command("export-onnx")(export_onnx)
