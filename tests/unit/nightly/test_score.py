@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -207,7 +206,7 @@ def test_results_do_not_depend_on_processes_and_a_second_run_leaves_them_alone(
     assert score(world.addresses, 1, 0, SCORING).status == "done_before"
     other = world.with_results("other")
     planned(other)
-    score(other.addresses, 1, 0, replace(SCORING, num_decoders=2))
+    score(other.addresses, 1, 0, SCORING.changed(num_decoders=2))
     found = first_shard(other)
     timings = list(TIMINGS)
     assert found.scores.drop_columns(timings).equals(alone.scores.drop_columns(timings))
@@ -225,7 +224,7 @@ def test_a_crash_while_decoding_costs_no_small_night_either(
     monkeypatch.setattr("chexradinet.nightly.score.decode_in_order", noted)
     world.add_png(0)
     planned(world)
-    outcome = score(world.addresses, 1, 0, replace(SCORING, num_decoders=2))
+    outcome = score(world.addresses, 1, 0, SCORING.changed(num_decoders=2))
     assert (outcome.num_scored, outcome.num_excluded) == (0, 1)
     assert workers == [2]
 
