@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from chexradinet.errors import ChexRadiNetError, ConfigError
+from chexradinet.store.uri import CHECKPOINT_VARIABLE
 from pipelines.parameters import Value
 
 ARGUMENTS_FILE, LOG_FILE = "arguments.json", "run.log"
@@ -89,7 +90,9 @@ def run_locally(
     Args:
         compiled: What `chexradinet compile` wrote.
         arguments: Values of the pipeline's parameters.
-        run_folder: Where artifacts and the whole log (`run.log`) go; made if it is not there.
+        run_folder: Where artifacts and the whole log (`run.log`) go; made if it is not there. State
+            of unfinished stages and results of finished ones are kept in `checkpoints` beside it,
+            unless the environment names another place.
         console: Where progress is shown.
         environment: Variables that the stages see beside this process's own.
 
@@ -111,7 +114,12 @@ def run_locally(
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            env={
+                CHECKPOINT_VARIABLE: str(run_folder.resolve().parent / "checkpoints"),
+                **{name: value for name, value in os.environ.items() if value},
+                "PYTHONUNBUFFERED": "1",
+                **(environment or {}),
+            },
         ) as process,
     ):
         for line in _lines(process):

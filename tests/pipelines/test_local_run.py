@@ -28,6 +28,7 @@ TINY = (
     "allow_missing_thresholds=true",
     "max_reject_fraction=0.1",
 )
+STAGES = ("ingest", "train", "retrain")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
@@ -106,6 +107,30 @@ def test_a_round_that_does_not_improve_closes_the_next(phantom: Path, tmp_path: 
     assert run.metrics["arms"] == {}
     log = (run.folder / "run.log").read_text()
     assert "Could not resolve" not in log
+
+
+@pytest.mark.slow
+def test_a_run_whose_publication_failed_trains_no_epoch_when_it_is_submitted_again(
+    phantom: Path, tmp_path: Path
+) -> None:
+    compiled = compile_training(tmp_path, max_rounds=1, has_arms=False)
+    (tmp_path / "a file").write_text("no place for models")
+    words = [f"source={phantom}", "data_format=csv", "rounds=1", "compare_arms=False", *TINY]
+
+    def run(name: str, models: Path) -> str:
+        arguments = parse_settings(load_compiled(compiled), [*words, f"models_uri={models}"])
+        try:
+            run_locally(compiled, arguments, tmp_path / name, Console(quiet=True), ONE_THREAD)
+        finally:
+            log = (tmp_path / name / "run.log").read_text()
+        return log
+
+    with pytest.raises(LocalRunError):
+        run("first", tmp_path / "a file" / "models")
+    assert artifacts_of(tmp_path / "first", "evaluation")
+    log = run("again", tmp_path / "models")
+    assert [log.count(f"{stage} was done before") for stage in STAGES] == [1, 1, 1]
+    assert (tmp_path / "models" / "champion.json").is_file()
 
 
 def test_a_missing_source_fails_the_run_with_its_own_words(

@@ -101,7 +101,15 @@ def train(dataset: Dataset, out: Out, num_threads: Threads = 0, *, settings: Rou
 
     config = settings.training.changed(num_threads=num_threads)
     with bar("train", "steps") as progress:
-        info = run(dataset, out, settings.network, config, settings.initial_weights, progress)
+        info = run(
+            dataset,
+            out,
+            settings.network,
+            config,
+            settings.initial_weights,
+            progress,
+            reuse=settings.reuse,
+        )
     _show_validation(info.metrics["validation"])
 
 
@@ -157,6 +165,7 @@ def retrain(
             config=settings.training().changed(num_threads=num_threads),
             min_improvement=settings.min_improvement,
             progress=progress,
+            reuse=settings.reuse,
         )
     _show_validation(outcome.info.metrics["validation"])
 

@@ -173,6 +173,8 @@ class IngestConfig(Settings):
     """Processes that decode; 0 takes what processors and memory allow, 1 only this process."""
     decode_timeout_s: float = Field(default=60.0, gt=0)
     """Most seconds that decoding one file may take in a worker process."""
+    reuse: bool = True
+    """Take a finished result of equal inputs and settings instead of making it again."""
     store: StoreConfig = internal(StoreConfig())
     """How object storage or an archive is talked to."""
 
@@ -188,6 +190,6 @@ class IngestConfig(Settings):
     def digest(self) -> str:
         """Return the digest of all that decides the bytes of a data set made from one source."""
         values = self.record()
-        for name in ("max_reject_fraction", "num_workers", "store"):
+        for name in ("max_reject_fraction", "num_workers", "reuse", "store"):
             del values[name]
         return digest_of({"version": PREPROCESSING_VERSION, **values})

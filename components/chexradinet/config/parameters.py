@@ -99,6 +99,8 @@ class RoundZero(Settings):
     initial_weights: str = ""
     """Encoder that `pretrain` wrote, or torchvision state dict, to start from: a path or URI; empty
     starts at random."""
+    reuse: bool = True
+    """Take a finished result of equal inputs and settings instead of making it again."""
 
 
 class Pretraining(Settings):

@@ -181,6 +181,8 @@ class RetrainConfig(OptimizationConfig):
     """Rise of the validation mean AUROC without which no round follows."""
     guidance: GuidanceConfig = GuidanceConfig()
     """What guides the round."""
+    reuse: bool = True
+    """Take a finished result of equal inputs and settings instead of making it again."""
 
     def training(self) -> TrainConfig:
         """Return how one round is trained."""

@@ -14,8 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chexradinet.config import IngestConfig, SourceFormat
-from chexradinet.dataset.dataset import DatasetInfo, HeaderRow, ImageRecord, Rejection
+from chexradinet.config import IngestConfig, SourceFormat, digest_of
+from chexradinet.dataset.dataset import (
+    DATASET_HEAD,
+    DatasetInfo,
+    HeaderRow,
+    ImageRecord,
+    Rejection,
+    open_dataset,
+)
 from chexradinet.dataset.deidentification import DeidentificationKey, name_of, optional_key, redact
 from chexradinet.dataset.labels.table import LabelTable, TableRow
 from chexradinet.dataset.splits import assign_splits
@@ -58,6 +65,7 @@ from chexradinet.ingest.sources import (
 from chexradinet.ingest.targets import require_target
 from chexradinet.monitoring import timed_stage
 from chexradinet.records import RejectReason, Split
+from chexradinet.store.finished import FinishedWork
 
 Progress = Callable[[int, int], None]
 """Called with the number of files done and of all files to decode."""
@@ -117,6 +125,12 @@ def ingest(
         if made is not None and made.source == info.source:
             check_rejected(made.counts["rejected"], made.counts["images"], config)
             return made
+        work = digest_of([task.digest, info.source])
+        kept = FinishedWork("ingest", work, reuse=config.reuse, config=config.store)
+        if kept.take(target, DATASET_HEAD):
+            made = open_dataset(target).info
+            check_rejected(made.counts["rejected"], made.counts["images"], config)
+            return made
         with working_on(target, task.digest, config.store) as checkpoint:
             writer = DatasetWriter(
                 checkpoint.data, info, config.ingest_shard_size, checkpoint.num_shards
@@ -128,6 +142,7 @@ def ingest(
                     note_finished(finished, task.digest, made)
             finally:
                 writer.abandon()
+        kept.keep(target)
     warn_of_empty_splits(made.counts, made.ingest)
     return made
 

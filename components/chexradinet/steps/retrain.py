@@ -63,6 +63,7 @@ def retrain(
         config=given.training(),
         min_improvement=given.min_improvement,
         processes=num_processes(accelerator_type, accelerators),
+        reuse=given.reuse,
     )
     for name, value in headline(outcome.info).items():
         metrics.log_metric(name, value)

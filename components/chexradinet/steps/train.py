@@ -29,6 +29,7 @@ def train(
         given.training,
         initial_weights=given.initial_weights,
         processes=num_processes(accelerator_type, accelerators),
+        reuse=given.reuse,
     )
     for name, value in headline(info).items():
         metrics.log_metric(name, value)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chexradinet.artifacts import require_replaceable
+from chexradinet.artifacts import require_replaceable, sha256_of
 from chexradinet.config import GuidanceConfig, GuidanceRecipe, TrainConfig, digest_of
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
@@ -28,6 +28,7 @@ from chexradinet.monitoring import timed_stage
 from chexradinet.records import FeatureStatus, Split
 from chexradinet.regions.normalisation import fit_normalisation
 from chexradinet.regions.tables import FeaturesArtifact, read_feature_shards
+from chexradinet.store.finished import FinishedWork
 from chexradinet.training.device import on_processes
 from chexradinet.training.train import round_summary, trained, training_data
 
@@ -60,6 +61,7 @@ def retrain(
     min_improvement: float = 0.0,
     progress: Callable[[int, int, float], None] | None = None,
     processes: int = 1,
+    reuse: bool = True,
 ) -> RoundOutcome:
     """Train one guided round from the bundle of the round before, and write its bundle.
 
@@ -75,6 +77,7 @@ def retrain(
         min_improvement: By how much the validation mean AUROC must rise to count as better.
         progress: Called as `fit` calls it; several processes do not call it.
         processes: Number of processes, one per accelerator; equal up to rounding to one process.
+        reuse: Take the bundle of an equal round that ended, if one is kept.
 
     Raises:
         ConfigError: `target` holds something else than a bundle, or cannot be made.
@@ -94,14 +97,27 @@ def retrain(
         guidance=guidance,
         config=config,
     )
-    if processes == 1:
-        info = work(progress=progress)
-    else:
-        on_processes(processes, work)
-        info = read_bundle_info(target)[0]
+    inputs = [
+        *(round_number, processes, guidance.record(), config.record()),
+        *(read_bundle_info(bundle)[1], open_dataset(dataset, verify=False).digest),
+        _digests(features) if guidance.contrasts else [],
+    ]
+    finished = FinishedWork("retrain", digest_of(inputs), reuse=reuse)
+    if not finished.take(target, BUNDLE_HEAD):
+        if processes == 1:
+            work(progress=progress)
+        else:
+            on_processes(processes, work)
+        finished.keep(target)
+    info = read_bundle_info(target)[0]
     improved = _improved(info, min_improvement)
     _log.info("round %d (%s): improved=%s", round_number, info.guidance, improved)
     return RoundOutcome(info=info, improved=improved)
+
+
+def _digests(features: Sequence[Path]) -> list[str]:
+    files = (file for folder in features for file in folder.iterdir())
+    return sorted(sha256_of(file) for file in files)
 
 
 def _retrain(

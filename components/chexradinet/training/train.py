@@ -33,6 +33,7 @@ from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_w
 from chexradinet.model.training import Regions, TrainingData, fit, run_digest
 from chexradinet.monitoring import ProgressReporter, timed_stage
 from chexradinet.records import Split
+from chexradinet.store.finished import FinishedWork
 from chexradinet.store.opening import open_object, open_store
 from chexradinet.store.transfer import download_directory
 from chexradinet.training.device import on_processes
@@ -54,6 +55,7 @@ def train(
     initial_weights: str = "",
     progress: Progress | None = None,
     processes: int = 1,
+    reuse: bool = True,
 ) -> BundleInfo:
     """Train round 0 and write its bundle.
 
@@ -66,6 +68,7 @@ def train(
             dict of the same depth; empty starts at random.
         progress: Called as `fit` calls it; several processes do not call it.
         processes: Number of processes, one per accelerator; equal up to rounding to one process.
+        reuse: Take the bundle of an equal training that ended, if one is kept.
 
     Raises:
         ConfigError: `target` holds something else than a bundle, or cannot be made.
@@ -74,9 +77,16 @@ def train(
         Interrupted: the process was asked to end; the message says where its state is.
     """
     require_replaceable(target, BUNDLE_HEAD)
+    data = open_dataset(dataset, verify=False).digest
+    inputs = [data, network.record(), config.record(), _identity(initial_weights), processes]
+    finished = FinishedWork("train", digest_of(inputs), reuse=reuse)
+    if finished.take(target, BUNDLE_HEAD):
+        return read_bundle_info(target)[0]
     if processes == 1:
-        return _train(dataset, target, network, config, initial_weights, progress)
-    on_processes(processes, _train, dataset, target, network, config, initial_weights)
+        _train(dataset, target, network, config, initial_weights, progress)
+    else:
+        on_processes(processes, _train, dataset, target, network, config, initial_weights)
+    finished.keep(target)
     return read_bundle_info(target)[0]
 
 
@@ -149,6 +159,17 @@ def trained(
         )
         guard.trained()
         yield history, validate(network, data)
+
+
+def _identity(uri: str) -> list[str]:
+    """Return what changes whenever initial weights or an encoder do; empty without any."""
+    if not uri:
+        return []
+    folder, prefix = open_store(uri)
+    if folder.exists(prefix + ENCODER_FILE):
+        return [info.etag for info in folder.list(prefix)]
+    store, key = open_object(uri)
+    return [store.stat(key).etag]
 
 
 def _start(classifier: ChexRadiNet, uri: str, data: Dataset) -> dict[str, Any]:
