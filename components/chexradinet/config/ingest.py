@@ -65,6 +65,8 @@ class PreprocessingConfig(Settings):
 class SourceFormat(StrEnum):
     """Conventions of label tables and files that `ingest` reads."""
 
+    AUTO = "auto"
+    """Found out from the names and columns of the tables, and from the files."""
     NIH = "nih"
     """NIH ChestX-ray14."""
     CHEXPERT = "chexpert"
@@ -129,7 +131,7 @@ class IngestConfig(Settings):
     """How a source becomes a data set."""
 
     data_format: SourceFormat = Field(
-        default=SourceFormat.CSV,
+        default=SourceFormat.AUTO,
         validation_alias=AliasChoices("data_format", "format"),
         serialization_alias="format",
     )

@@ -20,7 +20,7 @@ from chexradinet.config.evaluation import (
     RadiomicsConfig,
     RegionConfig,
 )
-from chexradinet.config.ingest import IngestConfig, SourceFormat
+from chexradinet.config.ingest import IngestConfig
 from chexradinet.config.nightly import PlanConfig
 from chexradinet.config.training import (
     MAX_ROUNDS_LIMIT,
@@ -175,7 +175,7 @@ class TrainingSettings(Settings):
     """Folder or s3:// prefix that models are published under."""
     labels: str = ""
     """Folder or s3:// prefix of the label tables; empty if they lie in the source."""
-    ingest: IngestConfig = IngestConfig(data_format=SourceFormat.NIH)
+    ingest: IngestConfig = IngestConfig()
     train: RoundZero = RoundZero()
     rounds: Rounds = Rounds()
     look: Look = Look()

@@ -117,9 +117,9 @@ class DatasetInfo:
     deidentified: bool = False
     """Whether codes stand for the source's identifiers."""
     ingest: Mapping[str, Any] = field(default_factory=dict)
-    """By which settings it was made: `format`, `uncertain`, `validation_fraction` and
-    `test_fraction`; and how many files of the source were of other kinds (`ignored_files`) and, if
-    any, how many folders could not be listed (`unlisted_folders`). Empty in data sets of earlier
+    """By which settings it was made: `format`, `uncertain`, `validation_fraction`, `test_fraction`
+    and `split_method`; and how many files of the source were of other kinds (`ignored_files`) and,
+    if any, how many folders could not be listed (`unlisted_folders`). Empty in data sets of earlier
     releases."""
 
     @property

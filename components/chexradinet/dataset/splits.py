@@ -1,17 +1,24 @@
 """Splits by patient: official where a table has them, made from a seed where it does not.
 
-Patients are ordered by a hash of seed and id, and the first of them are taken. So a split does not
-depend on the order of the rows, and a patient who joins later moves few others.
+Splits that are made are stratified by finding, the rarest first, so that a finding of few patients
+is in each split if it can be. Patients are ordered by a hash of seed and id, so that a split does
+not depend on the order of the rows.
+
+Source: Sechidis et al. 2011, doi 10.1007/978-3-642-23808-6_10 (iterative stratification).
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from chexradinet.config import IngestConfig
 from chexradinet.dataset.labels.table import TableRow
 from chexradinet.errors import LabelTableError
 from chexradinet.records import Split
+
+METHOD = "stratified by finding, 1"
+"""Name of how splits are made that no table gives; recorded in each data set."""
 
 
 def assign_splits(rows: Sequence[TableRow], config: IngestConfig) -> tuple[TableRow, ...]:
@@ -34,10 +41,14 @@ def assign_splits(rows: Sequence[TableRow], config: IngestConfig) -> tuple[Table
             "empty it"
         )
     check_patients(rows)
+    patients = _findings_of(rows)
     if None in given:
-        chosen = _without_any(rows, config)
+        test = take_patients(patients, config.test_fraction, config.split_seed)
+        rest = {name: found for name, found in patients.items() if name not in test}
+        validation = take_patients(rest, config.validation_fraction, config.split_seed)
+        chosen = dict.fromkeys(test, Split.TEST) | dict.fromkeys(validation, Split.VALIDATION)
     elif Split.VALIDATION not in given:
-        training = {row.patient_id for row in rows if row.split is Split.TRAIN}
+        training = _findings_of([row for row in rows if row.split is Split.TRAIN])
         taken = take_patients(training, config.validation_fraction, config.split_seed)
         chosen = dict.fromkeys(taken, Split.VALIDATION)
     else:
@@ -47,25 +58,70 @@ def assign_splits(rows: Sequence[TableRow], config: IngestConfig) -> tuple[Table
     )
 
 
-def _without_any(rows: Sequence[TableRow], config: IngestConfig) -> Mapping[str, Split]:
-    patients = {row.patient_id for row in rows}
-    test = take_patients(patients, config.test_fraction, config.split_seed)
-    rest = patients - test
-    validation = take_patients(rest, config.validation_fraction, config.split_seed)
-    return dict.fromkeys(test, Split.TEST) | dict.fromkeys(validation, Split.VALIDATION)
+def _findings_of(rows: Sequence[TableRow]) -> dict[str, frozenset[str]]:
+    """Return the findings of each patient."""
+    found: dict[str, frozenset[str]] = {}
+    shared: dict[frozenset[str], frozenset[str]] = {}
+    for row in rows:
+        positive = frozenset(name for name, value in row.labels.items() if value == 1)
+        every = found.get(row.patient_id, frozenset()) | positive
+        found[row.patient_id] = shared.setdefault(every, every)
+    return found
 
 
-def take_patients(patients: Iterable[str], fraction: float, seed: int) -> set[str]:
-    """Return a part of the patients: for one seed the same part, in whatever order they come."""
+def take_patients(patients: Mapping[str, frozenset[str]], fraction: float, seed: int) -> set[str]:
+    """Return a part of the patients: for one seed the same part, in whatever order they come.
+
+    Args:
+        patients: Findings of each patient.
+        fraction: Part to take, of the patients and of those with each finding. Two patients with a
+            finding are the fewest of whom one is taken.
+        seed: Seed of the order.
+    """
 
     def place(patient: str) -> str:
         return hashlib.sha256(f"{seed}/{patient}".encode()).hexdigest()
 
-    ordered = sorted(set(patients), key=place)
+    ordered = sorted(patients, key=place)
     wanted = round(len(ordered) * fraction)
     if fraction > 0 and len(ordered) > 1:
         wanted = max(wanted, 1)
-    return set(ordered[:wanted])
+    part = _Part(wanted, fraction, Counter(name for found in patients.values() for name in found))
+    waiting = dict.fromkeys(ordered)
+    for finding in sorted(part.times, key=lambda name: (part.times[name], name)):
+        for patient in [name for name in waiting if finding in patients[name]]:
+            del waiting[patient]
+            part.place(patient, finding, patients[patient])
+    left = [*waiting, *(name for name in ordered if name not in waiting)]
+    return part.taken | set([name for name in left if name not in part.taken][: part.missing])
+
+
+class _Part:
+    """Patients taken so far, and how many with each finding still are to be."""
+
+    def __init__(self, wanted: int, fraction: float, times: Counter[str]) -> None:
+        self.times = times
+        self.taken: set[str] = set()
+        self._wanted = wanted
+        few = {name for name, number in times.items() if number > 1 and fraction > 0}
+        self._to_take = {
+            name: max(number * fraction, float(name in few)) for name, number in times.items()
+        }
+        self._to_leave = {name: times[name] - self._to_take[name] for name in times}
+
+    @property
+    def missing(self) -> int:
+        """Number of patients still to be taken."""
+        return self._wanted - len(self.taken)
+
+    def place(self, patient: str, finding: str, findings: frozenset[str]) -> None:
+        """Take or leave a patient, whichever side needs the finding more."""
+        takes = self.missing > 0 and self._to_take[finding] >= self._to_leave[finding]
+        side = self._to_take if takes else self._to_leave
+        for name in findings:
+            side[name] -= 1
+        if takes:
+            self.taken.add(patient)
 
 
 def check_patients(rows: Sequence[TableRow]) -> None:

@@ -25,7 +25,7 @@ from chexradinet.dataset.dataset import (
 )
 from chexradinet.dataset.deidentification import DeidentificationKey, name_of, optional_key, redact
 from chexradinet.dataset.labels.table import LabelTable, TableRow
-from chexradinet.dataset.splits import assign_splits
+from chexradinet.dataset.splits import METHOD, assign_splits
 from chexradinet.dataset.writing import DatasetWriter
 from chexradinet.errors import ArtifactError, SourceError, TooManyRejectsError
 from chexradinet.ingest.decoding import (
@@ -41,6 +41,7 @@ from chexradinet.ingest.decoding import (
 from chexradinet.ingest.matching import (
     Plan,
     ambiguous,
+    detect_format,
     not_labelled,
     only_named,
     plan_ingest,
@@ -112,6 +113,7 @@ def ingest(
     key = optional_key(config.data_format is SourceFormat.DICOM)
     with redact(key), open_source(source, config, labels) as opened:
         task = _prepared(opened, source, config, key)
+        config = task.config
         info = DatasetInfo(
             findings=config.findings if task.table is None else task.table.findings,
             preprocessing=config.preprocessing,
@@ -143,7 +145,7 @@ def ingest(
             finally:
                 writer.abandon()
         kept.keep(target)
-    warn_of_empty_splits(made.counts, made.ingest)
+    warn_of_gaps(made.counts, made.ingest)
     return made
 
 
@@ -170,6 +172,7 @@ class _Task:
             "uncertain": config.uncertain_labels,
             "validation_fraction": config.validation_fraction,
             "test_fraction": config.test_fraction,
+            "split_method": METHOD,
             "ignored_files": self.plan.num_ignored,
             **unlisted,
         }
@@ -192,14 +195,17 @@ def _coded_place(source: str, key: DeidentificationKey) -> str:
 def _prepared(
     opened: Source, source: str, config: IngestConfig, key: DeidentificationKey | None
 ) -> _Task:
+    listed = list(opened.files())
+    files = [file for file in listed if not file.name.endswith("/")]
+    num_unlisted = len(listed) - len(files)
+    if config.data_format is SourceFormat.AUTO:
+        chosen = detect_format(opened.tables, (file.name for file in files))
+        config = config.changed(data_format=chosen)
+        _logger.info("data_format is %s", chosen.value)
     any_dicom = config.data_format is SourceFormat.DICOM
     found: list[Listed] = []
     others: list[Listed] = []
-    num_unlisted = 0
-    for file in opened.files():
-        if file.name.endswith("/"):
-            num_unlisted += 1
-            continue
+    for file in files:
         taken = is_archive(source) or is_xray_name(file.name, any_dicom)
         (found if taken else others).append(file)
     # One order everywhere: folders, buckets and archives list in different ones.
@@ -292,7 +298,11 @@ def _split_row(image: Image) -> TableRow:
     record = image.record
     split = None if image.row is None else image.row.split
     return TableRow(
-        file="", image_id=record.image_id, patient_id=record.patient_id, split=split, labels={}
+        file="",
+        image_id=record.image_id,
+        patient_id=record.patient_id,
+        split=split,
+        labels=record.labels,
     )
 
 
@@ -402,8 +412,23 @@ def empty_splits(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> list
     ]
 
 
-def warn_of_empty_splits(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Log a warning where there are any; arguments are those of `empty_splits`."""
+def unseen_findings(counts: Mapping[str, Any]) -> list[str]:
+    """Return a sentence part per split that has X-rays but no positive one of some findings."""
+    unseen = []
+    for split, images in counts["splits"].items():
+        names = [name for name, found in counts["positives"].items() if not found[split]]
+        if images and names:
+            unseen.append(f"{split}: {', '.join(names)}")
+    return unseen
+
+
+def warn_of_gaps(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Log which splits are empty and which findings they lack.
+
+    Args:
+        counts: As `dataset.json` has them.
+        settings: Its `ingest`; may be empty.
+    """
     empty = empty_splits(counts, settings)
     if empty:
         _logger.warning(
@@ -413,3 +438,6 @@ def warn_of_empty_splits(counts: Mapping[str, Any], settings: Mapping[str, Any])
             counts["images"],
             counts["patients"],
         )
+    unseen = unseen_findings(counts)
+    if unseen:
+        _logger.warning("findings without a positive X-ray in a split: %s", "; ".join(unseen))

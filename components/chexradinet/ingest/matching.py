@@ -23,23 +23,21 @@ from pathlib import Path
 from chexradinet.config import IngestConfig, SourceFormat
 from chexradinet.dataset.dataset import Rejection
 from chexradinet.dataset.deidentification import DeidentificationKey, coded
+from chexradinet.dataset.labels import generic, nih, rsna
 from chexradinet.dataset.labels.chexpert import read_chexpert_table, read_mimic_table
-from chexradinet.dataset.labels.generic import read_generic_table
-from chexradinet.dataset.labels.nih import read_nih_table
-from chexradinet.dataset.labels.rsna import read_rsna_table
-from chexradinet.dataset.labels.table import LabelTable, TableRow, list_tables
+from chexradinet.dataset.labels.table import LabelTable, TableRow, find_tables, list_tables
 from chexradinet.dataset.splits import assign_splits
-from chexradinet.errors import LabelTableError
-from chexradinet.ingest.sources import IMAGE_SUFFIXES, KINDS_READ, is_document
+from chexradinet.errors import LabelTableError, SourceError
+from chexradinet.ingest.sources import IMAGE_SUFFIXES, KINDS_READ, PICTURE_SUFFIXES, is_document
 from chexradinet.records import RejectReason
 
 TABLES: Mapping[SourceFormat, Callable[[Path, IngestConfig], LabelTable]] = {
-    SourceFormat.NIH: read_nih_table,
+    SourceFormat.NIH: nih.read_nih_table,
     SourceFormat.CHEXPERT: read_chexpert_table,
     SourceFormat.MIMIC: read_mimic_table,
-    SourceFormat.RSNA: read_rsna_table,
-    SourceFormat.CSV: read_generic_table,
-    SourceFormat.DICOM: read_generic_table,
+    SourceFormat.RSNA: rsna.read_rsna_table,
+    SourceFormat.CSV: generic.read_generic_table,
+    SourceFormat.DICOM: generic.read_generic_table,
 }
 """What reads the tables of each convention."""
 
@@ -86,7 +84,53 @@ def read_table(folder: Path, config: IngestConfig) -> LabelTable | None:
     """
     if config.data_format is SourceFormat.DICOM and not list_tables(folder):
         return None
-    return TABLES[config.data_format](folder, config)
+    try:
+        return TABLES[config.data_format](folder, config)
+    except SourceError as error:
+        likely = [kind.value for kind in _formats_of(folder) if kind is not config.data_format]
+        if config.data_format is SourceFormat.DICOM or not likely:
+            raise
+        raise SourceError(
+            f"{error}; the tables look like data_format={likely[0]}: give that, or auto"
+        ) from error
+
+
+def detect_format(folder: Path, files: Iterable[str]) -> SourceFormat:
+    """Return the convention of a source by the tables in a folder and by the files' names.
+
+    A table of the project's own kind goes with pictures (`csv`) or, without any, with DICOM files.
+
+    Raises:
+        SourceError: there is no known table beside pictures, or tables of several conventions.
+    """
+    found = _formats_of(folder)
+    has_pictures = any(name.casefold().endswith(PICTURE_SUFFIXES) for name in files)
+    if not has_pictures and found in ([], [SourceFormat.CSV]):
+        return SourceFormat.DICOM
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(kind.value for kind in found)
+    known = ", ".join(kind.value for kind in TABLES)
+    raise SourceError(
+        f"the tables in {folder} are those of {names}; give data_format"
+        if found
+        else f"no table in {folder} tells the labels of its pictures: a labels.csv has the columns "
+        f"{', '.join(generic.COLUMNS)} (docs/datasets.md); or give data_format, one of {known}"
+    )
+
+
+def _formats_of(folder: Path) -> list[SourceFormat]:
+    names = {path.name.casefold() for path in list_tables(folder)}
+    signs = {
+        SourceFormat.NIH: bool(find_tables(folder, nih.COLUMNS)),
+        SourceFormat.CHEXPERT: {"train.csv", "valid.csv"} <= names,
+        SourceFormat.MIMIC: any(
+            name.startswith("mimic-cxr") and "-metadata.csv" in name for name in names
+        ),
+        SourceFormat.RSNA: bool(find_tables(folder, rsna.COLUMNS)),
+        SourceFormat.CSV: bool(find_tables(folder, generic.COLUMNS)),
+    }
+    return [kind for kind, holds in signs.items() if holds]
 
 
 def plan_ingest(

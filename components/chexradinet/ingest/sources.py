@@ -33,7 +33,8 @@ from chexradinet.store import ObjectStore, open_store, parse_uri
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 """Ends of names of DICOM files."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *DICOM_SUFFIXES)
 """Files that count as X-rays; others are tables, licences and the like."""
 _TEXTS = (".csv", ".tsv", ".txt", ".json", ".xml", ".md", ".log")
 _DOCUMENT_SUFFIXES = (

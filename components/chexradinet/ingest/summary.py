@@ -11,7 +11,7 @@ from chexradinet.dataset.dataset import (
     read_doubtful,
     read_headers,
 )
-from chexradinet.ingest.ingest import empty_splits
+from chexradinet.ingest.ingest import empty_splits, unseen_findings
 from chexradinet.ingest.sources import KINDS_READ
 from chexradinet.reports.ingest import IngestSummary, Thumbnail, write_ingest_report
 
@@ -64,6 +64,12 @@ def _notes(info: DatasetInfo) -> list[str]:
             f"No X-ray is in the {' and '.join(empty)} split, all {info.counts['images']} are of "
             f"{info.counts['patients']} patients: are ids of patients placeholders, or does the "
             "table give splits without it?"
+        )
+    unseen = unseen_findings(info.counts)
+    if unseen:
+        notes.append(
+            f"Findings without a positive X-ray in a split: {'; '.join(unseen)}. What they would "
+            "tell there is unknown: give more X-rays, or leave them out of findings."
         )
     ignored = info.ingest.get("ignored_files", 0)
     if ignored:

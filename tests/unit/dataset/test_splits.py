@@ -76,10 +76,11 @@ def test_split_does_not_depend_on_the_order_of_rows_but_on_the_seed() -> None:
     assert by_patient(assign_splits(rows, IngestConfig(split_seed=1))) != one
 
 
-def test_patient_who_joins_moves_at_most_one_other() -> None:
-    patients = [f"p{number}" for number in range(100)]
+def test_patient_without_labels_who_joins_moves_at_most_one_other() -> None:
+    nothing: frozenset[str] = frozenset()
+    patients = dict.fromkeys((f"p{number}" for number in range(100)), nothing)
     before = take_patients(patients, 0.2, 0)
-    after = take_patients([*patients, "new"], 0.2, 0)
+    after = take_patients(patients | {"new": nothing}, 0.2, 0)
     assert len(before - after) <= 1
 
 
@@ -96,3 +97,46 @@ def test_patient_in_two_splits_is_refused_without_naming_the_patient() -> None:
 def test_column_of_splits_with_holes_is_refused() -> None:
     with pytest.raises(LabelTableError, match="2 of 4 rows name no split"):
         assign_splits(rows_of(Split.TRAIN, None), IngestConfig())
+
+
+def labelled(*findings: str) -> list[TableRow]:
+    """Return one row per patient, with findings joined by a bar."""
+    return [
+        TableRow(
+            file=f"{number}",
+            image_id=f"{number}",
+            patient_id=f"patient {number}",
+            labels=dict.fromkeys(filter(None, names.split("|")), 1.0),
+        )
+        for number, names in enumerate(findings)
+    ]
+
+
+def positives(rows: tuple[TableRow, ...], finding: str) -> dict[Split | None, int]:
+    return Counter(row.split for row in rows if row.labels.get(finding) == 1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_finding_of_three_patients_is_in_every_split(seed: int) -> None:
+    rows = labelled(*["Hernia"] * 3, *["Mass"] * 40, *["Mass|Edema"] * 7, *[""] * 150)
+    found = assign_splits(rows, IngestConfig(split_seed=seed))
+    assert Counter(row.split for row in found) == {
+        Split.TRAIN: 162,
+        Split.VALIDATION: 18,
+        Split.TEST: 20,
+    }
+    assert positives(found, "Hernia") == dict.fromkeys(Split, 1)
+    assert positives(found, "Edema") == {Split.TRAIN: 5, Split.VALIDATION: 1, Split.TEST: 1}
+    assert 3 <= positives(found, "Mass")[Split.TEST] <= 6
+
+
+def test_a_finding_of_one_patient_is_trained_on() -> None:
+    for seed in range(8):
+        found = assign_splits(labelled("Hernia", *[""] * 9), IngestConfig(split_seed=seed))
+        assert positives(found, "Hernia") == {Split.TRAIN: 1}
+
+
+def test_a_stratified_split_does_not_depend_on_the_order_of_rows() -> None:
+    rows = labelled(*["Mass", "Edema|Mass", "", "Edema"] * 20)
+    one = by_patient(assign_splits(rows, IngestConfig()))
+    assert by_patient(assign_splits(rows[::-1], IngestConfig())) == one

@@ -183,6 +183,7 @@ def test_settings_are_recorded_and_part_of_the_identity(folder: Folder) -> None:
         "uncertain": "ones",
         "validation_fraction": 0.0,
         "test_fraction": 0.0,
+        "split_method": "stratified by finding, 1",
         "ignored_files": 0,
     }
     assert folder.ingest(uncertain="zeros").digest != first.digest
@@ -361,3 +362,16 @@ def test_picture_whose_black_and_white_are_swapped_is_rejected_and_shown(folder:
     assert "rejected: inverted" in page
     unchecked = folder.ingest(quality=QualityConfig(check_inversion=False))
     assert len(unchecked) == 2
+
+
+def test_findings_without_a_positive_in_a_split_are_named_before_anything_is_trained(
+    folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, split in enumerate(("train", "validation", "test")):
+        finding = "Mass|Hernia" if split == "train" else "Mass"
+        folder.image(f"{number}.png", noise(number), row=f"{number},{finding},{split}")
+    dataset = folder.ingest()
+    named = "validation: Hernia; test: Hernia"
+    assert f"without a positive X-ray in a split: {named}" in caplog.text
+    report_ingest(dataset.path, folder.path.with_name("report.html"))
+    assert named in folder.path.with_name("report.html").read_text(encoding="utf-8")

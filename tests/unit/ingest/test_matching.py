@@ -1,9 +1,17 @@
 import logging
+from pathlib import Path
 
 import pytest
 
-from chexradinet.errors import LabelTableError
-from chexradinet.ingest.matching import find_files, index_files, match_rows
+from chexradinet.config import IngestConfig
+from chexradinet.errors import LabelTableError, SourceError
+from chexradinet.ingest.matching import (
+    detect_format,
+    find_files,
+    index_files,
+    match_rows,
+    read_table,
+)
 
 FILES = [
     "images_001/images/1.png",
@@ -77,3 +85,46 @@ def test_suffix_is_not_passed_over_where_it_would_be_a_guess() -> None:
     # Both claim it, which the plan tells from a match.
     assert match_rows("t", ["a.jpg", "a.tif"], ["a.png"]) == ("a.png", "a.png")
     assert match_rows("t", ["a.jpg", "a.png"], ["a.png"]) == (None, "a.png")
+
+
+@pytest.mark.parametrize(
+    ("table", "head", "file", "expected"),
+    [
+        ("Data_Entry_2017.csv", "Image Index,Finding Labels,Patient ID", "a.png", "nih"),
+        ("labels.csv", "file,patient,findings", "a.PNG", "csv"),
+        ("labels.csv", "file,patient,findings", "a.dcm", "dicom"),
+        ("labels.csv", "file,patient,findings", "IM0001", "dicom"),
+        ("stage_2_train_labels.csv", "patientId,x,y,width,height,Target", "a.dcm", "rsna"),
+        ("mimic-cxr-2.0.0-metadata.csv", "dicom_id", "a.jpg", "mimic"),
+        ("notes.csv", "a,b", "a.dcm", "dicom"),
+    ],
+)
+def test_the_format_is_found_by_tables_and_files(
+    tmp_path: Path, table: str, head: str, file: str, expected: str
+) -> None:
+    (tmp_path / table).write_text(f"{head}\n")
+    assert detect_format(tmp_path, [table, file]) == expected
+
+
+def test_the_format_of_chexpert_is_found_by_its_two_tables(tmp_path: Path) -> None:
+    for name in ("train.csv", "valid.csv"):
+        (tmp_path / name).write_text("Path\n")
+    assert detect_format(tmp_path, ["a.jpg"]) == "chexpert"
+
+
+def test_pictures_without_a_known_table_and_tables_of_two_formats_need_a_word(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(SourceError, match=r"columns file, patient, findings.*or give data_format"):
+        detect_format(tmp_path, ["a.png"])
+    (tmp_path / "labels.csv").write_text("file,patient,findings\n")
+    (tmp_path / "Data_Entry.csv").write_text("Image Index,Finding Labels,Patient ID\n")
+    with pytest.raises(SourceError, match="are those of nih, csv; give data_format"):
+        detect_format(tmp_path, ["a.png"])
+
+
+def test_a_wrong_format_is_told_with_the_likely_one(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("file,patient,findings\n")
+    config = IngestConfig(data_format="nih")  # type: ignore[arg-type]
+    with pytest.raises(SourceError, match="look like data_format=csv: give that, or auto"):
+        read_table(tmp_path, config)

@@ -34,7 +34,7 @@ from chexradinet.dataset.labels.table import (
 from chexradinet.errors import LabelTableError
 from chexradinet.findings import KNOWN_FINDINGS, is_finding
 
-_COLUMNS = ("file", "patient", "findings")
+COLUMNS = ("file", "patient", "findings")
 
 
 def read_generic_table(folder: Path, config: IngestConfig) -> LabelTable:
@@ -48,11 +48,11 @@ def read_generic_table(folder: Path, config: IngestConfig) -> LabelTable:
         SourceError: there is no such table, or more than one.
         LabelTableError: the table is damaged, or no row names a finding.
     """
-    path = the_table(folder, _COLUMNS, "label table")
+    path = the_table(folder, COLUMNS, "label table")
     # Read twice rather than kept: a table may have a million rows.
     named = {
         finding
-        for line in read_lines(path, _COLUMNS)
+        for line in read_lines(path, COLUMNS)
         for finding in parse_findings(line, line["findings"])
     }
     findings = config.findings or ordered(named, KNOWN_FINDINGS)
@@ -63,7 +63,7 @@ def read_generic_table(folder: Path, config: IngestConfig) -> LabelTable:
         )
     mappings = LabelMappings(findings)
     notes: Counter[str] = Counter()
-    lines = read_lines(path, _COLUMNS)
+    lines = read_lines(path, COLUMNS)
     rows = each_once(path.name, (_row(line, mappings, notes) for line in lines))
     return LabelTable(name=path.name, findings=findings, rows=rows, notes=dict(notes))
 

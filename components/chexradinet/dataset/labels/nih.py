@@ -38,7 +38,7 @@ from chexradinet.records import Box, LabelledBox, Split
 BOX_FRAME = (1024, 1024)
 """Boxes are in pixels of the published 1024x1024 images, whatever the size of a copy."""
 
-_ENTRY = ("imageindex", "findinglabels", "patientid")
+COLUMNS = ("imageindex", "findinglabels", "patientid")
 _BOXES = ("imageindex", "findinglabel", "bboxx", "y", "w", "h")
 _LISTS = {"train_val_list.txt": Split.TRAIN, "test_list.txt": Split.TEST}
 
@@ -54,12 +54,12 @@ def read_nih_table(folder: Path, config: IngestConfig) -> LabelTable:
         SourceError: there is no entry table, or more than one.
         LabelTableError: a table is damaged or contradicts another.
     """
-    path = the_table(folder, _ENTRY, "NIH entry table")
+    path = the_table(folder, COLUMNS, "NIH entry table")
     splits = read_split_lists(folder)
     boxes = _all_boxes(folder)
     notes: Counter[str] = Counter()
     mappings = LabelMappings(NIH_FINDINGS)
-    lines = read_lines(path, _ENTRY)
+    lines = read_lines(path, COLUMNS)
     rows = each_once(path.name, (_row(line, splits, boxes, mappings, notes) for line in lines))
     _check_lists(path.name, rows, splits)
     table = LabelTable(

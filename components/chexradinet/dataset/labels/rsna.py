@@ -24,7 +24,7 @@ from chexradinet.errors import ConfigError, LabelTableError
 from chexradinet.records import Box, LabelledBox
 
 FINDINGS = ("Pneumonia",)
-_LABELS = ("patientid", "x", "y", "width", "height", "target")
+COLUMNS = ("patientid", "x", "y", "width", "height", "target")
 _CLASSES = ("patientid", "class")
 _POSITIVE_CLASS = "lung opacity"
 
@@ -40,10 +40,10 @@ def read_rsna_table(folder: Path, config: IngestConfig) -> LabelTable:
         SourceError: there is no label table, or more than one.
         LabelTableError: a table is damaged, or the two contradict each other.
     """
-    path = the_table(folder, _LABELS, "RSNA label table")
+    path = the_table(folder, COLUMNS, "RSNA label table")
     targets: dict[str, bool] = {}
     boxes: dict[str, tuple[LabelledBox, ...]] = {}
-    for line in read_lines(path, _LABELS):
+    for line in read_lines(path, COLUMNS):
         name, positive = line["patientid"], _target(line)
         if targets.setdefault(name, positive) is not positive:
             raise LabelTableError(f"{line.place}: the image has Target 0 and 1; keep one")
