@@ -101,22 +101,17 @@ def detect_format(folder: Path, files: Iterable[str]) -> SourceFormat:
     A table of the project's own kind goes with pictures (`csv`) or, without any, with DICOM files.
 
     Raises:
-        SourceError: there is no known table beside pictures, or tables of several conventions.
+        SourceError: there are tables of several conventions.
     """
     found = _formats_of(folder)
     has_pictures = any(name.casefold().endswith(PICTURE_SUFFIXES) for name in files)
     if not has_pictures and found in ([], [SourceFormat.CSV]):
         return SourceFormat.DICOM
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(kind.value for kind in found)
-    known = ", ".join(kind.value for kind in TABLES)
-    raise SourceError(
-        f"the tables in {folder} are those of {names}; give data_format"
-        if found
-        else f"no table in {folder} tells the labels of its pictures: a labels.csv has the columns "
-        f"{', '.join(generic.COLUMNS)} (docs/datasets.md); or give data_format, one of {known}"
-    )
+    if len(found) > 1:
+        names = ", ".join(kind.value for kind in found)
+        raise SourceError(f"the tables in {folder} are those of {names}; give data_format")
+    # Pictures without a known table: reading them as `csv` says what keeps each table from it.
+    return found[0] if found else SourceFormat.CSV
 
 
 def _formats_of(folder: Path) -> list[SourceFormat]:

@@ -112,11 +112,8 @@ def test_the_format_of_chexpert_is_found_by_its_two_tables(tmp_path: Path) -> No
     assert detect_format(tmp_path, ["a.jpg"]) == "chexpert"
 
 
-def test_pictures_without_a_known_table_and_tables_of_two_formats_need_a_word(
-    tmp_path: Path,
-) -> None:
-    with pytest.raises(SourceError, match=r"columns file, patient, findings.*or give data_format"):
-        detect_format(tmp_path, ["a.png"])
+def test_tables_of_two_formats_need_a_word(tmp_path: Path) -> None:
+    assert detect_format(tmp_path, ["a.png"]) == "csv"
     (tmp_path / "labels.csv").write_text("file,patient,findings\n")
     (tmp_path / "Data_Entry.csv").write_text("Image Index,Finding Labels,Patient ID\n")
     with pytest.raises(SourceError, match="are those of nih, csv; give data_format"):
