@@ -28,7 +28,6 @@ TINY = (
     "allow_missing_thresholds=true",
     "max_reject_fraction=0.1",
 )
-STAGES = ("ingest", "train", "retrain")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
@@ -113,9 +112,9 @@ def test_a_round_that_does_not_improve_closes_the_next(phantom: Path, tmp_path: 
 def test_a_run_whose_publication_failed_trains_no_epoch_when_it_is_submitted_again(
     phantom: Path, tmp_path: Path
 ) -> None:
-    compiled = compile_training(tmp_path, max_rounds=1, has_arms=False)
+    compiled = compile_training(tmp_path, max_rounds=0, has_arms=False)
     (tmp_path / "a file").write_text("no place for models")
-    words = [f"source={phantom}", "data_format=csv", "rounds=1", "compare_arms=False", *TINY]
+    words = [f"source={phantom}", "rounds=0", *TINY]
 
     def run(name: str, models: Path) -> str:
         arguments = parse_settings(load_compiled(compiled), [*words, f"models_uri={models}"])
@@ -129,7 +128,7 @@ def test_a_run_whose_publication_failed_trains_no_epoch_when_it_is_submitted_aga
         run("first", tmp_path / "a file" / "models")
     assert artifacts_of(tmp_path / "first", "evaluation")
     log = run("again", tmp_path / "models")
-    assert [log.count(f"{stage} was done before") for stage in STAGES] == [1, 1, 1]
+    assert [log.count(f"{stage} was done before") for stage in ("ingest", "train")] == [1, 1]
     assert (tmp_path / "models" / "champion.json").is_file()
 
 
