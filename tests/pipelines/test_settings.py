@@ -38,7 +38,6 @@ NOT_AS_NEEDED = {
     "uncertain_labels": "perhaps",
     "rescore_since": "yesterday",
     "map_stride": 7,
-    "urgency": {"Nodule": 7},
     "node_selector": {"zone": 1},
     "urgency": {"Nonsense": "high"},
     "tolerations": ["all"],
