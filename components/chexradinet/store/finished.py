@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from chexradinet import __version__
 from chexradinet.artifacts import (
     Head,
     put_in_place,
@@ -27,6 +26,7 @@ from chexradinet.errors import ArtifactError, StoreError, StoreIntegrityError, S
 from chexradinet.store.opening import DEFAULT, open_store
 from chexradinet.store.transfer import download_directory, upload_directory
 from chexradinet.store.uri import checkpoint_folder, parse_uri
+from chexradinet.version import __version__
 
 KEPT_DAYS = 30
 """Days that a finished artifact is kept."""
