@@ -226,7 +226,8 @@ def trusted(
 def archived(archive: SimpleNamespace) -> list[Dataset]:
     """Return what an archive has of the study."""
     client = DICOMwebClient(archive.url, session=session_for())
-    return list(client.retrieve_study(STUDY_UID))
+    as_stored = (("application/dicom", "*"),)
+    return list(client.retrieve_study(STUDY_UID, media_types=as_stored))
 
 
 def test_results_arrive_over_tls_and_a_second_upload_changes_nothing(
