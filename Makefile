@@ -43,7 +43,7 @@ test-image: .venv/.ready ## Run every stage inside the worker image, without roo
 	@$(BIN)/python -m images.run_stages
 
 test-backend: .venv/.ready ## Train and score on the Kubeflow of KFP_HOST and kubectl's context, and remove it again
-	.venv/bin/python -m pipelines acceptance
+	@$(BIN)/python -m pipelines acceptance
 
 test-cluster: .venv/.ready ## Apply every overlay to a real API server (etcd, kube-apiserver: KUBEBUILDER_ASSETS or PATH)
 	@$(BIN)/python -m pytest -m cluster tests/manifests

@@ -12,27 +12,13 @@ from chexradinet.evaluation.metrics import headline_rows, read_metrics
 from chexradinet.phantom import write_phantom
 from chexradinet.phantom.dicom import write_phantom_inbox
 from pipelines.compile import compile_nightly, compile_training
-from pipelines.parameters import Value, load_compiled, parse_settings
+from pipelines.parameters import Value, asked_shape, load_compiled, parse_settings
 from pipelines.run import artifacts_of, run_locally
 
 NUM_IMAGES = 1050
 PHANTOM_SIDE_PX = 192
-ROUNDS = 2
 
-SETTINGS = (
-    "data_format=csv",
-    "image_side=96",
-    "backbone=resnet18-narrow",
-    "map_stride=8",
-    "epochs=10",
-    f"rounds={ROUNDS}",
-    "round_epochs=2",
-    "accelerator_count=0",
-    "min_improvement=-1",
-    "compare_arms=false",
-)
-"""A network that trains in a minute on two cores; `min_improvement=-1` always runs both rounds. The
-control and permuted arms would double the time of a round."""
+PRESET = Path(__file__).parent / "presets" / "quick.yaml"
 
 INBOX_IMAGES = 40
 _FIRST_INBOX_SEED = 1_000_000
@@ -74,9 +60,10 @@ def _train(folder: Path, seed: int, run: str, console: Console) -> Path:
     if not (source / "labels.csv").exists():
         console.print(f"generating {NUM_IMAGES} phantom X-rays in {source}", highlight=False)
         write_phantom(source, NUM_IMAGES, PHANTOM_SIDE_PX, seed)
-    compiled = compile_training(folder / "pipelines", ROUNDS, has_arms=False)
+    shape = asked_shape((), PRESET)
+    compiled = compile_training(folder / "pipelines", shape.max_rounds, has_arms=shape.has_arms)
     given = (f"source={source}", f"models_uri={folder / 'models'}", f"seed={seed}")
-    arguments: dict[str, Value] = parse_settings(load_compiled(compiled), (*given, *SETTINGS))
+    arguments: dict[str, Value] = parse_settings(load_compiled(compiled), given, PRESET)
     run_folder = folder / f"training-{run}"
     console.print(f"running {compiled} with kfp's local runner", highlight=False)
     run_locally(compiled, arguments, run_folder, console, _threads())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kfp import dsl
 from typer.testing import CliRunner
 
@@ -28,6 +29,7 @@ from pipelines.describe import parameters_of
 from pipelines.parameters import asked_shape, definitions, load_compiled, parse_settings
 from tests.ingest_world import KEY_VARIABLE, SECRET, dicom
 
+ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = {
     "training": {"source": "s3://in", "models_uri": "s3://models"},
     "nightly": {"inbox_uri": "s3://in", "models_uri": "s3://models", "results_uri": "s3://out"},
@@ -276,3 +278,17 @@ def test_the_commands_list_every_parameter() -> None:
         shown = CliRunner().invoke(commands.app, ["params", name]).output
         for key in parameters_of(model):
             assert key in shown
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "pipelines" / "presets").iterdir()), ids=str)
+def test_each_preset_is_one_that_a_run_takes(
+    preset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr(commands, "run_locally", lambda *given: taken.append(given[1]))
+    words = [f"--set={key}={value}" for key, value in REQUIRED["training"].items()]
+    command = ["run", "training", "--config", str(preset), "--folder", str(tmp_path), *words]
+    result = CliRunner().invoke(commands.app, command)
+    assert result.exit_code == 0, result.output
+    (arguments,) = taken
+    assert arguments == {**yaml.safe_load(preset.read_text()), **REQUIRED["training"]}
