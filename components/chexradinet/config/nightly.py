@@ -178,6 +178,8 @@ class ScoreConfig(Settings):
     """Torch threads on a CPU; 0 leaves torch's own choice."""
     num_decoders: int = Field(default=2, ge=1)
     """Processes that read and decode ahead of the network; 1 decodes in the same process."""
+    decode_timeout_s: float = internal(60.0, gt=0)
+    """Most seconds that decoding one file may take in a worker process."""
 
 
 class Run(Settings):

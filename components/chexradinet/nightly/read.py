@@ -26,10 +26,11 @@ from chexradinet.errors import (
     StoreIntegrityError,
     StoreNotFoundError,
 )
+from chexradinet.ingest.sources import MAX_FILE_BYTES, too_large
 from chexradinet.nightly.ledger import PlannedImage
 from chexradinet.nightly.records import POSTPONED, REJECTED, VANISHED, Excluded, XRay
 from chexradinet.records import RejectReason
-from chexradinet.rejection import reject_on_error
+from chexradinet.rejection import DECODE_TIMEOUT_S, reject_on_error
 from chexradinet.store import open_store
 
 _SHORTEST_NAME = 3
@@ -46,6 +47,8 @@ class Reading(NamedTuple):
     settings: ResultSettings
     salt: bytes
     """Patients are coded with it."""
+    timeout_s: float = DECODE_TIMEOUT_S
+    """Most seconds that decoding one object may take in a worker process."""
 
 
 def read_xray(reading: Reading, image: PlannedImage) -> XRay | Excluded:
@@ -72,7 +75,7 @@ def read_xray(reading: Reading, image: PlannedImage) -> XRay | Excluded:
         raise _unnamed(error, image) from None
     read = time.perf_counter()
     try:
-        with reject_on_error():
+        with reject_on_error(reading.timeout_s):
             return decode_xray(reading, image.key, content, (started, read))
     except RejectedImageError as error:
         return _excluded(image, REJECTED, error.reason, error.detail)
@@ -84,13 +87,19 @@ def planned_content(inbox_uri: str, image: PlannedImage) -> bytes:
     Raises:
         StoreConflictError: it has changed since.
         StoreNotFoundError: it is gone.
-        RejectedImageError: it is unchanged, and its bytes are not those that were written.
+        RejectedImageError: it is too large, or it is unchanged, and its bytes are not those that
+            were written.
     """
+    if image.size_bytes > MAX_FILE_BYTES:
+        raise too_large(image.size_bytes)
     store, prefix = open_store(inbox_uri)
     damaged = False
-    content = b""
+    content = bytearray()
     try:
-        content = store.get(prefix + image.key)
+        for chunk in store.chunks(prefix + image.key):
+            content += chunk
+            if len(content) > image.size_bytes:  # by how much, does not matter
+                break
     except StoreIntegrityError:
         damaged = True  # or it grew while it was read: the next line tells
     found = store.stat(prefix + image.key)
@@ -98,7 +107,7 @@ def planned_content(inbox_uri: str, image: PlannedImage) -> bytes:
         raise StoreConflictError("an object of the inbox changed since it was planned")
     if damaged or len(content) != image.size_bytes:
         raise RejectedImageError(RejectReason.UNREADABLE, "its checksum does not hold")
-    return content
+    return bytes(content)
 
 
 def _unnamed(error: StoreError, image: PlannedImage) -> StoreError:

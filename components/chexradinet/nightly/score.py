@@ -165,7 +165,9 @@ def _read(
     plan: Plan, images: Sequence[PlannedImage], scorer: Scorer, config: ScoreConfig
 ) -> Iterator[XRay | Excluded]:
     preprocessing = scorer.info.preprocessing
-    reading = Reading(plan.inbox_uri, preprocessing, scorer.settings, plan.salt)
+    reading = Reading(
+        plan.inbox_uri, preprocessing, scorer.settings, plan.salt, config.decode_timeout_s
+    )
     outcomes = decode_in_order(images, partial(read_xray, reading), config.num_decoders)
     for image, outcome in zip(images, outcomes, strict=True):
         if isinstance(outcome, RejectedImageError):

@@ -14,9 +14,11 @@ from chexradinet.errors import StoreError, StoreUnavailableError
 from chexradinet.model.inference import Predictions, predict_folded
 from chexradinet.nightly import read as nightly_read
 from chexradinet.nightly import score as nightly_score
+from chexradinet.nightly.collect import collect
 from chexradinet.nightly.model import NightModel
 from chexradinet.nightly.plan import plan
-from tests.nightly_world import FINDINGS, World, calibration, make_world
+from chexradinet.nightly.score import score
+from tests.nightly_world import FINDINGS, SCORING, World, calibration, make_world
 
 CONFIG = PlanConfig(
     settle_s=0.0, results=ResultSettings(quality=QualityConfig(check_inversion=False))
@@ -167,3 +169,19 @@ def test_only_x_rays_count_as_files_without_a_score_and_a_png_is_named_in_the_cs
     files = {row["study_uid"]: row["files"] for row in world.table("worklist")}
     assert sorted(files.values()) == ["", "x0000.png"]
     assert files["1.2.3.5.1"] == ""
+
+
+def test_a_file_that_is_too_large_or_decodes_too_slowly_costs_itself_alone(
+    world: World,
+) -> None:
+    for number in range(2):
+        world.add_dicom(number)
+    with (world.inbox / "huge.dcm").open("wb") as stream:
+        stream.truncate(600 << 20)
+    plan(world.addresses, CONFIG)
+    slow = SCORING.model_copy(update={"num_decoders": 2, "decode_timeout_s": 1e-4})
+    outcome = score(world.addresses, 1, 0, slow)
+    assert (outcome.num_scored, outcome.num_excluded) == (0, 3)
+    collect(world.addresses, 1)
+    reasons = {row["object_key"]: row["reason"] for row in world.table("rejected-")}
+    assert reasons == {"d0000.dcm": "too_slow", "d0001.dcm": "too_slow", "huge.dcm": "too_large"}
