@@ -63,7 +63,7 @@ class UploadOutcome:
 
 
 def upload_results(
-    results_uri: str, archive_uri: str, config: StoreConfig = DEFAULT
+    results_uri: str, archive_uri: str, config: StoreConfig = DEFAULT, start: str = ""
 ) -> UploadOutcome:
     """Send every DICOM result below a location to an archive, in key order.
 
@@ -71,6 +71,7 @@ def upload_results(
         results_uri: A folder such as `s3://bucket/results/dicom/date=2026-01-31`.
         archive_uri: `dicomweb://host[:port]/path`.
         config: How often and how long to try.
+        start: How the names below the folder begin that are sent; empty for all.
 
     Raises:
         ConfigError: one of the addresses cannot be read.
@@ -88,7 +89,7 @@ def upload_results(
     store, prefix = open_store(results_uri, config)
     stored = already_there = 0
     refused: list[StoreError] = []
-    for info in store.list(prefix):
+    for info in store.list(prefix + start):
         if not info.key.endswith(DICOM_SUFFIX):
             continue
         try:

@@ -28,7 +28,9 @@ _log = logging.getLogger(__name__)
 
 def dicom_folder(ledger: Ledger, plan: Plan, object_key: str) -> str:
     """Return what the keys of an X-ray's DICOM results start with."""
-    return _start(ledger, plan) + hashlib.sha256(object_key.encode()).hexdigest()[:16] + "/"
+    return (
+        ledger.key(dicom_start(plan)) + hashlib.sha256(object_key.encode()).hexdigest()[:16] + "/"
+    )
 
 
 def write_dicom(
@@ -66,14 +68,14 @@ def keep_dicom(ledger: Ledger, plan: Plan, object_keys: Iterable[str]) -> None:
     vanished before they were scored again.
     """
     kept = {dicom_folder(ledger, plan, key) for key in object_keys}
-    for info in list(ledger.store.list(_start(ledger, plan))):
+    for info in list(ledger.store.list(ledger.key(dicom_start(plan)))):
         if f"{info.key.rpartition('/')[0]}/" not in kept:
             ledger.store.delete(info.key)
 
 
-def _start(ledger: Ledger, plan: Plan) -> str:
-    """Return what the keys of all DICOM results of a plan start with."""
-    return ledger.key("dicom", f"date={plan.date}", f"{plan.number:06d}-")
+def dicom_start(plan: Plan) -> str:
+    """Return what the names of all DICOM results of a plan start with, below the results."""
+    return f"dicom/date={plan.date}/{plan.number:06d}-"
 
 
 def _files(

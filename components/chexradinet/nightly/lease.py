@@ -8,6 +8,7 @@ at once when its owner was a process of this machine that is gone.
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -92,11 +93,11 @@ def holding(ledger: Ledger, owner: Owner, *, last: bool = False) -> Iterator[boo
     """Hold the lease during a stage; yields whether it is this run's.
 
     Args:
-        ledger: Of the results.
+        ledger: Results ledger.
         owner: This process.
         last: Give the lease back at the end; otherwise it stays with the run, for its next stage.
 
-    A stage that fails gives it back.
+    A stage that fails gives it back, also one that is asked to end by SIGTERM, as pods are.
     """
     if not acquire(ledger, owner):
         yield False
@@ -105,7 +106,8 @@ def holding(ledger: Ledger, owner: Owner, *, last: bool = False) -> Iterator[boo
     beat = threading.Thread(target=_renew, args=(ledger, owner, ended), daemon=True)
     beat.start()
     try:
-        yield True
+        with _ending_on_sigterm():
+            yield True
     except BaseException:
         last = True
         raise
@@ -117,6 +119,23 @@ def holding(ledger: Ledger, owner: Owner, *, last: bool = False) -> Iterator[boo
             _rewrite(ledger, owner.run_id, after)
         except StoreError as error:
             _log.warning("the lease was not given back (%s); it runs out", type(error).__name__)
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an error does, with the exit code of a process it ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _renew(ledger: Ledger, owner: Owner, ended: threading.Event) -> None:

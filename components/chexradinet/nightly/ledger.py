@@ -30,6 +30,10 @@ SCHEMA = 1
 """Version of every document and table of the ledger."""
 
 
+UNKNOWN_SIZE = -1
+"""Size of an X-ray in an archive, which does not tell it."""
+
+
 @dataclass(frozen=True)
 class Ledger:
     """The folder of results that a ledger lies in."""

@@ -8,7 +8,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from chexradinet.model.bundle_info import BundleInfo, read_bundle_info
 from chexradinet.nightly.history import MAX_FAILED_NIGHTS, History, read_history, roll_up
 from chexradinet.nightly.lease import store_time
 from chexradinet.nightly.ledger import (
+    UNKNOWN_SIZE,
     Plan,
     PlannedImage,
     create_plan,
@@ -27,7 +28,14 @@ from chexradinet.nightly.ledger import (
     read_plan,
 )
 from chexradinet.nightly.model import check_model
-from chexradinet.nightly.records import NOT_SCORED, POSTPONED, VANISHED, Addresses
+from chexradinet.nightly.records import (
+    NOT_SCORED,
+    POSTPONED,
+    VANISHED,
+    Addresses,
+    is_dicomweb,
+    same_place,
+)
 from chexradinet.registry.champion import fetch_champion
 from chexradinet.store import ObjectInfo, open_store, parse_uri, require_conditional_create
 
@@ -159,7 +167,7 @@ def plan(addresses: Addresses, config: PlanConfig) -> PlanOutcome:
         for found in unfinished:
             _check_inbox(found, addresses.inbox_uri)
         left_out: list[str] = []
-        listed = inbox_images(addresses.inbox_uri, left_out)
+        listed = inbox_images(addresses.inbox_uri, now, left_out)
         waiting = {image.key: image for image in listed}
         drop_taken(waiting, history, pending, (champion[1], config.rescore_since))
         inbox = replace(new_images(waiting.values(), now, config), num_unreadable=len(left_out))
@@ -192,7 +200,7 @@ def _calibrated(info: BundleInfo) -> tuple[str, ...]:
 
 
 def _check_inbox(found: Plan, inbox_uri: str) -> None:
-    if parse_uri(found.inbox_uri) != parse_uri(inbox_uri):
+    if not same_place(found.inbox_uri, inbox_uri):
         raise MismatchError(
             f"plan {found.number} is unfinished and reads {found.inbox_uri}, but {inbox_uri} was "
             "given; finish it with its own inbox, or use another folder of results"
@@ -240,17 +248,29 @@ def _new_plan(
     )
 
 
-def inbox_images(inbox_uri: str, left_out: list[str] | None = None) -> Iterator[PlannedImage]:
+def inbox_images(
+    inbox_uri: str, now: datetime, left_out: list[str] | None = None
+) -> Iterator[PlannedImage]:
     """Yield the objects of the inbox; hidden ones, as of a copy in progress, are left out.
 
+    An archive does not say when an X-ray arrived: then it counts as arrived when it is listed.
+
     Args:
-        inbox_uri: The inbox.
+        inbox_uri: The inbox: a folder, or `dicomweb://` with its dates.
+        now: Time by the store's clock.
         left_out: Collects links that lead nowhere or out of it, and folders that may not be read.
 
     Raises:
         SourceError: the inbox is a path without a folder.
         StoreError: it cannot be listed.
     """
+    if is_dicomweb(inbox_uri):
+        from chexradinet.dicom.web import list_instances
+
+        for ref in list_instances(inbox_uri):
+            name = "studies/" + ref.uri.rpartition("/studies/")[2]
+            yield PlannedImage(key=name, etag=ref.sop_uid, size_bytes=UNKNOWN_SIZE, arrived=now)
+        return
     location = parse_uri(inbox_uri)
     if location.bucket is None and not Path(location.key).is_dir():
         raise SourceError(f"{inbox_uri} is not a folder; give the folder that X-rays arrive in")
@@ -284,6 +304,8 @@ def new_images(waiting: Iterable[PlannedImage], now: datetime, config: PlanConfi
 
 
 def _is_settled(image: PlannedImage, now: datetime, settle_s: float) -> bool:
+    if image.size_bytes == UNKNOWN_SIZE:
+        return True  # an archive lists what it has received as a whole
     # A time far ahead is a sender's wrong clock, not a fresh object; reading checks it once more.
     return abs((now - image.arrived).total_seconds()) >= settle_s
 
@@ -314,6 +336,8 @@ def drop_taken(
     oldest = min((image.arrived for image in waiting.values()), default=None)
     if oldest is None:
         return
+    if any(image.size_bytes == UNKNOWN_SIZE for image in waiting.values()):
+        oldest = datetime.min.replace(tzinfo=UTC)  # listed now, and perhaps scored long ago
     # A plan whose newest X-ray is older than all that is listed did nothing of it.
     wanted = [
         head.number

@@ -28,7 +28,14 @@ from chexradinet.errors import (
 )
 from chexradinet.ingest.sources import MAX_FILE_BYTES, too_large
 from chexradinet.nightly.ledger import PlannedImage
-from chexradinet.nightly.records import POSTPONED, REJECTED, VANISHED, Excluded, XRay
+from chexradinet.nightly.records import (
+    POSTPONED,
+    REJECTED,
+    VANISHED,
+    Excluded,
+    XRay,
+    is_dicomweb,
+)
 from chexradinet.records import RejectReason
 from chexradinet.rejection import DECODE_TIMEOUT_S, reject_on_error
 from chexradinet.store import open_store
@@ -90,6 +97,8 @@ def planned_content(inbox_uri: str, image: PlannedImage) -> bytes:
         RejectedImageError: it is too large, or it is unchanged, and its bytes are not those that
             were written.
     """
+    if is_dicomweb(inbox_uri):
+        return _archived_content(inbox_uri, image)
     if image.size_bytes > MAX_FILE_BYTES:
         raise too_large(image.size_bytes)
     store, prefix = open_store(inbox_uri)
@@ -108,6 +117,16 @@ def planned_content(inbox_uri: str, image: PlannedImage) -> bytes:
     if damaged or len(content) != image.size_bytes:
         raise RejectedImageError(RejectReason.UNREADABLE, "its checksum does not hold")
     return bytes(content)
+
+
+def _archived_content(inbox_uri: str, image: PlannedImage) -> bytes:
+    from chexradinet.dicom.web import fetch
+
+    try:
+        return fetch(f"{inbox_uri.partition('?')[0]}/{image.key}")
+    except StoreIntegrityError as error:
+        detail = "the archive does not give it"
+        raise RejectedImageError(RejectReason.UNREADABLE, detail) from error
 
 
 def _unnamed(error: StoreError, image: PlannedImage) -> StoreError:

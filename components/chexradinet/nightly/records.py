@@ -109,7 +109,7 @@ class Addresses:
     """Where the nightly run reads and writes; paths, `s3://` or `minio://` URIs."""
 
     inbox_uri: str
-    """Folder that X-rays arrive in: DICOM, PNG or JPEG."""
+    """Folder that X-rays arrive in: DICOM, PNG or JPEG; or `dicomweb://host/path?last_days=2`."""
     models_uri: str
     """Folder that models are published under."""
     results_uri: str
@@ -121,9 +121,23 @@ class Addresses:
         Raises:
             ConfigError: an address cannot be read, or one of inbox and results holds the other.
         """
+        if is_dicomweb(self.inbox_uri):
+            return
         inbox, results = (_folder(uri) for uri in (self.inbox_uri, self.results_uri))
         apart = not (inbox.startswith(results) or results.startswith(inbox))
         require(apart, "results_uri", self.results_uri, "a folder beside the inbox, not in it")
+
+
+def is_dicomweb(uri: str) -> bool:
+    """Tell whether an inbox is an archive; `dicom.web` cannot be asked where pydicom is absent."""
+    return uri.partition("://")[0].lower() in ("dicomweb", "dicomweb+http", "dicomweb+https")
+
+
+def same_place(inbox_uri: str, other_uri: str) -> bool:
+    """Tell whether two addresses are of one inbox; the dates of an archive's may differ."""
+    if is_dicomweb(inbox_uri) or is_dicomweb(other_uri):
+        return inbox_uri.partition("?")[0] == other_uri.partition("?")[0]
+    return parse_uri(inbox_uri) == parse_uri(other_uri)
 
 
 def _folder(uri: str) -> str:

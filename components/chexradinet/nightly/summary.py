@@ -260,10 +260,11 @@ def oldest_unscored_age_s(addresses: Addresses) -> float:
     By the store's clock; an object with a time ahead of it is 0 seconds old.
     """
     ledger = open_ledger(addresses.results_uri)
-    waiting = {image.key: image for image in inbox_images(addresses.inbox_uri)}
+    now = store_time(ledger)
+    waiting = {image.key: image for image in inbox_images(addresses.inbox_uri, now)}
     drop_taken(waiting, read_history(ledger), [])
-    oldest = min((image.arrived for image in waiting.values()), default=None)
-    return 0.0 if oldest is None else max(0.0, (store_time(ledger) - oldest).total_seconds())
+    oldest = min((image.arrived for image in waiting.values()), default=now)
+    return max(0.0, (now - oldest).total_seconds())
 
 
 def _rejected(excluded: Mapping[str, Mapping[str, int]]) -> dict[RejectReason, int]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -123,3 +124,20 @@ def test_a_stage_that_fails_gives_the_lease_back(ledger: Ledger, other: Owner) -
     with pytest.raises(ValueError, match="broken"), holding(ledger, this_process("mine")):
         raise ValueError("broken")
     assert acquire(ledger, other)
+
+
+@pytest.mark.parametrize("end", ["error", "sigterm"])
+def test_a_stage_that_fails_or_is_asked_to_end_leaves_no_lease(ledger: Ledger, end: str) -> None:
+    key = ledger.key("ledger", "lease.json")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises((SystemExit, ZeroDivisionError)) as raised:  # noqa: PT012, SIM117
+        with holding(ledger, this_process("mine")):
+            assert json.loads(ledger.store.get(key))["run_id"] == "mine"
+            if end == "sigterm":
+                signal.raise_signal(signal.SIGTERM)
+            raise ZeroDivisionError
+    assert json.loads(ledger.store.get(key))["run_id"] == ""
+    assert signal.getsignal(signal.SIGTERM) is before
+    if end == "sigterm":
+        assert isinstance(raised.value, SystemExit)
+        assert raised.value.code == 143
