@@ -155,8 +155,8 @@ RIGHTS: dict[str, tuple[set[str], dict[str, set[str]]]] = {
         },
     ),
     "training": (
-        {TRAINING, ARTIFACTS},
-        {f"{TRAINING}/": {"get"}, f"{ARTIFACTS}/checkpoints/": CHANGE},
+        {TRAINING, MODELS, ARTIFACTS},
+        {f"{TRAINING}/": {"get"}, f"{MODELS}/": {"get"}, f"{ARTIFACTS}/checkpoints/": CHANGE},
     ),
     "publish": ({MODELS}, {f"{MODELS}/": WRITE}),
     "night": (
