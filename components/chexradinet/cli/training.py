@@ -9,6 +9,7 @@ from chexradinet.cli.options import with_settings
 from chexradinet.cli.progress import bar, show
 from chexradinet.config import (
     IngestConfig,
+    Pretext,
     PublishConfig,
     RadiomicsConfig,
     RegionConfig,
@@ -63,7 +64,7 @@ def ingest(
     show(f"{info.counts['images']} images in {out}{text}", counts=info.counts, digest=info.digest)
 
 
-@with_settings(Pretraining)
+@with_settings(Pretraining, pretext=Pretext.RADIOMICS)
 def pretrain(
     dataset: Dataset,
     out: Out,
@@ -109,6 +110,7 @@ def train(dataset: Dataset, out: Out, num_threads: Threads = 0, *, settings: Rou
             settings.initial_weights,
             progress,
             reuse=settings.reuse,
+            pretext=settings.pretrain.changed(num_threads=num_threads),
         )
     _show_validation(info.metrics["validation"])
 

@@ -95,6 +95,7 @@ class RoundZero(Settings):
     """What the train stage takes."""
 
     network: NetworkConfig = NetworkConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     training: TrainConfig = TrainConfig()
     initial_weights: str = ""
     """Encoder that `pretrain` wrote, or torchvision state dict, to start from: a path or URI; empty

@@ -141,7 +141,7 @@ class Pretext(StrEnum):
     NONE = "none"
     """Nothing: random weights."""
     RADIOMICS = "radiomics"
-    """Radiomics of each cell of the heatmap's grid."""
+    """Radiomics of each cell of the heatmap's grid; the others after it are controls."""
     PERMUTED = "permuted"
     """The same of another image: what it keeps of a gain is not radiomics."""
     HOG = "hog"
@@ -153,10 +153,10 @@ class Pretext(StrEnum):
 class PretrainConfig(OptimizationConfig):
     """How an encoder is pre-trained."""
 
-    pretext: Pretext = Pretext.RADIOMICS
-    """What the network learns to predict; all but `radiomics` are controls."""
+    pretext: Pretext = Pretext.NONE
+    """What the network learns from images before it sees a label."""
     pretext_epochs: int = Field(default=5, ge=1)
-    """Passes over the unlabelled and the training images."""
+    """Passes of the pretext over the images."""
     pretext_learning_rate: float = Field(default=2e-3, gt=0, lt=1)
     """Peak learning rate of the pretext (one-cycle schedule)."""
     masked_fraction: float = internal(0.5, gt=0, lt=1)

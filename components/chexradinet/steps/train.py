@@ -30,6 +30,7 @@ def train(
         initial_weights=given.initial_weights,
         processes=num_processes(accelerator_type, accelerators),
         reuse=given.reuse,
+        pretext=given.pretrain,
     )
     for name, value in headline(info).items():
         metrics.log_metric(name, value)

@@ -13,8 +13,11 @@ from chexradinet.config import (
     GuidanceConfig,
     GuidanceRecipe,
     NetworkConfig,
+    Pretext,
+    PretrainConfig,
     TrainConfig,
     digest_of,
+    require,
 )
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import TrainingError
@@ -38,6 +41,7 @@ from chexradinet.store.opening import open_object, open_store
 from chexradinet.store.transfer import download_directory
 from chexradinet.training.device import on_processes
 from chexradinet.training.preemption import safeguard
+from chexradinet.training.pretrain import pretrain
 
 FitArguments = tuple[ChexRadiNet, GuidanceHeads | None, TrainingData, TrainConfig, GuidanceConfig]
 """Network, heads, data and settings, in the order of `fit`."""
@@ -56,6 +60,7 @@ def train(
     progress: Progress | None = None,
     processes: int = 1,
     reuse: bool = True,
+    pretext: PretrainConfig | None = None,
 ) -> BundleInfo:
     """Train round 0 and write its bundle.
 
@@ -69,23 +74,35 @@ def train(
         progress: Called as `fit` calls it; several processes do not call it.
         processes: Number of processes, one per accelerator; equal up to rounding to one process.
         reuse: Take the bundle of an equal training that ended, if one is kept.
+        pretext: How to pre-train an encoder on the training images first; None does not.
 
     Raises:
-        ConfigError: `target` holds something else than a bundle, or cannot be made.
+        ConfigError: `target` holds something else than a bundle, or cannot be made; or weights and
+            a pretext are given.
         ArtifactError: the data set or the weights cannot be read.
         TrainingError: there is no labelled training image, or the loss left the finite numbers.
         Interrupted: the process was asked to end; the message says where its state is.
     """
     require_replaceable(target, BUNDLE_HEAD)
+    if pretext is not None and pretext.pretext is Pretext.NONE:
+        pretext = None
+    wanted = "empty if there is a pretext: a network starts from one of them"
+    require(not (pretext and initial_weights), "initial_weights", initial_weights, wanted)
     data = open_dataset(dataset, verify=False).digest
     inputs = [data, network.record(), config.record(), _identity(initial_weights), processes]
+    if pretext is not None:
+        inputs.append(pretext.record())
     finished = FinishedWork("train", digest_of(inputs), reuse=reuse)
     if finished.take(target, BUNDLE_HEAD):
         return read_bundle_info(target)[0]
-    if processes == 1:
-        _train(dataset, target, network, config, initial_weights, progress)
-    else:
-        on_processes(processes, _train, dataset, target, network, config, initial_weights)
+    with tempfile.TemporaryDirectory() as folder:
+        if pretext is not None:
+            initial_weights = str(Path(folder) / "encoder")
+            pretrain(dataset, Path(initial_weights), network, pretext, progress=progress)
+        if processes == 1:
+            _train(dataset, target, network, config, initial_weights, progress)
+        else:
+            on_processes(processes, _train, dataset, target, network, config, initial_weights)
     finished.keep(target)
     return read_bundle_info(target)[0]
 

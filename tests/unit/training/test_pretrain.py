@@ -12,7 +12,7 @@ import torch
 from chexradinet.artifacts import read_table, sha256_of
 from chexradinet.config import Backbone, Freeze, NetworkConfig, Pretext, PretrainConfig, TrainConfig
 from chexradinet.dataset.dataset import DOCUMENT, MANIFEST, document_digest, open_dataset
-from chexradinet.errors import ArtifactError, MismatchError, TrainingError
+from chexradinet.errors import ArtifactError, ConfigError, MismatchError, TrainingError
 from chexradinet.model.bundle import load_bundle, read_bundle_info
 from chexradinet.model.encoder import load_encoder, read_encoder
 from chexradinet.model.pretext import shift_cells
@@ -24,7 +24,9 @@ from chexradinet.training.targets import prepare_targets
 from chexradinet.training.train import train
 
 NETWORK = NetworkConfig(backbone=Backbone.RESNET18_NARROW, map_stride=8)
-PRETRAIN = PretrainConfig(pretext_epochs=1, batch_size=16, num_threads=1, seed=3)
+PRETRAIN = PretrainConfig(
+    pretext=Pretext.RADIOMICS, pretext_epochs=1, batch_size=16, num_threads=1, seed=3
+)
 TRAINING = TrainConfig(epochs=1, batch_size=16, learning_rate=1e-3, seed=5, num_threads=1)
 
 
@@ -163,6 +165,19 @@ def test_training_starts_from_the_encoder_and_keeps_what_is_frozen(
     assert {name for name in before if name.startswith(frozen)} <= same
     assert not {name for name in same if name.startswith(("layer4", "fc"))}
     assert loaded.info.settings["encoder"]["pretext"] == "radiomics"
+
+
+def test_the_switch_of_training_pretrains_and_starts_from_it(
+    encoder: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    train(tiny_dataset, tmp_path / "one", NETWORK, TRAINING, pretext=PRETRAIN)
+    train(tiny_dataset, tmp_path / "two", NETWORK, TRAINING, initial_weights=str(encoder))
+    assert read_bundle_info(tmp_path / "one")[1] == read_bundle_info(tmp_path / "two")[1]
+
+
+def test_two_starts_at_once_are_refused(encoder: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="initial_weights"):
+        train(tiny_dataset, tmp_path / "m", NETWORK, TRAINING, str(encoder), pretext=PRETRAIN)
 
 
 def test_a_higher_rate_of_the_last_layer_changes_the_model(
