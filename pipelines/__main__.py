@@ -28,6 +28,7 @@ from pipelines.remote import (
     submit_command,
 )
 from pipelines.run import run_locally
+from pipelines.study import study_command
 from pipelines.training import DEFAULT_SHAPE
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -108,6 +109,7 @@ def demo_command(
     run_demo(folder, seed, console)
 
 
+app.command("study")(study_command)
 app.command("publish")(publish_command)
 app.command("submit")(submit_command)
 app.command("schedule")(schedule_command)

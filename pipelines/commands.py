@@ -18,6 +18,7 @@ COMMANDS = {
     "check-cluster": ("check-cluster", "Show what an installation has of what a run needs."),
     "acceptance": ("acceptance", "Train and score on an installation, and remove it again."),
     "schedule": ("schedule", "Create or change a recurring run on Kubeflow."),
+    "study": ("study", "Compare pretexts and their controls over numbers of labels and seeds."),
     "demo": ("demo", "Train on generated X-rays and score an inbox, on this machine."),
 }
 """Name under `chexradinet`, name under `python -m pipelines`, and the line that --help shows."""

@@ -117,7 +117,7 @@ def _train(
 ) -> BundleInfo:
     data = open_dataset(dataset)
     classifier = build_network(network, len(data.info.findings), seed=config.seed)
-    encoder = _start(classifier, initial_weights, data) if initial_weights else {}
+    encoder = start_from(classifier, initial_weights, data) if initial_weights else {}
     classifier.freeze(config.freeze)
     heads = build_heads(classifier.num_channels, seed=config.seed)
     guidance = GuidanceConfig(guidance=GuidanceRecipe.NONE)
@@ -189,7 +189,7 @@ def _identity(uri: str) -> list[str]:
     return [store.stat(key).etag]
 
 
-def _start(classifier: ChexRadiNet, uri: str, data: Dataset) -> dict[str, Any]:
+def start_from(classifier: ChexRadiNet, uri: str, data: Dataset) -> dict[str, Any]:
     """Load initial weights; return what a bundle records of an encoder, nothing of a state dict."""
     folder, prefix = open_store(uri)
     with tempfile.TemporaryDirectory() as temporary:
