@@ -263,7 +263,7 @@ def _groups(context: EvaluationContext) -> dict[str, list[str]]:
 def _free_response(context: EvaluationContext, model: EvaluatedModel) -> dict[str, Any]:
     """Return `free_response` by boxed finding, over boxed images and images without the finding.
 
-    An image with the finding but without a box takes no part: where it is, is not known. Of images
+    An image with the finding but without a box takes no part: its place is not known. Of images
     without the finding at most 500 are read, drawn at random.
     """
     data, cases, config = context.data, context.cases, context.config

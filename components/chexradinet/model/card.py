@@ -14,9 +14,9 @@ _PURPOSE = """\
 ## Intended use
 
 Research, and support in ordering a reading worklist, by people who know its measured limits. It is
-not a medical device and **not for diagnosis**: a score is no finding, and a low score does not
-exclude one. Scoring runs nightly in batches, so it is **not emergency triage**: what must be seen
-tonight must not wait for it. Frontal chest radiographs (PA or AP) of adults only.
+not a medical device and **not for diagnosis**: a score is not a diagnosis; a low score does not
+rule out disease. Scoring runs nightly in batches, so it is **not emergency triage**: what must be
+seen tonight must not wait for it. Frontal chest radiographs (PA or AP) of adults only.
 """
 
 _METHOD = """\

@@ -262,9 +262,9 @@ def _small_plots(
     """Return the picture of small plots, None without a curve, and their values in words."""
     shown = {name: curve for name, curve in (curves or {}).items() if curve and any(curve.values())}
     if values is None:
-        return {"png": draw(shown) if shown else None, "told": ""}
-    told = "; ".join(f"{readable(name)} {number(values.get(name))}" for name in shown)
-    return {"png": draw(shown, values) if shown else None, "told": told}
+        return {"png": draw(shown) if shown else None, "listed": ""}
+    listed = "; ".join(f"{readable(name)} {number(values.get(name))}" for name in shown)
+    return {"png": draw(shown, values) if shown else None, "listed": listed}
 
 
 def report_figures(

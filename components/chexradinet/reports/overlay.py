@@ -67,7 +67,7 @@ def overlay(
 def evidence(heatmap: Array, height: int, width: int) -> npt.NDArray[np.float32]:
     """Return the positive part of a map over its maximum, enlarged to (height, width), in [0, 1].
 
-    All zero where the map has no finite positive value.
+    All zero if the map has no finite positive value.
 
     Raises:
         EvaluationError: the heatmap is no matrix.
