@@ -19,6 +19,7 @@ HTTP_VARIABLE = "CHEXRADINET_ALLOW_HTTP_PACS"
 """Environment variable that, set to 1, allows plain HTTP to other machines."""
 
 _FORM = "dicomweb://host[:port]/path?study_date=YYYYMMDD-YYYYMMDD"
+_SCHEMES = ("dicomweb", "dicomweb+http", "dicomweb+https")
 _DATES = re.compile(r"^(\d{8})?(-)?(\d{8})?$")
 
 
@@ -34,6 +35,11 @@ class Archive:
     """Host and port, for messages."""
     study_date: str
     """A DICOM date or range of dates; empty where none is needed."""
+
+
+def is_dicomweb(uri: str) -> bool:
+    """Tell whether a URI names an archive rather than object storage."""
+    return uri.partition("://")[0].lower() in _SCHEMES
 
 
 def parse_archive(uri: str, *, dates_needed: bool) -> Archive:

@@ -77,11 +77,6 @@ class InstanceRef:
     """Modality (0008,0060), one of `MODALITIES`."""
 
 
-def is_dicomweb(uri: str) -> bool:
-    """Tell whether a URI names an archive rather than object storage."""
-    return uri.partition("://")[0].lower() in ("dicomweb", "dicomweb+http", "dicomweb+https")
-
-
 def list_instances(uri: str, config: StoreConfig = DEFAULT) -> Iterator[InstanceRef]:
     """Yield the radiographs of an archive whose study is of the given dates, each once.
 

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from chexradinet.config.nightly import PlanConfig
+from chexradinet.dicom.archive import is_dicomweb
 from chexradinet.errors import ConfigError, MismatchError, SourceError, StoreError
 from chexradinet.model.bundle_info import BundleInfo, read_bundle_info
 from chexradinet.nightly.history import MAX_FAILED_NIGHTS, History, read_history, roll_up
@@ -33,7 +34,6 @@ from chexradinet.nightly.records import (
     POSTPONED,
     VANISHED,
     Addresses,
-    is_dicomweb,
     same_place,
 )
 from chexradinet.registry.champion import fetch_champion

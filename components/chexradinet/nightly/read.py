@@ -17,6 +17,7 @@ from chexradinet.config import PreprocessingConfig
 from chexradinet.config.nightly import ResultSettings, WorklistIdentifiers
 from chexradinet.dataset.images import fit_to_model, read_image
 from chexradinet.dataset.quality import refuse_inverted
+from chexradinet.dicom.archive import is_dicomweb
 from chexradinet.errors import (
     RejectedImageError,
     StoreAccessError,
@@ -34,7 +35,6 @@ from chexradinet.nightly.records import (
     VANISHED,
     Excluded,
     XRay,
-    is_dicomweb,
 )
 from chexradinet.records import RejectReason
 from chexradinet.rejection import DECODE_TIMEOUT_S, reject_on_error

@@ -21,6 +21,7 @@ import pyarrow as pa
 from chexradinet.artifacts import check_schema, table_bytes, table_of
 from chexradinet.config import require
 from chexradinet.config.nightly import ResultSettings
+from chexradinet.dicom.archive import is_dicomweb
 from chexradinet.dicom_results.cases import ScoredFinding
 from chexradinet.errors import ArtifactError
 from chexradinet.records import Geometry, Region
@@ -126,11 +127,6 @@ class Addresses:
         inbox, results = (_folder(uri) for uri in (self.inbox_uri, self.results_uri))
         apart = not (inbox.startswith(results) or results.startswith(inbox))
         require(apart, "results_uri", self.results_uri, "a folder beside the inbox, not in it")
-
-
-def is_dicomweb(uri: str) -> bool:
-    """Tell whether an inbox is an archive; `dicom.web` cannot be asked where pydicom is absent."""
-    return uri.partition("://")[0].lower() in ("dicomweb", "dicomweb+http", "dicomweb+https")
 
 
 def same_place(inbox_uri: str, other_uri: str) -> bool:
