@@ -174,8 +174,8 @@ def _run_lengths(stored: NDArray[np.integer]) -> bytes:
     for sample in samples:
         octets = np.ascontiguousarray(sample).view(np.uint8).reshape(*sample.shape, -1)
         planes += [octets[:, :, index] for index in reversed(range(octets.shape[2]))]
-    segments = [b"".join(imagecodecs.packbits_encode(row.tobytes()) for row in p) for p in planes]
-    segments = [segment + b"\0" * (len(segment) % 2) for segment in segments]
+    packed = [b"".join(imagecodecs.packbits_encode(row.tobytes()) for row in p) for p in planes]
+    segments = [segment + b"\0" * (len(segment) % 2) for segment in packed]
     starts = np.cumsum([64, *map(len, segments[:-1])])
     head = np.zeros(16, dtype="<u4")
     head[0], head[1 : len(starts) + 1] = len(segments), starts
@@ -190,11 +190,5 @@ def _file(dataset: Dataset, syntax: uid.UID) -> bytes:
     meta.ImplementationClassUID = uid.PYDICOM_IMPLEMENTATION_UID
     dataset.file_meta = meta
     stream = io.BytesIO()
-    dcmwrite(
-        stream,
-        dataset,
-        implicit_vr=syntax.is_implicit_VR,
-        little_endian=syntax.is_little_endian,
-        enforce_file_format=True,
-    )
+    dcmwrite(stream, dataset, enforce_file_format=True)
     return stream.getvalue()
