@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chexradinet.errors import ChexRadiNetError
-from pipelines.acceptance_cluster import CLEAN, PREPARE, READ, Installation
+from pipelines.acceptance_cluster import CLEAN, FIRST_EPOCH, PREPARE, READ, Installation
 from pipelines.api import TIMEOUT_S, Api, explained
 from pipelines.check_cluster import Site, State, check_cluster
 from pipelines.cluster import kubectl
@@ -160,9 +160,12 @@ class Acceptance:
             kubectl("delete", "pod", first, "--namespace", self.site.namespace, "--wait=false")
             detail.append(f"deleted {first} while it trained")
             follow(self.api, run_id, _QUIET)
-            pods = [name for name, _ in self.world.pods(run_id, "train")]
-            if not set(pods) - {first}:
+            later = {name for name, _ in self.world.pods(run_id, "train")} - {first}
+            if not later:
                 raise ChexRadiNetError("the deleted pod was not started again")
+            if any(FIRST_EPOCH in self.world.log(name) for name in later):
+                raise ChexRadiNetError("training began again instead of where it was ended")
+            detail.append("resumed after its first epoch")
         return run_id
 
     def _night_by_cron_job(self) -> None:

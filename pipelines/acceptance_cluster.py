@@ -15,6 +15,8 @@ from pipelines.cluster import Unknown, kubectl
 from pipelines.follow import follow
 
 _POLL_S = 5.0
+FIRST_EPOCH = "epoch 1 of"
+"""What training logs when its first epoch is done and kept."""
 
 PREPARE = """
 import sys, tempfile
@@ -74,13 +76,18 @@ class Installation:
         pods = [] if isinstance(found, Unknown) else json.loads(found)["items"]
         return [(pod["metadata"]["name"], pod["status"].get("phase", "")) for pod in pods]
 
+    def log(self, pod: str) -> str:
+        """Return the log of a pod's step; empty if there is none."""
+        found = kubectl("logs", pod, "--namespace", self.namespace, "--container", "main")
+        return "" if isinstance(found, Unknown) else found
+
     def running_pod(self, run_id: str, stage: str, within_s: float = 3600.0) -> str:
         """Return a pod of a stage that has trained an epoch and still runs."""
         until = time.monotonic() + within_s
         while time.monotonic() < until:
             for name, phase in self.pods(run_id, stage):
-                said = kubectl("logs", name, "--namespace", self.namespace, "-c", "main")
-                if phase == "Running" and "epoch" in said:
+                said = self.log(name)
+                if phase == "Running" and FIRST_EPOCH in said:
                     return name
             with explained(self.api.endpoint, "asking for the run's state"):
                 run = self.api.runs.run_service_get_run(run_id, _request_timeout=TIMEOUT_S)
