@@ -113,8 +113,7 @@ def _heatmap(case: ScoredCase, frame: _Frame) -> npt.NDArray[np.float32] | None:
         return None
     finite = np.nan_to_num(np.asarray(case.heatmap, dtype=np.float32), posinf=0, neginf=0)
     cell_px = case.model_side_px / np.array(finite.shape, dtype=np.float64)
-    warped = _from_model(np.maximum(finite, 0), case.geometry, frame, cell_px)
-    return np.maximum(warped, 0).astype(np.float32)
+    return _from_model(np.maximum(finite, 0), case.geometry, frame, cell_px)
 
 
 def _from_model(
@@ -141,7 +140,7 @@ def _from_model(
         borderMode=cv2.BORDER_REPLICATE,
     )
     highest = float(np.max(values)) if np.size(values) else 0.0
-    return np.clip(np.asarray(warped, dtype=np.float32), 0, highest)
+    return np.clip(warped, 0, highest, out=np.asarray(warped, dtype=np.float32))
 
 
 def _draw_further(canvas: Picture, finding: ScoredFinding, box: Box | None) -> None:

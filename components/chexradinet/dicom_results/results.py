@@ -12,6 +12,7 @@ Source: DICOM PS3.3 sections A.35.13 (Comprehensive 3D SR) and A.8.1 (Secondary 
 import io
 import warnings
 
+import cv2
 import imagecodecs
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -140,7 +141,7 @@ def _secondary_capture(source: SourceImage, case: ScoredCase) -> Dataset:
 
 def _rle_frame(picture: Picture) -> bytes:
     """Return a frame in RLE (PS3.5 annex G): a segment per colour, each row on its own."""
-    planes = [np.ascontiguousarray(picture[:, :, color]) for color in range(picture.shape[2])]
+    planes = cv2.split(picture)
     segments = [bytes(imagecodecs.packbits_encode(plane, axis=-1)) for plane in planes]
     segments = [segment + bytes(len(segment) % 2) for segment in segments]
     starts = np.cumsum([_RLE_HEADER_BYTES, *(len(segment) for segment in segments)])[:-1]

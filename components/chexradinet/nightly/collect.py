@@ -56,7 +56,7 @@ def collect(addresses: Addresses, number: int) -> Night:
 
     Args:
         addresses: Models and results; the inbox is not read.
-        number: Of the plan; all of its shards are scored.
+        number: Number of the plan; all of its shards are scored.
 
     Raises:
         ArtifactError: a shard is missing or damaged, or the model was changed.
@@ -229,7 +229,7 @@ def write_scores(
     """Write scores and rejected objects as files in a folder.
 
     Args:
-        ledger: Of the results.
+        ledger: Results ledger.
         plan: All of its shards are scored.
         merged: What became of its X-rays.
         wanted: Image keys whose pictures are wanted.

@@ -142,7 +142,9 @@ def _renew(ledger: Ledger, owner: Owner, ended: threading.Event) -> None:
     while not ended.wait(owner.ttl_s / 4):
         try:
             if not acquire(ledger, owner):
-                _log.warning("another run took the lease; this one goes on, nothing is done twice")
+                _log.warning(
+                    "another run took the lease; this one continues, nothing is done twice"
+                )
                 return
         except StoreError as error:
             _log.warning("the lease was not renewed (%s)", type(error).__name__)

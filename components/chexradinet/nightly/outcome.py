@@ -94,7 +94,7 @@ def night_of(
     """Return what a plan came to.
 
     Args:
-        plan: That was collected.
+        plan: The plan that was collected.
         merged: What became of its X-rays.
         model: The model.
         drift: As `evaluation.drift` gives it; None where the model has no reference.

@@ -94,7 +94,7 @@ def score_stage(
 
     number, shard = place_of(work, index)
     ledger = open_ledger(addresses.results_uri)
-    # Without the lease it goes on: whoever has it finds what is done, and nothing is done twice.
+    # Without the lease it continues: whoever has it finds what is done, and nothing is done twice.
     with holding(ledger, this_process(run.run_id, run.lease_ttl_s)):
         note_try(ledger, number, store_time(ledger).date().isoformat())
         return score(addresses, number, shard, config)
@@ -162,13 +162,13 @@ def nightly(
 
     Args:
         addresses: Inbox, models and results.
-        config: How to plan.
-        scoring: How to score.
+        config: Settings of planning.
+        scoring: Settings of scoring.
         run: None for a new one.
         progress: Called after each shard.
 
     Raises:
-        ChexRadiNetError: a stage failed; running again goes on where it stopped.
+        ChexRadiNetError: a stage failed; running again continues where it stopped.
     """
     run = run or new_run()
     started = time.monotonic()
@@ -224,7 +224,7 @@ def report_outcome(results_uri: str, state: str, run_id: str) -> bool:
     Args:
         results_uri: Folder of the results.
         state: As Kubeflow names it: one of `ENDED_WELL`, or anything else for a failure.
-        run_id: Of the run.
+        run_id: Name of the run.
 
     Returns:
         Whether the run ended well.

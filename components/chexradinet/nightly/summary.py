@@ -35,8 +35,8 @@ def waiting_images(
     """Return scored X-rays as the worklist needs them.
 
     Args:
-        images: Of one plan.
-        findings: Of its model, in order.
+        images: X-rays of one plan.
+        findings: Findings of its model, in order.
         calibrated: Those whose scores are probabilities. Only they give priority; the others are
             not assessed.
     """
@@ -133,7 +133,7 @@ def night_report(
     """Return what the report shows, without timings.
 
     Args:
-        plan: That was scored.
+        plan: The plan that was scored.
         merged: What became of its X-rays.
         model: The model.
         found_drift: What `night_drift` returned.
@@ -232,7 +232,7 @@ def _cases(
 
 
 def night_telemetry(addresses: Addresses, night: Night | None) -> NightlyTelemetry:
-    """Return the figures of a run that goes on.
+    """Return the figures of a run.
 
     Args:
         addresses: Inbox and results.
