@@ -36,7 +36,7 @@ REQUIRED = {
 }
 MODELS: dict[str, type[Settings]] = {"training": TrainingSettings, "nightly": NightlySettings}
 NOT_AS_NEEDED = {
-    "findings": "Nonsense",
+    "findings": "Nodul",
     "uncertain_labels": "perhaps",
     "rescore_since": "yesterday",
     "map_stride": 7,

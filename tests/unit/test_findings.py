@@ -4,10 +4,10 @@ import pytest
 
 from chexradinet.errors import UnknownFindingError
 from chexradinet.findings import (
+    KNOWN,
     KNOWN_FINDINGS,
     NIH_FINDINGS,
     canonical_finding,
-    canonical_findings,
     is_no_finding,
 )
 
@@ -39,4 +39,4 @@ def test_an_unknown_name_is_refused_with_the_closest_known_one() -> None:
 
 def test_no_finding_is_never_a_finding() -> None:
     assert is_no_finding("No Finding")
-    assert canonical_findings(["No Finding", "Mass", " ", "mass", "Nodule"]) == ("Mass", "Nodule")
+    assert KNOWN.canonical_all(["No Finding", "Mass", " ", "mass", "Nodule"]) == ("Mass", "Nodule")

@@ -1,14 +1,16 @@
 """From a source to model pixels: preprocessing, quality, conventions of public data sets."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Self
 
+import yaml
 from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from chexradinet.config.base import Settings, digest_of, internal, require
 from chexradinet.config.store import StoreConfig
 from chexradinet.errors import ConfigError, UnknownFindingError
-from chexradinet.findings import canonical_finding, canonical_findings
+from chexradinet.findings import Vocabulary, canonical_finding, own_findings
 
 PREPROCESSING_VERSION = 3
 """Raised whenever the same file would give other model pixels; part of the preprocessing digest."""
@@ -113,7 +115,31 @@ def parse_uncertain(text: str) -> tuple[UncertainLabel, dict[str, UncertainLabel
 
 
 def _split_names(value: object) -> object:
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        return _names_of_file(Path(value))
     return [name for name in value.split(",") if name] if isinstance(value, str) else value
+
+
+def _names_of_file(path: Path) -> list[str]:
+    """Read a YAML list of names, or of mappings with `name` and `synonyms`."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return [_entry(item) for item in content]
+    except OSError as error:
+        raise ValueError(
+            f"findings {path} cannot be read: {error.strerror}; on a cluster write the names out"
+        ) from error
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"findings {path} is not a YAML list of names, or of mappings with name and synonyms"
+        ) from error
+
+
+def _entry(item: Any) -> str:  # noqa: ANN401 - what YAML holds
+    if not isinstance(item, dict):
+        return str(item)
+    synonyms = item.get("synonyms")
+    return str(item["name"]) + ("" if synonyms is None else f"={'/'.join(synonyms)}")
 
 
 class QualityConfig(Settings):
@@ -142,9 +168,9 @@ class IngestConfig(Settings):
     """What a DICOM file must be; others have no header to judge."""
     findings: Annotated[tuple[str, ...], BeforeValidator(_split_names)] = Field(
         default=(),
-        json_schema_extra={"needed": "findings that docs/datasets.md lists, comma separated"},
+        json_schema_extra={"needed": "names of findings as in docs/datasets.md, or a YAML file"},
     )
-    """Findings to learn, comma separated and in order; empty takes all of the table."""
+    """Findings to learn, in order, own names with synonyms too: `Mass,Tuberculosis=TB/Koch`."""
     uncertain_labels: str = Field(
         default="ignore",
         validation_alias=AliasChoices("uncertain_labels", "uncertain"),
@@ -184,10 +210,20 @@ class IngestConfig(Settings):
     def _names_are_known(self) -> Self:
         try:
             parse_uncertain(self.uncertain_labels)
-            object.__setattr__(self, "findings", canonical_findings(self.findings))
+            object.__setattr__(self, "findings", tuple(own_findings(self.findings)[0].values()))
         except UnknownFindingError as error:
             raise ConfigError(str(error)) from error
         return self
+
+    @property
+    def finding_names(self) -> tuple[str, ...]:
+        """Canonical names of the findings to learn; empty for all of the table."""
+        return tuple(own_findings(self.findings)[0])
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Spellings of findings in the label table."""
+        return own_findings(self.findings)[1]
 
     def digest(self) -> str:
         """Return the digest of all that decides the bytes of a data set made from one source."""

@@ -13,7 +13,7 @@ from chexradinet.config.base import Settings, internal, require
 from chexradinet.config.evaluation import RadiomicsConfig, RegionConfig
 from chexradinet.config.ingest import QualityConfig
 from chexradinet.errors import ConfigError
-from chexradinet.findings import KNOWN_FINDINGS
+from chexradinet.findings import canonical_name
 
 DEFAULT_URGENCY: Mapping[str, float] = {
     "Pneumothorax": 1.0,
@@ -93,7 +93,8 @@ class WorklistConfig(Settings):
     @model_validator(mode="after")
     def _urgencies_are_known(self) -> Self:
         for finding, urgency in self.urgency.items():
-            require(finding in KNOWN_FINDINGS, "urgency", finding, "a canonical finding")
+            wanted = "a finding under its canonical name"
+            require(finding == canonical_name(finding), "urgency", finding, wanted)
             require(0 <= urgency <= 1, f"urgency of {finding}", urgency, "in [0, 1]")
         return self
 

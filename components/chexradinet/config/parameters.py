@@ -187,7 +187,7 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _targets_are_of_findings(self) -> Self:
-        known = self.ingest.findings or KNOWN_FINDINGS
+        known = self.ingest.finding_names or KNOWN_FINDINGS
         for name in self.evaluate.evaluation.target_findings:
             needed = f"targets of {', '.join(known)}"
             require(name in known, "target_sensitivity", name, needed)

@@ -115,7 +115,7 @@ def ingest(
         task = _prepared(opened, source, config, key)
         config = task.config
         info = DatasetInfo(
-            findings=config.findings if task.table is None else task.table.findings,
+            findings=config.finding_names if task.table is None else task.table.findings,
             preprocessing=config.preprocessing,
             source=source if task.key is None else _coded_place(source, task.key),
             split_seed=config.split_seed,

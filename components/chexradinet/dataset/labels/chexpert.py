@@ -79,7 +79,7 @@ def read_chexpert_table(folder: Path, config: IngestConfig) -> LabelTable:
         ),
     )
     table = LabelTable(name=name, findings=CHEXPERT_FINDINGS, rows=rows, notes=dict(notes))
-    return table.restricted(config.findings)
+    return table.restricted(config.finding_names)
 
 
 def _chexpert_parts(folder: Path) -> dict[str, Split]:
@@ -162,7 +162,7 @@ def read_mimic_table(folder: Path, config: IngestConfig) -> LabelTable:
         ),
     )
     table = LabelTable(name=labelled.name, findings=CHEXPERT_FINDINGS, rows=rows)
-    return table.restricted(config.findings)
+    return table.restricted(config.finding_names)
 
 
 def _mimic_table(folder: Path, *kinds: str) -> Path:

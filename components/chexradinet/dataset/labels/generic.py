@@ -32,7 +32,7 @@ from chexradinet.dataset.labels.table import (
     the_table,
 )
 from chexradinet.errors import LabelTableError
-from chexradinet.findings import KNOWN_FINDINGS, is_finding
+from chexradinet.findings import KNOWN_FINDINGS, Vocabulary
 
 COLUMNS = ("file", "patient", "findings")
 
@@ -50,12 +50,18 @@ def read_generic_table(folder: Path, config: IngestConfig) -> LabelTable:
     """
     path = the_table(folder, COLUMNS, "label table")
     # Read twice rather than kept: a table may have a million rows.
+    vocabulary = config.vocabulary
     named = {
         finding
         for line in read_lines(path, COLUMNS)
-        for finding in parse_findings(line, line["findings"])
+        for finding in parse_findings(line, line["findings"], vocabulary)
     }
-    findings = config.findings or ordered(named, KNOWN_FINDINGS)
+    findings = config.finding_names or ordered(named, KNOWN_FINDINGS)
+    unnamed = [name for name in findings if name not in (*named, *KNOWN_FINDINGS)]
+    if unnamed:
+        raise LabelTableError(
+            f"no row of {path.name} names {', '.join(unnamed)}; correct the setting findings"
+        )
     if not findings:
         raise LabelTableError(
             f"no row of {path.name} names a finding; fill its column findings, or name the "
@@ -64,22 +70,24 @@ def read_generic_table(folder: Path, config: IngestConfig) -> LabelTable:
     mappings = LabelMappings(findings)
     notes: Counter[str] = Counter()
     lines = read_lines(path, COLUMNS)
-    rows = each_once(path.name, (_row(line, mappings, notes) for line in lines))
+    rows = each_once(path.name, (_row(line, mappings, notes, vocabulary) for line in lines))
     return LabelTable(name=path.name, findings=findings, rows=rows, notes=dict(notes))
 
 
-def _row(line: Line, mappings: LabelMappings, notes: Counter[str]) -> TableRow:
+def _row(
+    line: Line, mappings: LabelMappings, notes: Counter[str], vocabulary: Vocabulary
+) -> TableRow:
     if not line["file"] or not line["patient"]:
         raise LabelTableError(f"{line.place} has no file or no patient; both are needed")
     for column in ("study", "view", "age", "sex", "split"):
-        if is_finding(line.get(column)):
+        if vocabulary.names(line.get(column)):
             raise LabelTableError(
                 f"{line.place}: {column} is {line[column]!r}, the name of a finding; join several "
                 "findings by |, or put them in quotes"
             )
     file = PurePosixPath(line["file"].replace("\\", "/")).as_posix()
     view, rejected = parse_view(line.get("view"))
-    positives = parse_findings(line, line["findings"])
+    positives = parse_findings(line, line["findings"], vocabulary)
     return TableRow(
         file=file,
         image_id=file,
@@ -90,6 +98,6 @@ def _row(line: Line, mappings: LabelMappings, notes: Counter[str]) -> TableRow:
         sex=parse_sex(line.get("sex")),
         split=parse_split(line, line.get("split")),
         labels=mappings.of_positives(positives) if line["findings"] else mappings.of_unknown(),
-        boxes=parse_boxes(line, line.get("boxes")),
+        boxes=parse_boxes(line, line.get("boxes"), vocabulary),
         rejected=rejected,
     )

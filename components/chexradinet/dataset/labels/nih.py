@@ -65,7 +65,7 @@ def read_nih_table(folder: Path, config: IngestConfig) -> LabelTable:
     table = LabelTable(
         name=path.name, findings=NIH_FINDINGS, rows=rows, box_frame=BOX_FRAME, notes=dict(notes)
     )
-    return table.restricted(config.findings)
+    return table.restricted(config.finding_names)
 
 
 def _row(

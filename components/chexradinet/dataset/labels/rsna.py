@@ -61,7 +61,7 @@ def read_rsna_table(folder: Path, config: IngestConfig) -> LabelTable:
         )
         for name, positive in targets.items()
     )
-    return LabelTable(name=path.name, findings=FINDINGS, rows=rows).restricted(config.findings)
+    return LabelTable(name=path.name, findings=FINDINGS, rows=rows).restricted(config.finding_names)
 
 
 def _target(line: Line) -> bool:

@@ -16,13 +16,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from chexradinet.config import UncertainLabel
 from chexradinet.errors import ConfigError, LabelTableError, SourceError, UnknownFindingError
-from chexradinet.findings import canonical_finding, canonical_findings, is_no_finding
+from chexradinet.findings import KNOWN, Vocabulary, is_no_finding
 from chexradinet.records import Box, LabelledBox, RejectReason, Split, View
 
 if TYPE_CHECKING:
@@ -436,7 +435,7 @@ def parse_split(line: Line, text: str) -> Split | None:
     return split
 
 
-def parse_findings(line: Line, text: str) -> tuple[str, ...]:
+def parse_findings(line: Line, text: str, vocabulary: Vocabulary = KNOWN) -> tuple[str, ...]:
     """Return the canonical findings of a cell that joins them by `|`; empty for `No Finding`.
 
     Raises:
@@ -444,7 +443,7 @@ def parse_findings(line: Line, text: str) -> tuple[str, ...]:
         LabelTableError: the cell says `No Finding` beside a finding.
     """
     try:
-        findings = _findings_of(text)
+        findings = vocabulary.canonical_all(text.split("|"))
     except UnknownFindingError as error:
         raise UnknownFindingError(f"{line.place}: {error}") from error
     if findings and any(is_no_finding(name) for name in text.split("|")):
@@ -452,19 +451,14 @@ def parse_findings(line: Line, text: str) -> tuple[str, ...]:
     return findings
 
 
-@lru_cache(maxsize=4096)
-def _findings_of(text: str) -> tuple[str, ...]:
-    return canonical_findings(text.split("|"))
-
-
-def finding_at(line: Line, name: str) -> str:
+def finding_at(line: Line, name: str, vocabulary: Vocabulary = KNOWN) -> str:
     """Return the canonical name of one finding.
 
     Raises:
         UnknownFindingError: it is unknown; the message says where.
     """
     try:
-        return canonical_finding(name)
+        return vocabulary.canonical(name)
     except UnknownFindingError as error:
         raise UnknownFindingError(f"{line.place}: {error}") from error
 
@@ -520,7 +514,7 @@ def certain(
     return value
 
 
-def parse_boxes(line: Line, text: str) -> tuple[LabelledBox, ...]:
+def parse_boxes(line: Line, text: str, vocabulary: Vocabulary) -> tuple[LabelledBox, ...]:
     """Return the boxes of a JSON list of `{finding, top, left, bottom, right}`.
 
     Raises:
@@ -529,7 +523,7 @@ def parse_boxes(line: Line, text: str) -> tuple[LabelledBox, ...]:
     if not text:
         return ()
     try:
-        return tuple(_labelled_box(line, item) for item in json.loads(text))
+        return tuple(_labelled_box(line, item, vocabulary) for item in json.loads(text))
     except RecursionError as error:
         raise LabelTableError(f"{line.place}: boxes are lists in lists without end") from error
     except (ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
@@ -539,6 +533,6 @@ def parse_boxes(line: Line, text: str) -> tuple[LabelledBox, ...]:
         ) from error
 
 
-def _labelled_box(line: Line, item: Mapping[str, Any]) -> LabelledBox:
+def _labelled_box(line: Line, item: Mapping[str, Any], vocabulary: Vocabulary) -> LabelledBox:
     sides = [float(item[side]) for side in ("top", "left", "bottom", "right")]
-    return LabelledBox(finding_at(line, item["finding"]), Box(*sides))
+    return LabelledBox(finding_at(line, item["finding"], vocabulary), Box(*sides))

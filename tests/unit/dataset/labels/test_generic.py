@@ -8,7 +8,7 @@ from chexradinet.config import IngestConfig
 from chexradinet.dataset.labels import table as tables
 from chexradinet.dataset.labels.generic import read_generic_table
 from chexradinet.dataset.labels.table import LabelTable
-from chexradinet.errors import LabelTableError, SourceError, UnknownFindingError
+from chexradinet.errors import ConfigError, LabelTableError, SourceError, UnknownFindingError
 from chexradinet.records import Box, LabelledBox, Split, View
 
 HEAD = "file,patient,findings,view,age,sex,split,boxes\n"
@@ -224,3 +224,46 @@ def test_small_compressed_table_that_inflates_without_end_is_refused(
     (tmp_path / "labels.csv.gz").write_bytes(gzip.compress(SHORT.encode() + rows))
     with pytest.raises(LabelTableError, match="more than 1048576 characters; split it"):
         read_generic_table(tmp_path, IngestConfig())
+
+
+def test_own_findings_are_learnt_under_their_name_with_their_synonyms(tmp_path: Path) -> None:
+    table = generic(
+        tmp_path,
+        *("a.png,1,TB|Mass", "b.png,2,koch", "c.png,3,tuberculosis", "d.png,4,No Finding"),
+        head=SHORT,
+        findings="Tuberculosis=TB/Koch,Mass",
+    )
+    assert table.findings == ("Tuberculosis", "Mass")
+    assert [list(row.labels.values()) for row in table.rows] == [[1, 1], [1, 0], [1, 0], [0, 0]]
+    with pytest.raises(LabelTableError, match=r"no row of labels\.csv names Silicosis"):
+        generic(tmp_path, "a.png,1,Mass", head=SHORT, findings="Silicosis,Mass")
+
+
+def test_own_findings_can_be_a_file_and_come_back_from_a_settings_record(tmp_path: Path) -> None:
+    path = tmp_path / "findings.yaml"
+    path.write_text("- mass\n- name: Lung cavity\n  synonyms: [cavity, cavern]\n- name: Bulla\n")
+    config = IngestConfig(findings=str(path))  # type: ignore[arg-type]
+    assert config.finding_names == ("Mass", "Lung_cavity", "Bulla")
+    again = IngestConfig(**config.struct())
+    assert again == config
+    assert again.vocabulary.canonical("CAVERN") == "Lung_cavity"
+
+
+@pytest.mark.parametrize(
+    ("findings", "told"),
+    [
+        ("Nodul", "did you mean 'Nodule'"),
+        ("1x", "is no name of a finding"),
+        ("A,Mass=Nodule", "is no name of a finding"),
+        ("Cyst=TB,Caverna=TB", "'TB' is a spelling of Cyst and of Caverna"),
+        ("nowhere.yaml", "cannot be read"),
+    ],
+)
+def test_findings_that_cannot_be_meant_are_refused(findings: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        IngestConfig(findings=findings)  # type: ignore[arg-type]
+
+
+def test_a_name_close_to_a_known_one_can_be_meant() -> None:
+    names = "Pleural Effusion left="
+    assert IngestConfig(findings=names).finding_names == ("Pleural_Effusion_left",)  # type: ignore[arg-type]
