@@ -15,7 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from chexradinet.errors import ChexRadiNetError
-from pipelines.acceptance_cluster import CLEAN, FIRST_EPOCH, PREPARE, READ, Installation
+from pipelines.acceptance_cluster import (
+    CLEAN,
+    FIRST_EPOCH,
+    NIGHTLY_SETTINGS,
+    PREPARE,
+    READ,
+    TRAINING_SETTINGS,
+    Installation,
+)
 from pipelines.api import TIMEOUT_S, Api, explained
 from pipelines.check_cluster import Site, State, check_cluster
 from pipelines.cluster import kubectl
@@ -35,25 +43,6 @@ from pipelines.upload import find_pipeline, publish
 
 _QUIET = Console(quiet=True)
 _EVERY_MINUTE = "0 * * * * *"
-
-TRAINING_SETTINGS = (
-    "data_format=csv",
-    "image_side=64",
-    "backbone=resnet18-narrow",
-    "map_stride=8",
-    "epochs=4",
-    "rounds=2",
-    "round_epochs=1",
-    "num_shards=2",
-    "bootstrap_samples=100",
-    "min_improvement=-1",
-    "accelerator_count=0",
-    "training_memory=3Gi",
-    "ingest_memory=2Gi",
-    "heatmap_memory=2Gi",
-    "radiomics_memory=2Gi",
-)
-NIGHTLY_SETTINGS = ("settle_s=0", "shard_size=10", "num_decoders=1", "scoring_memory=2Gi")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,25 @@ _POLL_S = 5.0
 FIRST_EPOCH = "epoch 1 of"
 """What training logs when its first epoch is done and kept."""
 
+TRAINING_SETTINGS = (
+    "data_format=csv",
+    "image_side=64",
+    "backbone=resnet18-narrow",
+    "map_stride=8",
+    "epochs=8",
+    "rounds=2",
+    "round_epochs=1",
+    "num_shards=2",
+    "bootstrap_samples=100",
+    "min_improvement=-1",
+    "accelerator_count=0",
+    "training_memory=3Gi",
+    "ingest_memory=2Gi",
+    "heatmap_memory=2Gi",
+    "radiomics_memory=2Gi",
+)
+NIGHTLY_SETTINGS = ("settle_s=0", "shard_size=10", "num_decoders=1", "scoring_memory=2Gi")
+
 PREPARE = """
 import sys, tempfile
 from pathlib import Path

@@ -182,11 +182,7 @@ def check_cluster_command(
     image: Image = "",
     memory: Annotated[str, typer.Option(help="Largest memory of a step.")] = "6Gi",
 ) -> None:
-    """Show what an installation has of what a run needs; change nothing.
-
-    Asks the API server and, through kubectl's current context, the cluster. Exit code 1 if
-    anything that a run needs is missing.
-    """
+    """Show what an installation has of what a run needs; exit code 1 if something is missing."""
     site = Site(
         api=connect(endpoint_from(os.environ, host)),
         namespace=namespace,
