@@ -384,35 +384,51 @@ def add_review_samples(
     """Write pictures of doubtful rejects into a data set; nothing where there are none.
 
     Args:
-        writer: Of the data set.
-        rejections: With names as the source has them.
+        writer: Writer of the data set.
+        rejections: Rejections, with names as the source has them.
         source: Where the files are read from once more.
         config: How they are shown.
         key: Codes the names.
     """
+    chosen = [
+        item
+        for reason in _REVIEWED
+        for item in [one for one in rejections if one.reason is reason][:_MAX_EACH]
+    ]
+    files = [item.source_uri for item in chosen]
+    any_dicom = any(is_dicom(file, b"", config) for file in files)
+    # A view that the header tells was rejected before its pixels were decoded: limits hold here.
+    decoded = decode_in_order(
+        files, partial(_picture, source, config), config.ingest_workers, any_dicom
+    )
     names, pictures = [], []
-    for reason in _REVIEWED:
-        for rejection in [item for item in rejections if item.reason is reason][:_MAX_EACH]:
-            picture = _picture(source, rejection.source_uri, config)
-            if picture is not None:
-                names.append((name_of(key, "file", rejection.source_uri), reason.value))
-                pictures.append(picture)
+    for item, picture in zip(chosen, decoded, strict=True):
+        if isinstance(picture, np.ndarray):
+            names.append((name_of(key, "file", item.source_uri), item.reason.value))
+            pictures.append(picture)
     if pictures:
         writer.add_doubtful(names, pictures)
 
 
-def _picture(source: Source, file: str, config: IngestConfig) -> NDArray[np.uint8] | None:
+def _picture(source: Source, config: IngestConfig, file: str) -> NDArray[np.uint8] | None:
     """Return a small picture; None for what cannot be read or says that it carries text."""
     small = PreprocessingConfig(image_side=_SAMPLE_SIDE_PX, geometry=GeometryMode.PAD)
     try:
         content = source.read(file)
-        if not is_dicom(file, content, config):
-            return fit_to_model(read_image(io.BytesIO(content)), small)[0].astype(np.uint8)
-        from chexradinet.dicom.reader import read_radiograph, to_model
-
-        radiograph = read_radiograph(content, config.preprocessing.dicom)
-        if radiograph.header.burned_in_annotation == "YES":
-            return None
-        return to_model(radiograph, small)[0]
+        with reject_on_error(config.decode_timeout_s):
+            if not is_dicom(file, content, config):
+                return fit_to_model(read_image(io.BytesIO(content)), small)[0].astype(np.uint8)
+            return _radiograph_picture(content, config, small)
     except RejectedImageError:
         return None
+
+
+def _radiograph_picture(
+    content: bytes, config: IngestConfig, small: PreprocessingConfig
+) -> NDArray[np.uint8] | None:
+    from chexradinet.dicom.reader import read_radiograph, to_model
+
+    radiograph = read_radiograph(content, config.preprocessing.dicom)
+    if radiograph.header.burned_in_annotation == "YES":
+        return None
+    return to_model(radiograph, small)[0]

@@ -45,7 +45,7 @@ _NOT_FRONTAL = re.compile(
     r"\b(LAT|LATERAL\w*|LL|RL|LLAT|RLAT|SEITLICH|PROFIL|OBLIQU\w*|DECUB\w*|LLD|RLD|LORDOTIC|AXIAL"
     r"|LAO|RAO|LPO|RPO)\b"
 )
-_MAX_LINE, _MAX_TABLE = 1 << 20, 1 << 29
+_MAX_LINE, _MAX_TABLE = 1 << 20, 1 << 27
 """Most characters of a line and of a table, so that a small compressed file cannot fill memory."""
 _MAX_BOXES = 1000
 """Most boxes of an image."""
