@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from pydicom.dataset import Dataset
 
-from chexradinet.dataset.labels.table import (
+from chexradinet.dataset.labels.cells import (
     MAX_AGE_YEARS,
     NOT_SAID,
     folded,

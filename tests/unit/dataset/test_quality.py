@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig, QualityConfig
 from chexradinet.dataset.images import read_image
-from chexradinet.dataset.labels.table import parse_view
+from chexradinet.dataset.labels.cells import parse_view
 from chexradinet.dataset.quality import (
     INVERTED_BELOW,
     UNSURE_BELOW,

@@ -21,21 +21,23 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from chexradinet.config import IngestConfig, UncertainLabel, parse_uncertain
-from chexradinet.dataset.labels.table import (
+from chexradinet.dataset.labels.cells import (
     LabelMappings,
-    LabelTable,
-    Line,
-    TableRow,
     certain,
-    column_key,
-    each_once,
-    list_tables,
     noted_age,
     parse_sex,
     parse_split,
     parse_view,
-    read_lines,
     view_position,
+)
+from chexradinet.dataset.labels.table import (
+    LabelTable,
+    Line,
+    TableRow,
+    column_key,
+    each_once,
+    list_tables,
+    read_lines,
 )
 from chexradinet.errors import LabelTableError, SourceError
 from chexradinet.findings import CHEXPERT_FINDINGS

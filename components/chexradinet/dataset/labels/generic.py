@@ -15,12 +15,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from chexradinet.config import IngestConfig
-from chexradinet.dataset.labels.table import (
+from chexradinet.dataset.labels.cells import (
     LabelMappings,
-    LabelTable,
-    Line,
-    TableRow,
-    each_once,
     noted_age,
     ordered,
     parse_boxes,
@@ -28,6 +24,12 @@ from chexradinet.dataset.labels.table import (
     parse_sex,
     parse_split,
     parse_view,
+)
+from chexradinet.dataset.labels.table import (
+    LabelTable,
+    Line,
+    TableRow,
+    each_once,
     read_lines,
     the_table,
 )

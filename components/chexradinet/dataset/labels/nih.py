@@ -12,21 +12,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chexradinet.config import IngestConfig
+from chexradinet.dataset.labels.cells import (
+    LabelMappings,
+    finding_at,
+    noted_age,
+    parse_findings,
+    parse_sex,
+    parse_view,
+)
 from chexradinet.dataset.labels.table import (
     NO_TEXT,
-    LabelMappings,
     LabelTable,
     Line,
     TableRow,
     bounded_lines,
     each_once,
     find_tables,
-    finding_at,
-    noted_age,
     open_text,
-    parse_findings,
-    parse_sex,
-    parse_view,
     read_lines,
     the_table,
     with_box,

@@ -10,8 +10,8 @@ Source: Shih et al. 2019, doi 10.1148/ryai.2019180041.
 from pathlib import Path
 
 from chexradinet.config import IngestConfig
+from chexradinet.dataset.labels.cells import LabelMappings
 from chexradinet.dataset.labels.table import (
-    LabelMappings,
     LabelTable,
     Line,
     TableRow,
