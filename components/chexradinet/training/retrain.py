@@ -116,7 +116,7 @@ def retrain(
 
 
 def _digests(features: Sequence[Path]) -> list[str]:
-    files = (file for folder in features for file in folder.iterdir())
+    files = (file for folder in features for file in folder.glob("*"))
     return sorted(sha256_of(file) for file in files)
 
 

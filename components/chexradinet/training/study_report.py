@@ -108,6 +108,8 @@ def _notes(plan: StudyPlan, number: int) -> list[str]:
         f"Data looked at before the plan was fixed: {plan.seen_before}.",
         "Within view: mean AUROC of frontal views apart, weighted by their images: the view alone "
         "tells much of a patient's state.",
+        "A gain over no pretext is one of the pretext's content only if the arm beats its permuted "
+        "control too.",
         "The figures are of one data set and of small networks, and nothing clinical follows.",
     ]
 
