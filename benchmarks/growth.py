@@ -127,7 +127,7 @@ def main() -> None:
             make_dataset(folder, size)
             for stage in STAGES:
                 seconds, peak = measured(stage, folder)
-                per_image = 1e3 * max(seconds - start_s, 0.0) / size
+                per_image = 1e3 * max(seconds - start_s, 1e-3) / size
                 found[stage, size] = (per_image, peak)
                 print(f"{size:6d} {stage:10s}{per_image:9.2f} CPU ms per image{peak:8.0f} MiB",
                       flush=True)  # fmt: skip
