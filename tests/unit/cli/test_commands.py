@@ -135,6 +135,15 @@ def test_upload_names_an_address_that_is_not_an_archive(
     refused(done, "dicomweb://")
 
 
+def test_export_onnx_writes_one_file_and_names_a_wrong_bundle(
+    chexradinet: Command, tiny_model: Path, tmp_path: Path
+) -> None:
+    done = chexradinet("export-onnx", tiny_model, tmp_path / "model.onnx")
+    assert done.code == 0, done.err
+    assert (tmp_path / "model.onnx").stat().st_size > 0
+    refused(chexradinet("export-onnx", tmp_path / "absent", tmp_path / "n.onnx"), "absent")
+
+
 def test_buckets_names_a_folder_without_its_files(chexradinet: Command, tmp_path: Path) -> None:
     refused(chexradinet("buckets", tmp_path), "buckets.json")
 
