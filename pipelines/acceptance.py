@@ -207,10 +207,11 @@ class Acceptance:
             key = str(made.recurring_run_id)
             try:
                 run = self.world.new_run(lambda one: one.recurring_run_id == key, time.time())
+                detail.append(str(run.run_id))
+                follow(self.api, str(run.run_id), _QUIET)
             finally:
+                # Only now: Kubernetes removes the Workflows of a recurring run with it.
                 service.recurring_run_service_delete_recurring_run(key, _request_timeout=TIMEOUT_S)
-            detail.append(str(run.run_id))
-            follow(self.api, str(run.run_id), _QUIET)
 
     def _read(self, run_id: str) -> None:
         with self.step("read metrics and reports") as detail:
