@@ -32,6 +32,7 @@ def chexradinet(
     """Return a function that runs `chexradinet --json …` and gives exit code and output."""
 
     def run(*words: object) -> Done:
+        monkeypatch.setenv("COLUMNS", "1000")  # messages are not wrapped
         monkeypatch.setattr(sys, "argv", ["chexradinet", "--json", *map(str, words)])
         code = 0
         try:

@@ -98,9 +98,10 @@ def test_every_known_finding_has_an_urgency() -> None:
     assert set(DEFAULT_URGENCY) == set(KNOWN_FINDINGS)
 
 
-def test_an_unknown_finding_has_no_urgency_to_set() -> None:
-    with pytest.raises(ConfigError, match="canonical finding"):
-        WorklistConfig(urgency={"Pnoimonia": 0.5})
+def test_an_own_finding_has_the_urgency_that_is_set_and_none_out_of_bounds() -> None:
+    assert WorklistConfig(urgency={"Tuberculosis": 0.9}).urgency_of("Tuberculosis") == 0.9
+    with pytest.raises(ConfigError, match=r"Mass.*in \[0, 1\]"):
+        WorklistConfig(urgency={"Mass": 1.5})
 
 
 def test_csv_has_a_line_a_study_and_text_is_quoted() -> None:
