@@ -122,7 +122,7 @@ def main() -> None:
     try:
         app()
     except ChexRadiNetError as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(1) from None
 
 

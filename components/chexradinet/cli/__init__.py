@@ -52,5 +52,5 @@ def main() -> None:
         app()
     except ChexRadiNetError as error:
         console.quiet = False
-        console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(1) from None
