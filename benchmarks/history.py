@@ -255,7 +255,7 @@ def peak_mib() -> float:
 
 
 def forget_peak() -> float:
-    """Count the most memory anew; return what is held now, in MiB."""
+    """Count the most memory again; return what is held now, in MiB."""
     Path("/proc/self/clear_refs").write_text("5", "ascii")
     return peak_mib()
 

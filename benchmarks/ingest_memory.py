@@ -39,7 +39,7 @@ def write_files(folder: Path, count: int, side: int) -> None:
     scene = 2048 + 1500 * np.sin(column * 6.8 / side) * np.cos(row * 8.2 / side)
     random = np.random.default_rng(0)
     for number in range(count):
-        # Rolling the same noise makes it distinct without drawing it anew for each file.
+        # Rolling the same noise makes it distinct without drawing it again for each file.
         noise = random.integers(-30, 30, side)
         stored = (scene + noise).clip(0, 4095).astype(np.uint16)
         attributes = {"PatientID": str(number), "WindowCenter": 2000, "WindowWidth": 2600}

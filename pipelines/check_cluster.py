@@ -89,7 +89,7 @@ def _version(site: Site) -> Iterator[Finding]:
     found = str(json.loads(client.last_response.data).get("tag_name", "unknown"))
     numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
     enough = len(numbers) == 2 and numbers >= MINIMUM_VERSION
-    needed = "" if enough else "; needed is 2.17 or later"
+    needed = "" if enough else "; it must be 2.17 or later"
     yield Finding("Kubeflow Pipelines", State.OK if enough else State.FAILED, found + needed)
 
 
@@ -103,15 +103,15 @@ def _retries(site: Site) -> Iterator[Finding]:
     defaults = yaml.safe_load(found.get("data", {}).get("workflowDefaults", "")) or {}
     strategy = defaults.get("spec", {}).get("templateDefaults", {}).get("retryStrategy", {})
     policy, limit = strategy.get("retryPolicy", "OnFailure"), str(strategy.get("limit", "none"))
-    told = f"retryPolicy {policy}, limit {limit}: "
+    text = f"retryPolicy {policy}, limit {limit}: "
     if policy == "Always" and limit == "0":
-        yield Finding(subject, State.OK, told + "failed and deleted pods are tried again")
+        yield Finding(subject, State.OK, text + "failed and deleted pods are tried again")
     elif policy == "OnError":
-        told += "a failed container ends the run; see manifests/options/argo-retries"
-        yield Finding(subject, State.WARNING, told)
+        text += "a failed container ends the run; see manifests/options/argo-retries"
+        yield Finding(subject, State.WARNING, text)
     else:
-        told += "DAGs repeat their steps, or lost pods are not tried again; set limit '0', Always"
-        yield Finding(subject, State.WARNING, told)
+        text += "DAGs repeat their steps, or lost pods are not tried again; set limit '0', Always"
+        yield Finding(subject, State.WARNING, text)
 
 
 def _objects(site: Site) -> Iterator[Finding]:
@@ -154,9 +154,9 @@ def _nodes(site: Site) -> Iterator[Finding]:
     free = list(_free(nodes, json.loads(pods)["items"]))
     fits = any(cores >= 1 and memory >= quantity(site.memory) for cores, memory in free)
     cores, memory = max(free, default=(0.0, 0.0))
-    told = f"{len(nodes)}; the emptiest has {cores:.1f} cores and {memory / 2**30:.0f} GiB free"
+    text = f"{len(nodes)}; the emptiest has {cores:.1f} cores and {memory / 2**30:.0f} GiB free"
     needed = f"; a step needs 1 core and {site.memory} on one node"
-    yield Finding("nodes", State.OK if fits else State.FAILED, told + ("" if fits else needed))
+    yield Finding("nodes", State.OK if fits else State.FAILED, text + ("" if fits else needed))
     if site.image:
         yield _image(site.image, nodes)
 
@@ -186,11 +186,11 @@ def _image(image: str, nodes: list[dict[str, Any]]) -> Finding:
         any(names & set(held.get("names") or []) for held in node["status"].get("images", []))
         for node in nodes
     )
-    told = f"{image} is on {having} of {len(nodes)} nodes"
+    text = f"{image} is on {having} of {len(nodes)} nodes"
     if having == len(nodes):
-        return Finding("worker image", State.OK, told)
+        return Finding("worker image", State.OK, text)
     # A registry may have it; without one, only nodes that were given it can start it.
-    return Finding("worker image", State.WARNING if "/" in image else State.FAILED, told)
+    return Finding("worker image", State.WARNING if "/" in image else State.FAILED, text)
 
 
 def quantity(text: str) -> float:

@@ -146,8 +146,8 @@ def _failure(api: Api, run: Any) -> str:  # noqa: ANN401
         for step in steps_of(run)
         if step.state in _BAD
     ]
-    told = getattr(run.error, "message", None)
-    reasons = "; ".join([*([told] if told else []), *failed])
+    text = getattr(run.error, "message", None)
+    reasons = "; ".join([*([text] if text else []), *failed])
     pods = failed_pods(str(run.run_id), api.endpoint.namespace or "kubeflow")
     return (
         f"the run ended as {run.state} ({reasons or 'its task list names no failed step'}); "

@@ -48,7 +48,7 @@ def load_compiled(path: Path) -> dict[str, Any]:
     """Return the pipeline specification of a compiled pipeline.
 
     Raises:
-        ConfigError: there is no such file, or it is no compiled pipeline.
+        ConfigError: there is no such file, or it is not a compiled pipeline.
     """
     return load_documents(path)[0]
 
@@ -57,17 +57,17 @@ def load_documents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the specification of a compiled pipeline and its platform document, or an empty one.
 
     Raises:
-        ConfigError: there is no such file, or it is no compiled pipeline.
+        ConfigError: there is no such file, or it is not a compiled pipeline.
     """
     try:
         documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_LOADER))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} is missing; run `chexradinet compile` first") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML file; compile the pipeline again") from error
+        raise ConfigError(f"{path} is not a YAML file; compile the pipeline again") from error
     document, platform = [*documents, None, None][:2]
     if not isinstance(document, dict) or "pipelineInfo" not in document:
-        raise ConfigError(f"{path} is no compiled pipeline; compile it again")
+        raise ConfigError(f"{path} is not a compiled pipeline; compile it again")
     return document, platform if isinstance(platform, dict) else {}
 
 

@@ -127,7 +127,7 @@ def _follow(api: Api, run_id: str, link: str) -> None:
     try:
         follow(api, run_id, console)
     except KeyboardInterrupt:
-        console.print(f"no longer followed; the run goes on: {link}", highlight=False)
+        console.print(f"no longer followed; the run continues: {link}", highlight=False)
         raise SystemExit(130) from None
     console.print("succeeded", highlight=False)
 
@@ -224,7 +224,7 @@ def acceptance_command(
 
 def _require_name(name: str) -> None:
     if name not in NAMES:
-        raise ConfigError(f"{name!r} is no pipeline; known are {', '.join(NAMES)}")
+        raise ConfigError(f"{name!r} is not a pipeline; known are {', '.join(NAMES)}")
 
 
 def _compiled(name: str, file: Path | None, image: str, shape: Shape) -> Path:

@@ -212,7 +212,7 @@ def with_deidentification(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 
 def with_checkpoints(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Give a task the store and a folder in it, so that its retry goes on where it was ended."""
+    """Give a task the store and a folder in it, so that its retry continues where it was ended."""
     return _with_addresses(with_store(task), "CHEXRADINET_CHECKPOINT_URI")
 
 

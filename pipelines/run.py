@@ -126,9 +126,9 @@ def run_locally(
             log.write(line)
             watcher.read(line)
     if process.returncode or watcher.faults:
-        told = watcher.cause.removeprefix("chexradinet.errors.")
-        said = "\n".join(watcher.faults) or told or "\n".join(watcher.recent[-15:])
-        raise LocalRunError(f"the run failed; its log is {run_folder / LOG_FILE}\n{said}")
+        cause = watcher.cause.removeprefix("chexradinet.errors.")
+        shown = "\n".join(watcher.faults) or cause or "\n".join(watcher.recent[-15:])
+        raise LocalRunError(f"the run failed; its log is {run_folder / LOG_FILE}\n{shown}")
     outputs: dict[str, str] = json.loads((run_folder / "outputs.json").read_text(encoding="utf-8"))
     return outputs
 

@@ -168,7 +168,7 @@ class World:
         """Return all files that a night leaves, without what says how long it took.
 
         That is a section of the report and the last five columns of the scores: cut off each line
-        of CSV, and taken out of Parquet, whose remaining columns are written anew.
+        of CSV, and taken out of Parquet, whose remaining columns are written again.
         """
         store, prefix = open_store(self.results_uri)
         found = {}

@@ -81,7 +81,7 @@ class Vocabulary:
     """Spellings of findings: the known ones, and those that a user adds."""
 
     own: Mapping[str, str] = field(default_factory=dict)
-    """Canonical name by key of a spelling, for findings that are not known or spelled anew."""
+    """Canonical name by key of a spelling, for findings that are not known or spelled again."""
 
     def canonical(self, name: str) -> str:
         """Return the canonical name of a finding.

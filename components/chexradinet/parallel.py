@@ -110,8 +110,8 @@ def keep_freed_memory() -> None:
     """Let this process keep what it frees, for the next item of the same size.
 
     Whoever decodes allocates and frees the same megabytes for each file. Left alone, glibc gives
-    them back and has them mapped anew, with a page fault for each 4 KiB: that took up to as long as
-    decoding (`python -m benchmarks.ingest_memory`). Other C libraries have no such call.
+    them back and has them mapped again, with a page fault for each 4 KiB: that took up to as long
+    as decoding (`python -m benchmarks.ingest_memory`). Other C libraries have no such call.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -192,7 +192,7 @@ def test_an_evicted_stage_keeps_its_state_in_time_and_its_retry_goes_on(
 
     retried = subprocess.run(task.command, capture_output=True, text=True, check=False)
     assert retried.returncode == 0, retried.stderr
-    assert f"training goes on from {kept.name}" in retried.stdout + retried.stderr
+    assert f"training continues from {kept.name}" in retried.stdout + retried.stderr
     assert _weights(tmp_path / "evicted") == _weights(tmp_path / "whole")
     assert not list(state.rglob("*.safetensors"))
 

@@ -61,7 +61,7 @@ class Cluster:
         self.retries(STOCK)
         self.has("job", "chexradinet-buckets", {"status": {"succeeded": 1}})
         self.has("nodes", "-o", {"items": [NODE]})
-        # A run that goes on now leaves room when it ends.
+        # A run that continues now leaves room when it ends.
         run = _pod("3", "9Gi") | {"metadata": {"labels": {"pipeline/runid": "1"}}}
         self.has("pods", "-A", {"items": [_pod("500m", "2Gi"), _pod("9", "9Gi", "Failed"), run]})
 
@@ -148,7 +148,7 @@ def test_an_old_release_a_full_node_a_missing_image_and_unmade_buckets_fail(
     cluster.has("pods", "-A", {"items": [_pod("3500m", "1Gi")]})
     result = _check(kubeflow, "--image", "other-python:1")
     assert result.exit_code == 1
-    assert "2.4.1; needed is 2.17 or later" in result.output
+    assert "2.4.1; it must be 2.17 or later" in result.output
     assert "a step needs 1 core and 6Gi on one node" in result.output
     assert "other-python:1 is on 0 of 1 nodes" in result.output
     assert "has not succeeded in chexradinet-store" in result.output

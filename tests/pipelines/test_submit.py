@@ -263,7 +263,7 @@ def test_a_file_of_another_pipeline_is_refused(command: list[str], compiled_nigh
 
 
 def test_an_unknown_pipeline_name_and_a_missing_host_are_refused(command: list[str]) -> None:
-    _refused(["submit", "weekly"], "'weekly' is no pipeline; known are training, nightly")
+    _refused(["submit", "weekly"], "'weekly' is not a pipeline; known are training, nightly")
     without_host = [word for word in command if not word.startswith(("--host", "http"))]
     _refused(without_host, "no Kubeflow host is given; add --host .* svc/ml-pipeline-ui 8080:80")
     _refused([*command, "--host", "ml-pipeline:8888"], "must begin with http")
@@ -517,7 +517,7 @@ def test_ctrl_c_leaves_the_run_going_and_says_where_it_is(
     monkeypatch.setattr(remote, "follow", interrupted)
     result = _run(command)
     assert result.exit_code == 130
-    assert "the run goes on: http" in result.output
+    assert "the run continues: http" in result.output
 
 
 def test_the_commands_exit_with_1_and_one_line_where_they_fail() -> None:
@@ -525,7 +525,7 @@ def test_the_commands_exit_with_1_and_one_line_where_they_fail() -> None:
         [sys.executable, "-m", "pipelines", "submit", "weekly"], capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert done.stdout.startswith("error: 'weekly' is no pipeline")
+    assert done.stdout.startswith("error: 'weekly' is not a pipeline")
     assert "Traceback" not in done.stdout + done.stderr
 
 

@@ -69,7 +69,7 @@ def deidentification_key(environment: Mapping[str, str] | None = None) -> Deiden
     if len(secret) < MIN_KEY_CHARACTERS:
         given = f"has {len(secret)} characters" if secret else "is not set"
         raise ConfigError(
-            f"{KEY_VARIABLE} {given}; needed is a secret of at least {MIN_KEY_CHARACTERS} "
+            f"{KEY_VARIABLE} {given}; it must be a secret of at least {MIN_KEY_CHARACTERS} "
             "characters, kept for as long as data sets are to share identifiers: make one with "
             "`openssl rand -hex 32` and see docs/deidentification.md"
         )

@@ -119,7 +119,7 @@ def _modality_reason(header: "RadiographHeader") -> tuple[RejectReason | None, s
     if header.modality in _ANY_MODALITY and (of_radiograph or captured):
         return None, ""
     named = header.modality if header.modality in _OTHER_MODALITIES else "not a known one"
-    detail = f"modality is {named}; needed is one of {', '.join(RADIOGRAPH_MODALITIES)}"
+    detail = f"modality is {named}; it must be one of {', '.join(RADIOGRAPH_MODALITIES)}"
     return RejectReason.WRONG_MODALITY, detail
 
 

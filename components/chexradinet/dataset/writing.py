@@ -179,7 +179,7 @@ def count(
 class ShardWriter:
     """Append images to numbered shards; holds one image in memory at a time.
 
-    With `num_full` it goes on after that many full shards that are already in the directory.
+    With `num_full` it continues after that many full shards that are already in the directory.
     """
 
     def __init__(

@@ -53,14 +53,14 @@ def parse_archive(uri: str, *, dates_needed: bool) -> Archive:
         parts = urlsplit(uri)
         port = parts.port
     except ValueError as error:
-        raise ConfigError(f"the archive's address cannot be read; needed is {_FORM}") from error
+        raise ConfigError(f"the archive's address cannot be read; it must be {_FORM}") from error
     if parts.username is not None or parts.password is not None:
         raise ConfigError(
             "the archive's address holds credentials; put them in DICOMWEB_USER and "
             "DICOMWEB_PASSWORD, or in DICOMWEB_TOKEN"
         )
     if not parts.hostname:
-        raise ConfigError(f"archive {uri!r} names no host; needed is {_FORM}")
+        raise ConfigError(f"archive {uri!r} names no host; it must be {_FORM}")
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     host = f"{name}:{port}" if port else name
     path = parts.path.rstrip("/")
@@ -79,7 +79,7 @@ def _protocol(parts: SplitResult, uri: str) -> str:
         _require_permission()
     if parts.scheme in ("dicomweb+http", "dicomweb+https"):
         return parts.scheme.partition("+")[2]
-    raise ConfigError(f"archive {uri!r} has scheme {parts.scheme!r}; needed is {_FORM}")
+    raise ConfigError(f"archive {uri!r} has scheme {parts.scheme!r}; it must be {_FORM}")
 
 
 def _require_permission() -> None:
@@ -102,7 +102,7 @@ def _study_date(parts: SplitResult, uri: str) -> str:
     unknown = sorted(set(query) - {"study_date", "last_days"})
     if unknown or len(query) > 1:
         given = f"unknown {unknown}" if unknown else "both study_date and last_days"
-        raise ConfigError(f"archive {uri!r} has {given}; needed is {_FORM}")
+        raise ConfigError(f"archive {uri!r} has {given}; it must be {_FORM}")
     if "last_days" in query:
         return _last_days(query["last_days"][-1], uri)
     value = query.get("study_date", [""])[-1]
@@ -110,7 +110,7 @@ def _study_date(parts: SplitResult, uri: str) -> str:
     days = [day for day in (match[1], match[3]) if day] if match else []
     if not days or (len(days) == 2 and "-" not in value) or not all(map(_is_day, days)):
         raise ConfigError(
-            f"archive {uri!r} has study_date {value!r}; needed is a day, first-last, first- "
+            f"archive {uri!r} has study_date {value!r}; it must be a day, first-last, first- "
             "or -last, as YYYYMMDD"
         )
     if days[0] > days[-1]:
@@ -120,7 +120,7 @@ def _study_date(parts: SplitResult, uri: str) -> str:
 
 def _last_days(text: str, uri: str) -> str:
     if not re.fullmatch(r"\d{1,4}", text):
-        raise ConfigError(f"archive {uri!r} has last_days {text!r}; needed is a number of days")
+        raise ConfigError(f"archive {uri!r} has last_days {text!r}; it must be a number of days")
     today = datetime.now(UTC)
     first, last = today - timedelta(days=int(text)), today + timedelta(days=1)
     return f"{first:%Y%m%d}-{last:%Y%m%d}"

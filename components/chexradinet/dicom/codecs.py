@@ -203,7 +203,7 @@ def _as_patterns(pixels: NDArray[np.integer], layout: PixelLayout, bits: int) ->
     size = (layout.rows, layout.columns)
     if pixels.shape not in {size, (*size, layout.samples)} or pixels.dtype.itemsize > 2:
         found = f"{pixels.dtype} of shape {pixels.shape}"
-        raise implausible(f"the stream decodes to {found}; needed is {size}")
+        raise implausible(f"the stream decodes to {found}; it must be {size}")
     if pixels.ndim == 3 and layout.samples == 1:
         pixels = pixels[:, :, 0]
     patterns: Stored = pixels.view(np.uint8 if pixels.dtype.itemsize == 1 else np.uint16)

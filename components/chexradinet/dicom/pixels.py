@@ -45,7 +45,7 @@ def pixel_layout(dataset: Dataset) -> PixelLayout:
     """
     frames = integer(dataset, "NumberOfFrames")
     if frames is not None and frames > 1:
-        raise RejectedImageError(RejectReason.MULTI_FRAME, f"{frames} frames; needed is one")
+        raise RejectedImageError(RejectReason.MULTI_FRAME, f"{frames} frames; it must be one")
     allocated = integer(dataset, "BitsAllocated") or 0
     stored = integer(dataset, "BitsStored") or allocated
     high_bit = integer(dataset, "HighBit")

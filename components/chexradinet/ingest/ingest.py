@@ -1,7 +1,7 @@
 """Ingest: a source of X-rays and its label table become a data set, each file decoded once.
 
 Every file that comes in goes out: as an image of the data set, or as a rejection with a reason. A
-run that was killed goes on after its last full shard (`resuming`), and equal input gives equal
+run that was killed continues after its last full shard (`resuming`), and equal input gives equal
 bytes, wherever it lies: of `dataset.json` only `source` tells the build, and the data set's digest
 leaves that out.
 """

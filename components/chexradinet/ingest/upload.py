@@ -1,7 +1,7 @@
 """Ingest into object storage: made in a local folder, uploaded when complete.
 
 The local folder's name follows from the address, so that a run that was killed before or during the
-upload goes on from what it left.
+upload continues from what it left.
 """
 
 import hashlib

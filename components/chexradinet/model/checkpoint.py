@@ -174,7 +174,7 @@ def load_checkpoint(source: Path, run: str, trained: Trained) -> Position:
         )
     path = source / _STATE_FILE
     if sha256_of(path) != document["sha256"]:
-        raise ArtifactError(f"{path} was changed; remove {source} to start anew")
+        raise ArtifactError(f"{path} was changed; remove {source} to start again")
     try:
         tensors = load_file(path)
     except SafetensorError as error:

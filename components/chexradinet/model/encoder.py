@@ -85,7 +85,7 @@ def load_encoder(network: ChexRadiNet, path: Path, preprocessing_digest: str) ->
     for name, value in needed.items():
         if record.get(name) != value:
             raise MismatchError(
-                f"the encoder in {path} has {name} {record.get(name)!r}, needed is {value!r}; "
+                f"the encoder in {path} has {name} {record.get(name)!r}, it must be {value!r}; "
                 "pre-train one with the settings of this training"
             )
     own = {name for name in network.state_dict() if _is_encoder(name)}

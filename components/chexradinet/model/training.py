@@ -327,7 +327,7 @@ class _Pace:
         return time.monotonic() - self._since >= LOG_INTERVAL_S
 
     def images_per_s(self) -> float:
-        """Return the pace and start anew."""
+        """Return the pace and start again."""
         now = time.monotonic()
         found = self.images / max(now - self._since, 1e-9)
         self.images, self._since = 0, now

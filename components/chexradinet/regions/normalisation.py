@@ -82,7 +82,7 @@ def _checked(values: ArrayLike, num_features: int) -> NDArray[np.float64]:
     checked = np.asarray(values, dtype=np.float64)
     if checked.ndim != 2 or checked.shape[1] != num_features:
         raise MismatchError(
-            f"features have shape {checked.shape}; needed is (n, {num_features}), in the "
+            f"features have shape {checked.shape}; it must be (n, {num_features}), in the "
             "order of their names"
         )
     if not np.isfinite(checked).all():

@@ -280,8 +280,8 @@ def arranged(provenances: Sequence[Mapping[str, Any]]) -> tuple[list[int], dict[
     indices = [int(provenance.get(SHARD_INDEX, 0)) for provenance in provenances]
     if len(counts) != 1 or sorted(indices) != list(range(int(next(iter(counts))))):
         raise ArtifactError(
-            f"shards {sorted(indices)} of {sorted(counts)} were given; needed is each shard of one "
-            "run exactly once: check the list of inputs, and run what is missing"
+            f"shards {sorted(indices)} of {sorted(counts)} were given; each shard of "
+            "one run is needed exactly once: check the list of inputs, and run what is missing"
         )
     order = sorted(range(len(indices)), key=indices.__getitem__)
     return order, {**shared[0], SHARD_INDEX: 0, SHARD_COUNT: 1}

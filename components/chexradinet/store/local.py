@@ -196,7 +196,7 @@ class LocalStore(ObjectStore):
             found = "none: the file is gone"
         if found != needed:
             raise StoreConflictError(
-                f"{path} has changed: its ETag is {found}, needed is {needed}; read it again"
+                f"{path} has changed: its ETag is {found}, it must be {needed}; read it again"
             )
 
 
@@ -287,7 +287,7 @@ def _recorded_checksum(source: Path | int) -> str | None:
     try:
         return os.getxattr(source, _CHECKSUM).decode()
     except OSError as error:
-        # EACCES: reading the file will say so itself, and a listing goes on.
+        # EACCES: reading the file will say so itself, and a listing continues.
         if error.errno in {*_NO_ATTRIBUTES, errno.ENODATA, errno.EACCES}:
             return None
         raise

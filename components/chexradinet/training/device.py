@@ -115,8 +115,8 @@ def on_processes(count: int, function: Callable[..., object], *arguments: object
 
 def _reason(message: Any) -> str:  # noqa: ANN401
     """Return what a process said last, in a line."""
-    told = message.get("message", message) if isinstance(message, dict) else message
-    return str(told).strip().splitlines()[-1] if str(told).strip() else "no reason was given"
+    reason = message.get("message", message) if isinstance(message, dict) else message
+    return str(reason).strip().splitlines()[-1] if str(reason).strip() else "no reason was given"
 
 
 @record

@@ -2,7 +2,7 @@
 
 State is kept below the URI in `CHEXRADINET_CHECKPOINT_URI`, in a folder named by the run's digest:
 after each epoch, every few minutes within one, and when the process is asked to end. The same run,
-started again, goes on from there and comes to the same weights.
+started again, continues from there and comes to the same weights.
 """
 
 import contextlib
@@ -79,7 +79,7 @@ class Safeguard:
     def keep(self) -> None:
         """Upload the state if it is newer than what was uploaded; older ones go away after it.
 
-        A store that fails is a warning: training goes on, and the next state is tried again.
+        A store that fails is a warning: training continues, and the next state is tried again.
         """
         written = self.local / POSITION_FILE
         if not (self.folder and self.writes and written.exists()):
@@ -101,7 +101,7 @@ class Safeguard:
     def restore(self) -> None:
         """Download the newest whole state of this run, if there is one.
 
-        A state that is damaged, or removed meanwhile, is a warning: the training starts anew.
+        A state that is damaged, or removed meanwhile, is a warning: the training starts again.
 
         Raises:
             StoreError: the store cannot be read.
@@ -112,12 +112,12 @@ class Safeguard:
         try:
             download_directory(join_uri(self.folder, states[-1]), self.local)
         except (StoreIntegrityError, StoreNotFoundError) as error:
-            _log.warning("training starts anew, %s cannot be used: %s", states[-1], error)
+            _log.warning("training starts again, %s cannot be used: %s", states[-1], error)
             return
         self.newest = states[-1]
         status = (self.local / POSITION_FILE).stat()
         self._kept = (status.st_mtime_ns, status.st_ino)
-        _log.info("training goes on from %s in %s", states[-1], self.folder)
+        _log.info("training continues from %s in %s", states[-1], self.folder)
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """Note the signal; outside of `fit` end at once. A second one ends the process."""
@@ -132,7 +132,7 @@ class Safeguard:
         if self.newest:
             state = f"{self.newest} is kept in {self.folder}: run the same again to go on from it"
         elif self.folder:
-            state = f"no state is kept in {self.folder}: run again to start anew"
+            state = f"no state is kept in {self.folder}: run again to start again"
         else:
             state = f"no state is kept: set {CHECKPOINT_VARIABLE} to a folder for it"
         return f"{self.stopping} ended the training; {state}"

@@ -1,4 +1,4 @@
-"""What a run that ended too early leaves, and how the next one goes on from it."""
+"""What a run that ended too early leaves, and how the next one continues from it."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Decoding goes on while the network works: neither waits for the other's whole time."""
+"""Decoding continues while the network works: neither waits for the other's whole time."""
 
 import time
 

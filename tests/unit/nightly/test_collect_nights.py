@@ -36,7 +36,7 @@ def test_a_file_that_changed_is_scored_once_with_what_it_became(world: World) ->
     world.add_dicom(0, "a.dcm")
     plan(world.addresses, PlanConfig(settle_s=0.0, results=NO_GATE))
     world.add_dicom(1, "a.dcm")
-    _, night = world.run()  # goes on with the first plan, and plans what the file became
+    _, night = world.run()  # continues with the first plan, and plans what the file became
     assert night is not None
     world.run()
     assert [row["sop_uid"] for row in world.table("part-")] == ["1.2.3.4.1"] * 3

@@ -36,7 +36,7 @@ def test_a_finished_training_is_taken_and_not_trained_again(
         with pytest.raises(pytest.fail.Exception, match="it was done again"):
             train(tiny_dataset, tmp_path / "other", TINY_NETWORK, other)
         with pytest.raises(pytest.fail.Exception, match="it was done again"):
-            train(tiny_dataset, tmp_path / "anew", TINY_NETWORK, TINY_TRAINING, reuse=False)
+            train(tiny_dataset, tmp_path / "again", TINY_NETWORK, TINY_TRAINING, reuse=False)
     first, again = (read_bundle_info(tmp_path / name)[1] for name in ("first", "again"))
     assert first == again
 

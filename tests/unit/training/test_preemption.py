@@ -1,4 +1,4 @@
-"""Training that is told to stop stops, says where its state is, and goes on from there."""
+"""Training that is told to stop stops, says where its state is, and continues from there."""
 
 import logging
 import os
@@ -104,7 +104,7 @@ def test_a_damaged_state_is_left_for_a_start_anew(
     damaged.write_bytes(b"weights of step 8")
     with safeguard(RUN, str(tmp_path)) as guard:
         assert not guard.local.exists()
-    assert "starts anew" in caplog.text
+    assert "starts again" in caplog.text
 
 
 def test_a_store_that_fails_does_not_end_the_training(

@@ -139,7 +139,7 @@ def test_shards_joined_in_any_order_equal_the_whole(
 def test_a_missing_shard_is_refused(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     heatmap(tiny_model, tiny_dataset, tmp_path / "r0", RegionConfig(), Shard(0, 2))
     radiomics(tiny_dataset, tmp_path / "r0", tmp_path / "f0", RadiomicsConfig(), num_workers=1)
-    with pytest.raises(ArtifactError, match="needed is each shard"):
+    with pytest.raises(ArtifactError, match="each shard of one run is needed exactly once"):
         _retrain(tiny_model, tiny_dataset, tmp_path / "f0", tmp_path / "r1")
     with pytest.raises(ArtifactError, match="no shard was given"):
         read_feature_shards([])

@@ -117,8 +117,8 @@ def _chexpert_row(
             f"{line.place}: the path names no study; it must end in patient/study/view"
         )
     # Tables of test labels do not tell, but names of files do.
-    told = line.get("frontallateral") or PurePosixPath(file).stem
-    lateral = "lateral" in told.casefold()
+    view_words = line.get("frontallateral") or PurePosixPath(file).stem
+    lateral = "lateral" in view_words.casefold()
     view, rejected = parse_view(line.get("appa"))
     return TableRow(
         file=file,

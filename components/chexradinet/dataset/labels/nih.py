@@ -127,7 +127,7 @@ def read_boxes(path: Path) -> dict[str, tuple[LabelledBox, ...]]:
             left, top, width, height = (float(line[name]) for name in _BOXES[2:])
             box = Box(top, left, top + height, left + width)
         except (ValueError, ConfigError) as error:
-            raise LabelTableError(f"{line.place} holds no box: {error}; mend the row") from error
+            raise LabelTableError(f"{line.place} holds no box: {error}; fix the row") from error
         labelled = LabelledBox(finding_at(line, line["findinglabel"]), box)
         name = line["imageindex"]
         boxes[name] = with_box(line, boxes[name], labelled)
@@ -149,7 +149,7 @@ def read_split_lists(folder: Path) -> dict[str, Split]:
                 continue
             names = _names_in(path)
             if any(splits.get(image, split) is not split for image in names):
-                raise LabelTableError(f"{path.name} and its counterpart share an image; mend them")
+                raise LabelTableError(f"{path.name} and its counterpart share an image; fix them")
             splits |= dict.fromkeys(names, split)
             found.append(name)
             break

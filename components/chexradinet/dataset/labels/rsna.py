@@ -75,7 +75,7 @@ def _box(line: Line) -> LabelledBox:
         left, top, width, height = (float(line[name]) for name in ("x", "y", "width", "height"))
         return LabelledBox(FINDINGS[0], Box(top, left, top + height, left + width))
     except (ValueError, ConfigError) as error:
-        raise LabelTableError(f"{line.place}: Target is 1 without a box; mend the row") from error
+        raise LabelTableError(f"{line.place}: Target is 1 without a box; fix the row") from error
 
 
 def _check_classes(folder: Path, targets: dict[str, bool]) -> None:

@@ -279,10 +279,10 @@ def the_table(folder: Path, needed: Collection[str], what: str) -> Path:
             f"{len(found)} tables in {folder} can be the {what}: {names}; keep exactly one"
         )
     if not found:
-        told = "; ".join(_why_not(path, needed) for path in _named_like_tables(folder))
+        reasons = "; ".join(_why_not(path, needed) for path in _named_like_tables(folder))
         raise SourceError(
-            f"needed is one {what} with columns {', '.join(needed)} in {folder}; "
-            f"{told or 'there is no CSV file'}"
+            f"one {what} with columns {', '.join(needed)} is needed in {folder}; "
+            f"{reasons or 'there is no CSV file'}"
         )
     return found[0]
 
