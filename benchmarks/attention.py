@@ -80,7 +80,7 @@ class Script(NamedTuple):
 
     forward: Callable[[], object]
     grad_cam: Callable[[], object]
-    """Of one finding."""
+    """Grad-CAM of one finding."""
 
 
 def scripts(side: int) -> dict[str, Script]:

@@ -27,7 +27,7 @@ from chexradinet.model.attention import Gate, TripletAttention
 from chexradinet.model.resnet import ChexRadiNet, normalise
 
 HEATMAP_FRACTION = 0.5
-"""Of the heatmap's maximum: what the box encloses."""
+"""Fraction of the heatmap's maximum that the box encloses."""
 
 
 class Logits(nn.Module):

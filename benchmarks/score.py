@@ -59,11 +59,11 @@ class Costs(NamedTuple):
     forward: float
     night: float
     start: float
-    """Of a whole night of one X-ray, in seconds."""
+    """A whole night of one X-ray, in seconds."""
     peer: float
     peer_default: float
     peer_lean: float
-    """Of the script with 102 features and our way to write the attention."""
+    """The script with 102 features and our form of the attention."""
     box_px: float
     """Mean side of the peer's boxes."""
     peak_mib: float

@@ -111,7 +111,7 @@ def container_command(
         task: What `executor_input` returned.
         sandbox: Image and volumes.
         scratch: Folder that the step sees as `/tmp`.
-        name: Of the container.
+        name: Name of the container.
     """
     given = json.dumps(task)
     words = [word.replace("{{$}}", given) for word in (*container["command"], *container["args"])]
@@ -190,8 +190,8 @@ class PreparedTask:
                 file = self.scratch / "kfp" / "outputs" / name
                 found.parameters[name] = file.read_text(encoding="utf-8")
         for name, listed in self.input["outputs"]["artifacts"].items():
-            told = said.get("artifacts", {}).get(name, {}).get("artifacts", [{}])[0]
-            merged = {**listed["artifacts"][0], "metadata": told.get("metadata", {})}
+            written_names = said.get("artifacts", {}).get(name, {}).get("artifacts", [{}])[0]
+            merged = {**listed["artifacts"][0], "metadata": written_names.get("metadata", {})}
             found.artifacts[name] = [merged]
         return found
 

@@ -100,7 +100,7 @@ def _model_of(name: str) -> type[TrainingSettings] | type[NightlySettings]:
 
 @app.command("demo")
 def demo_command(
-    seed: Annotated[int, typer.Option(help="Of the X-rays and of the training.")] = 7,
+    seed: Annotated[int, typer.Option(help="Random seed of the X-rays and the training.")] = 7,
     folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path(".demo"),
 ) -> None:
     """Generate X-rays and run the whole training pipeline on them."""

@@ -153,7 +153,9 @@ class Acceptance:
             if not later:
                 raise ChexRadiNetError("the deleted pod was not started again")
             if any(FIRST_EPOCH in self.world.log(name) for name in later):
-                raise ChexRadiNetError("training began again instead of where it was ended")
+                raise ChexRadiNetError(
+                    "training started over instead of continuing where it was interrupted"
+                )
             detail.append("resumed after its first epoch")
         return run_id
 

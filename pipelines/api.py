@@ -72,11 +72,11 @@ def endpoint_from(environment: Mapping[str, str], host: str = "", namespace: str
     Args:
         environment: `KFP_HOST`, `KFP_NAMESPACE`, `KFP_UI_HOST`, `KFP_TOKEN`, `KFP_CA_FILE` and
             `KF_PIPELINES_SA_TOKEN_PATH` are read.
-        host: Of the API server; empty reads `KFP_HOST`.
+        host: Address of the API server; empty reads `KFP_HOST`.
         namespace: Profile; empty reads `KFP_NAMESPACE`.
 
     Raises:
-        ConfigError: no host is given, or it is no http address.
+        ConfigError: no host is given, or it is not an http address.
     """
     host = (host or environment.get("KFP_HOST", "")).strip().rstrip("/")
     if not host:

@@ -16,7 +16,7 @@ _NODE = "workflows.argoproj.io/node-name"
 
 
 def check_accelerators(accelerator_type: str, count: int, selector: Mapping[str, str]) -> str:
-    """Refuse accelerators that no node has; return a note where that cannot be known.
+    """Refuse accelerators that no node has; return a note if that cannot be known.
 
     Args:
         accelerator_type: Kubernetes resource, such as `nvidia.com/gpu`; empty asks for none.
@@ -24,7 +24,7 @@ def check_accelerators(accelerator_type: str, count: int, selector: Mapping[str,
         selector: Labels that the step's node must have.
 
     Returns:
-        Why it could not be checked; empty where it was, or where nothing is asked for.
+        Why it could not be checked; empty if it was, or if nothing is asked for.
 
     Raises:
         ConfigError: the cluster of kubectl's current context has no node that fits.
@@ -113,7 +113,7 @@ def _nodes() -> list[dict[str, Any]] | str:
     try:
         items: list[dict[str, Any]] = json.loads(found or "{}").get("items", [])
     except ValueError:
-        return "kubectl printed no JSON"
+        return "kubectl's output is not JSON"
     return items
 
 

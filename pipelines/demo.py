@@ -32,7 +32,7 @@ def run_demo(folder: Path, seed: int, console: Console) -> None:
 
     Args:
         folder: Where everything goes; a second run reuses the X-rays.
-        seed: Of the X-rays and of the training.
+        seed: Random seed of the X-rays and the training.
         console: Where progress is shown.
 
     Raises:

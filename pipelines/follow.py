@@ -46,7 +46,7 @@ class Step:
 
 @dataclass
 class _Shown:
-    """What was already told of a run."""
+    """What was already printed about a run."""
 
     state: str = ""
     steps: set[str] = field(default_factory=set)

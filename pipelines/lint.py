@@ -55,7 +55,7 @@ def loops_fed_by_tasks(document: Document) -> Iterator[str]:
 
 
 def loops_not_alone(document: Document) -> Iterator[str]:
-    """A loop is safe where all it needs is an input of the sub-pipeline that holds it."""
+    """A loop is safe if all it needs is an input of the sub-pipeline that holds it."""
     for dag_name, dag in dags(document):
         loops = [t for t in dag["dag"]["tasks"].values() if "parameterIterator" in t]
         if loops and (dag_name == "root" or len(loops) > 1):

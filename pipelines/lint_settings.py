@@ -28,7 +28,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _type_of(document: Document, dag: Document, value: Document) -> str:
-    """Return the type of a task's input, by what feeds it; empty where nothing of that name is."""
+    """Return the type of a task's input, by what feeds it; empty if nothing of that name is."""
     if "componentInputParameter" in value:
         known = dag.get("inputDefinitions", {}).get("parameters", {})
         return str(known.get(value["componentInputParameter"], {}).get("parameterType", ""))
@@ -85,7 +85,7 @@ def settings_of_nobody(document: Document, platform: Document) -> Iterator[str]:
     """Settings under a label that no container has are dropped without a word."""
     for label in platform_executors(platform):
         if label not in executors(document):
-            yield f"{label}: has settings for its pod, but is no container"
+            yield f"{label}: has settings for its pod, but is not a container"
 
 
 def _seconds(duration: object) -> float:

@@ -17,17 +17,17 @@ _SPECIFICATION_BYTES, _SPECIFICATION_FACTOR = 17_000, 1.5
 """What Argo's specification takes beyond, and for each byte of, the compiled documents."""
 
 _STEP_NODES = 6
-"""Of a container: driver, executor and the step around the latter, each with its attempt."""
+"""Nodes per container: driver, executor and the step around the latter, each with its attempt."""
 _DAG_NODES = 4
-"""Of a sub-pipeline: its driver and itself, each with its attempt."""
+"""Nodes per sub-pipeline: its driver and itself, each with its attempt."""
 _LOOP_NODES = 5
-"""Of a loop: itself and the driver of its items, each with its attempt, and the list of items."""
+"""Nodes per loop: itself and its items' driver, each with its attempt, and the list of items."""
 _ITEM_NODES = 6
-"""Of an item: its driver, itself and its place in the list, each with its attempt."""
+"""Nodes per item: its driver, itself and its place in the list, each with its attempt."""
 _EXIT_NODES = 2
-"""Of an exit handler: the hook that starts its last step, with its attempt."""
+"""Nodes per exit handler: the hook that starts its last step, with its attempt."""
 _ROOT_NODES = 6
-"""Of a run: the driver of its root, the root and the run itself, each with its attempt."""
+"""Nodes per run: the driver of its root, the root and the run itself, each with its attempt."""
 
 
 def num_nodes(document: Document) -> int:

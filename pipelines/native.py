@@ -33,9 +33,9 @@ def require_pinned(image: str) -> str:
     """Return an image's reference that names what it will run.
 
     Raises:
-        ConfigError: it has neither a tag nor a digest, or is no reference at all.
+        ConfigError: it has neither a tag nor a digest, or is not a reference at all.
     """
-    name = image.rpartition("/")[2]  # a port of the registry is no tag
+    name = image.rpartition("/")[2]  # a port of the registry is not a tag
     tagged = "@" not in name and _TAG.search(name)
     if not re.search(r"\s", image) and (_DIGEST.search(image) or tagged):
         return image

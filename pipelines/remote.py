@@ -48,7 +48,10 @@ Namespace = Annotated[
 Experiment = Annotated[str, typer.Option(help="Experiment to list the runs under.")]
 Account = Annotated[
     str,
-    typer.Option("--service-account", help="Of the run's pods; '' for the installation's own."),
+    typer.Option(
+        "--service-account",
+        help="Service account of the run's pods; '' for the installation's default.",
+    ),
 ]
 File = Annotated[
     Path | None, typer.Option("--file", help="A compiled pipeline; else it is compiled now.")
@@ -80,7 +83,7 @@ def publish_command(
     arms: Arms = DEFAULT_SHAPE.has_arms,
     version_name: VersionName = "",
 ) -> None:
-    """Upload a pipeline where it is new, and start nothing."""
+    """Upload a pipeline if it is new, and start nothing."""
     path = _compiled(name, file, image, Shape(max_rounds=max_rounds, has_arms=arms))
     endpoint = endpoint_from(os.environ, host, namespace)
     loaded = load(path, NAMES[name])
@@ -103,7 +106,7 @@ def submit_command(
     wait: Annotated[bool, typer.Option(help="Follow the run until it ends.")] = True,
     check_cluster: CheckCluster = True,
 ) -> None:
-    """Upload a pipeline where it is new, start a run, and follow it to its end.
+    """Upload a pipeline if it is new, start a run, and follow it to its end.
 
     A training is compiled for the rounds and arms that the run asks for.
     """

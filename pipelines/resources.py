@@ -108,7 +108,7 @@ def on_processor(task: dsl.PipelineTask, placement: Placement, memory: object) -
     """Run a task on ordinary nodes, with its stage's limits, labels and Pushgateway.
 
     Args:
-        task: Of a stage that `STAGES` knows.
+        task: Task of a stage in `STAGES`.
         placement: Image of the task.
         memory: Request and limit, such as `8Gi`, or a text parameter of the pipeline.
 
@@ -154,7 +154,7 @@ def on_accelerator(
     """Run a task on accelerator nodes; a count of "0" or an empty type asks for none.
 
     Args:
-        task: Of a stage that `STAGES` knows.
+        task: Task of a stage in `STAGES`.
         placement: Image, accelerator and nodes of the task.
         memory: As `on_processor` takes it.
         count: Text, or a parameter or task output of type text: the driver reads a number as

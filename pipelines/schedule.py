@@ -32,7 +32,7 @@ class Schedule:
     experiment: str
     """Id of the experiment that the runs are listed under."""
     pipeline_id: str
-    """Of the published pipeline; each run takes the version that is newest then."""
+    """Id of the published pipeline; each run takes the version that is newest then."""
     account: str = ""
     """ServiceAccount of the runs' pods; empty takes the installation's default."""
 
@@ -106,7 +106,7 @@ def _meaning(one: Any) -> dict[str, Any]:  # noqa: ANN401 - the generated models
 
 
 def _same(found: Any, wanted: kfp_api.V2beta1RecurringRun) -> bool:  # noqa: ANN401
-    # The server fills in its own account, whose name is not known here, where none was asked for.
+    # The server fills in its own account, whose name is not known here, if none was asked for.
     account = found.service_account
     if wanted.service_account is None:
         asked_for = account != RUN_ACCOUNT

@@ -29,7 +29,7 @@ from pipelines.parameters import (
 )
 
 DEFAULT_EXPERIMENT = "chexradinet"
-"""Experiment that runs are listed under; the only one that is made where it does not exist."""
+"""Experiment that runs are listed under; the only one that is made if it does not exist."""
 
 _PAGE_SIZE = 100
 
@@ -55,7 +55,7 @@ class Submission:
         return f"content sha256:{content_digest(self.document, self.platform)}"
 
     def value(self, name: str) -> Any:  # noqa: ANN401 - a parameter has one of six types
-        """Return what a parameter will be; None where the pipeline does not have it."""
+        """Return what a parameter will be; None if the pipeline does not have it."""
         return self.settings.get(name, definitions(self.document).get(name, {}).get("defaultValue"))
 
 
@@ -112,7 +112,7 @@ def prepare(
 
 
 def find_experiment(api: Api, name: str) -> str:
-    """Return the id of the experiment of this name; empty where the default one is not there yet.
+    """Return the id of the experiment of this name; empty if the default one is not there yet.
 
     Raises:
         ConfigError: no experiment has this name, and it is not the default.
@@ -159,7 +159,7 @@ def start(api: Api, submission: Submission, version: Any, experiment: str, accou
     """Start a run of a published version; return its id.
 
     Args:
-        api: Of the server.
+        api: The server's API.
         submission: Holds the run's parameters.
         version: What `publish` returned.
         experiment: Id of the experiment.

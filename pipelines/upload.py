@@ -1,4 +1,4 @@
-"""Publishing a compiled pipeline: a new version only where the content is new."""
+"""Publishing a compiled pipeline: a new version only if the content is new."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,12 +16,12 @@ _PAGE_SIZE = 100
 
 
 def find_pipeline(api: Api, name: str, shared: bool = False) -> str:
-    """Return the id of the published pipeline of this name; empty where there is none.
+    """Return the id of the published pipeline of this name; empty if there is none.
 
     Args:
-        api: Of the server.
-        name: Of the pipeline.
-        shared: Whether one that all profiles share will do where the namespace has none.
+        api: The server's API.
+        name: The pipeline's name.
+        shared: Whether one that all profiles share will do if the namespace has none.
 
     Raises:
         KubeflowError: the server refuses or cannot be reached.
@@ -65,11 +65,11 @@ def publish(api: Api, submission: Submission, pipeline_id: str, name: str, conso
     """Return the newest version if it has the submission's content, else upload one.
 
     Args:
-        api: Of the server.
+        api: The server's API.
         submission: What to publish.
-        pipeline_id: Of the published pipeline; empty creates it.
-        name: Of a new version; empty takes one from release, image and content.
-        console: Where it is told what was done.
+        pipeline_id: Id of the published pipeline; empty creates it.
+        name: Name of a new version; empty makes one from release, image and content.
+        console: Where the outcome is printed.
 
     Raises:
         ConfigError: a version of other content has the name that was given.
@@ -102,7 +102,7 @@ def publish(api: Api, submission: Submission, pipeline_id: str, name: str, conso
 
 
 def _free_name(name: str, taken: set[str]) -> str:
-    """Return the name, numbered where an older version of equal content was followed by others."""
+    """Return the name, numbered if an older version of equal content was followed by others."""
     number = 1
     while (name if number == 1 else f"{name}-{number}") in taken:
         number += 1

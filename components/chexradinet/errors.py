@@ -1,7 +1,7 @@
 """Every deliberate error of the project.
 
 A message says what was given, what was needed and what to do. It never holds patient data: files
-are named by URI only where the URI is the user's own argument, images by their `image_id`.
+are named by URI only if the URI is the user's own argument, images by their `image_id`.
 """
 
 
@@ -38,7 +38,7 @@ class MismatchError(ChexRadiNetError):
 
 
 class RejectedImageError(ChexRadiNetError):
-    """One X-ray does not enter; `ingest` and `score` note the reason and go on with the next."""
+    """One X-ray does not enter; `ingest` and `score` note the reason and continue with the next."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -56,7 +56,7 @@ class TooManyRejectsError(ChexRadiNetError):
 
 
 class TrainingError(ChexRadiNetError):
-    """Training cannot start or go on: no labelled image, a loss that is not finite."""
+    """Training cannot start or continue: no labelled image, a loss that is not finite."""
 
 
 class Interrupted(ChexRadiNetError):

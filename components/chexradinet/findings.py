@@ -155,7 +155,7 @@ def own_findings(entries: Iterable[str]) -> tuple[dict[str, str], Vocabulary]:
 def _own_name(given: str, *, is_meant: bool) -> str:
     if not _OWN_NAME.fullmatch(given):
         raise UnknownFindingError(
-            f"{given!r} is no name of a finding; it must begin with a letter and have 2 to 61 "
+            f"{given!r} is not a finding's name; it must begin with a letter and have 2 to 61 "
             "letters, digits, spaces, hyphens, underscores or parentheses"
         )
     close = difflib.get_close_matches(_key(given), _BY_KEY, n=1, cutoff=_TOO_CLOSE)

@@ -301,7 +301,7 @@ def timed_stage(stage: str) -> Iterator[None]:
 
 
 class ProgressReporter:
-    """Progress of `fit` that also pushes, once a minute, that the training is running."""
+    """Progress of `fit` that also pushes, once per minute, that the training is running."""
 
     def __init__(self, progress: Callable[[int, int, float], None] | None) -> None:
         self._progress = progress

@@ -92,9 +92,9 @@ def in_processes(
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """End this worker process if the block takes longer, also where it hangs in compiled code.
+    """End this worker process if the block takes longer, also if it hangs in compiled code.
 
-    In a process that is no worker of `in_processes` there is no limit.
+    In a process that is not a worker of `in_processes` there is no limit.
     """
     if not _is_worker:
         yield

@@ -138,7 +138,7 @@ class Box:
         return self.top <= row < self.bottom and self.left <= column < self.right
 
     def clipped(self, height: float, width: float) -> "Box | None":
-        """Return the part inside an image of this size, or None where nothing is left."""
+        """Return the part inside an image of this size, or None if nothing is left."""
         top, left = max(self.top, 0.0), max(self.left, 0.0)
         bottom, right = min(self.bottom, height), min(self.right, width)
         return Box(top, left, bottom, right) if top < bottom and left < right else None
@@ -157,7 +157,7 @@ class Geometry:
     """Map from model pixels to original pixels: `original = model * scale + offset`, per axis.
 
     The map is exact in continuous coordinates (a pixel is a square, not a point). The model always
-    sees an upright image; where the original is stored otherwise, a scale is negative (mirrored or
+    sees an upright image; if the original is stored otherwise, a scale is negative (mirrored or
     upside down) or `transposed` says that original rows lie along model columns.
     """
 
@@ -166,17 +166,17 @@ class Geometry:
     original_width: int
     """Columns of the original image, in pixels."""
     row_scale: float
-    """Original rows a model row covers; negative where the original runs to the head."""
+    """Original rows a model row covers; negative if the original runs to the head."""
     column_scale: float
-    """Original columns a model column covers; negative where it runs to the patient's right."""
+    """Original columns a model column covers; negative if it runs to the patient's right."""
     row_offset: float = 0.0
-    """Original row of the model's top edge; outside the image where that was padded."""
+    """Original row of the model's top edge; outside the image if that was padded."""
     column_offset: float = 0.0
-    """Original column of the model's left edge; outside the image where that was padded."""
+    """Original column of the model's left edge; outside the image if that was padded."""
     row_spacing_mm: float | None = None
-    """Distance between original rows in millimetres, where the header tells it."""
+    """Distance between original rows in millimetres, if the header tells it."""
     column_spacing_mm: float | None = None
-    """Distance between original columns in millimetres, where known."""
+    """Distance between original columns in millimetres, if known."""
     spacing_source: str = ""
     """`imager_pixel_spacing` (at the detector), `pixel_spacing` (there too, or corrected for
     magnification, in a plane that the header may not tell), or empty for any other."""
@@ -235,7 +235,7 @@ class Geometry:
     def as_dict(self) -> dict[str, Any]:
         """Return the record as JSON-ready values; `Geometry(**record)` reads it back.
 
-        `transposed` is left out where it is false, as in records made before there was one.
+        `transposed` is left out if it is false, as in records made before there was one.
         """
         values = asdict(self)
         if not self.transposed:
@@ -251,9 +251,9 @@ class Region:
     box: Box | None = None
     """Tightest box of the chosen component; present exactly when the status is `OK`."""
     peak_row: float | None = None
-    """Row of the map's maximum, where the map has one."""
+    """Row of the map's maximum, if the map has one."""
     peak_column: float | None = None
-    """Column of the map's maximum, where the map has one."""
+    """Column of the map's maximum, if the map has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,17 +271,17 @@ class RadiographHeader:
     view: View
     """`PA`, `AP` or unknown, by the rules of `dicom.header`."""
     is_frontal: bool | None
-    """None where the header does not say."""
+    """None if the header does not say."""
     view_source: str
-    """Which rule told the view; empty where none did."""
+    """Which rule decided the view; empty if none did."""
     body_part: str
     """Body Part Examined, upper case."""
     shows_chest: bool | None
-    """Whether the body part is the chest; None where none is named."""
+    """Whether the body part is the chest; None if none is named."""
     is_human: bool
     """False where anything in the header speaks of an animal."""
     age_years: float | None
-    """From Patient's Age, else, also where that is zero, from birth date and study date."""
+    """From Patient's Age, else, also if that is zero, from birth date and study date."""
     sex: str
     """`F`, `M`, `O` or empty."""
     manufacturer: str
@@ -295,7 +295,7 @@ class RadiographHeader:
     rows: int
     columns: int
     row_spacing_mm: float | None
-    """Distance between rows, where the header tells it; in which plane, `spacing_source` says."""
+    """Distance between rows, if the header tells it; in which plane, `spacing_source` says."""
     column_spacing_mm: float | None
     spacing_source: str
     """`imager_pixel_spacing`, `pixel_spacing` or empty."""
@@ -303,7 +303,7 @@ class RadiographHeader:
     """Height of a pixel over its width."""
     orientation: str
     """Where rows and columns run, as `LF`: to the patient's left and feet, as an upright frontal
-    does; also where the header does not say."""
+    does; also if the header does not say."""
     transfer_syntax: str
     """UID."""
     window: str = ""

@@ -25,7 +25,7 @@ def read_cases(
     """Read `count` files and print how many came to which end.
 
     Args:
-        seed: Of all cases.
+        seed: Random seed of all cases.
         count: How many.
         case: Makes the bytes of one file.
         outcome: Reads them and returns what became of them.

@@ -49,7 +49,7 @@ class ApiServer:
         """Run kubectl; return what it printed.
 
         Args:
-            *arguments: Of kubectl.
+            *arguments: Arguments of kubectl.
             given: Objects for its standard input, as `-f -` reads them.
             ok: Whether it has to succeed or to fail.
         """

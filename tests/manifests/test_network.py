@@ -81,7 +81,7 @@ def reaches(objects: list[Object], pod: dict[str, str], peer: Object, port: int)
     """Tell whether the policies let a pod of a run open a connection.
 
     Args:
-        objects: Of an overlay.
+        objects: Objects of an overlay.
         pod: Labels of the pod.
         peer: What a policy calls it: `namespace` and `labels` of a pod, or `cidr`.
         port: That the peer itself listens at.

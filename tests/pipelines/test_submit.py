@@ -368,7 +368,7 @@ def test_accelerators_count_only_on_nodes_that_the_selector_takes(
     [
         (None, "kubectl is not installed"),
         ("echo 'connection refused' >&2; exit 1", "kubectl says 'connection refused'"),
-        ("echo hello", "kubectl printed no JSON"),
+        ("echo hello", "kubectl's output is not JSON"),
     ],
 )
 def test_a_cluster_that_cannot_be_asked_is_noted_and_does_not_stop_the_run(

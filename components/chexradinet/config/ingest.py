@@ -29,9 +29,9 @@ class DicomConfig(Settings):
     """How stored values of a DICOM file become grey levels. Recorded with the data set."""
 
     voi_index: int = Field(default=0, ge=0)
-    """Which of several windows or VOI LUTs to apply, from 0; the last where there are fewer."""
+    """Which of several windows or VOI LUTs to apply, from 0; the last if there are fewer."""
     prefer_voi_lut: bool = True
-    """Whether a VOI LUT goes before a window where a file has both."""
+    """Whether a VOI LUT goes before a window if a file has both."""
 
 
 class PreprocessingConfig(Settings):
@@ -47,7 +47,7 @@ class PreprocessingConfig(Settings):
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; `PreprocessingConfig(**values)` reads them back.
 
-        `dicom` is left out where it is the default, so that data sets and bundles made before it
+        `dicom` is left out if it is the default, so that data sets and bundles made before it
         was part of the preprocessing, and all of PNG and JPEG files, keep their digest.
         """
         values = self.record()

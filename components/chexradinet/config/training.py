@@ -100,7 +100,7 @@ class OptimizationConfig(Settings):
     num_threads: int = internal(0, ge=0)
     """Torch threads on a CPU; 0 leaves torch's own choice."""
     mixed_precision: bool = internal(True)
-    """bfloat16 where an accelerator supports it; a CPU always computes in float32."""
+    """bfloat16 if an accelerator supports it; a CPU always computes in float32."""
     accumulation: int = Field(default=1, ge=1)
     """Parts that a batch is computed in, one after another; more need less memory."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)

@@ -68,14 +68,14 @@ class ImageRecord:
     study_id: str = ""
     view: View = View.UNKNOWN
     age: float | None = None
-    """Years at the time of the exposure, where known."""
+    """Years at the time of the exposure, if known."""
     sex: str = ""
     """`F`, `M`, `O` or empty."""
     split: Split
     source_uri: str
     """Place of the original file, relative to the source."""
     sha256: str
-    """Of the decoded original pixels with their shape and type, not of the file's bytes."""
+    """Digest of the decoded original pixels, shape and type, not of the file's bytes."""
     labels: Mapping[str, float]
     """1 present, 0 absent, NaN unknown; a finding that is not named is unknown."""
     boxes: tuple[LabelledBox, ...] = ()
@@ -113,7 +113,7 @@ class DatasetInfo:
     files: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of every other file of the directory, by name."""
     quality: QualityConfig | None = None
-    """Limits that DICOM files were judged by; None where the source had none."""
+    """Limits that DICOM files were judged by; None if the source had none."""
     deidentified: bool = False
     """Whether codes stand for the source's identifiers."""
     ingest: Mapping[str, Any] = field(default_factory=dict)
@@ -168,7 +168,7 @@ class HeaderRow:
     """What is kept of one header; docs/deidentification.md says why it may be."""
 
     study_date: str = ""
-    """YYYY-MM-DD, moved by the patient's own number of days; empty where unknown."""
+    """YYYY-MM-DD, moved by the patient's own number of days; empty if unknown."""
     manufacturer: str = ""
     model: str = ""
     photometric_interpretation: str = ""
@@ -340,7 +340,7 @@ def _mapped(path: Path, shape: tuple[int, int, int]) -> Pixels:
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing; make the data set again") from error
     except (ValueError, EOFError, OSError) as error:
-        raise ArtifactError(f"{path} is no whole shard ({error}); make it again") from error
+        raise ArtifactError(f"{path} is damaged or not a shard ({error}); make it again") from error
     if shard.shape != shape or shard.dtype != np.uint8:
         raise ArtifactError(
             f"{path} holds {shard.dtype} of shape {shard.shape}, but {DOCUMENT} says uint8 of "
@@ -350,14 +350,14 @@ def _mapped(path: Path, shape: tuple[int, int, int]) -> Pixels:
 
 
 def read_headers(directory: Path) -> pd.DataFrame | None:
-    """Return `headers.parquet`, or None where the data set has none."""
+    """Return `headers.parquet`, or None if the data set has none."""
     if not (directory / HEADERS).is_file():
         return None
     return read_table(directory / HEADERS, "dataset-headers", SCHEMA)[0]
 
 
 def read_doubtful(directory: Path) -> list[tuple[str, str, NDArray[np.uint8]]]:
-    """Return file name, reason and picture of each doubtful X-ray; empty where there is none."""
+    """Return file name, reason and picture of each doubtful X-ray; empty if there is none."""
     if not (directory / DOUBTFUL).is_file():
         return []
     frame, _ = read_table(directory / DOUBTFUL, "dataset-doubtful", SCHEMA)

@@ -24,7 +24,7 @@ KEY_VARIABLE = "CHEXRADINET_DEIDENTIFICATION_KEY"
 """Environment variable that holds the key."""
 
 MIN_KEY_CHARACTERS = 32
-"""Shortest key: 128 bits where it is written in hex."""
+"""Shortest key: 128 bits if it is written in hex."""
 
 MAX_SHIFT_DAYS = 3650
 """Dates move into the past by 1 to this many days, the same number for all of a patient's."""
@@ -32,7 +32,7 @@ MAX_SHIFT_DAYS = 3650
 _DIGITS = 32
 _TOP_AGE = 90.0
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
-"""What `repr` gives for a text, also where it holds both kinds of quotes."""
+"""What `repr` gives for a text, also if it holds both kinds of quotes."""
 _COLUMNS = re.compile(r"its columns are [^;]*;", re.DOTALL)
 _HIDDEN = "(not shown)"
 
@@ -97,7 +97,7 @@ def shifted(key: DeidentificationKey, patient_id: str, day: date | None) -> date
         day: Date to move; None stays None.
 
     Returns:
-        The moved date, or None where it would lie before the year 1.
+        The moved date, or None if it would lie before the year 1.
     """
     if day is None:
         return None
@@ -136,7 +136,7 @@ def coarse_age(age_years: float | None) -> float | None:
 
 
 def optional_key(needed: bool) -> DeidentificationKey | None:
-    """Return the key of the environment, or None where there is none and none is needed.
+    """Return the key of the environment, or None if there is none and none is needed.
 
     Raises:
         ConfigError: it is needed and not set, or set and too short.

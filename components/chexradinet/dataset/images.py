@@ -85,7 +85,7 @@ def read_image(source: Path | IO[bytes]) -> NDArray[np.uint8]:
     """Return the image of a PNG or JPEG file as shape (H, W), upright by its EXIF orientation.
 
     Raises:
-        RejectedImageError: the file is no such image, is broken, or shows nothing; the reason is
+        RejectedImageError: not such an image, broken, or blank; the reason is
             one of `missing`, `unreadable`, `truncated`, `not_an_image`, `multi_frame`,
             `implausible`, `too_large`, `too_slow`, `too_small` and `constant`.
     """
@@ -195,7 +195,7 @@ def _over_black(luma: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np
 
 
 def _significant_bits(content: bytes) -> int | None:
-    """Return what the sBIT chunk of a PNG says of its first channel, where there is a valid one."""
+    """Return what the sBIT chunk of a PNG says of its first channel, if there is a valid one."""
     position = 8
     while content.startswith(_PNG) and position + 9 <= len(content):
         length, name = struct.unpack_from(">I4s", content, position)

@@ -2,7 +2,7 @@
 
 One bad file must not fail a night, and the wrong kind of image must not get a score. Every reason
 is a `RejectReason`; what is odd but acceptable is a flag. Sizes, truncation and decoding are judged
-by the reader; the gate judges what was read. A detail quotes a header value only where it is a term
+by the reader; the gate judges what was read. A detail quotes a header value only if it is a term
 of the standard, because a field may hold a name that belongs elsewhere.
 """
 
@@ -50,9 +50,9 @@ class Verdict(NamedTuple):
     """What the gate says."""
 
     reason: RejectReason | None
-    """None where the X-ray is accepted."""
+    """None if the X-ray is accepted."""
     detail: str
-    """What was found, without patient data; empty where accepted."""
+    """What was found, without patient data; empty if accepted."""
     flags: tuple[str, ...]
     """Oddities of an accepted X-ray, such as `view_unknown`."""
 

@@ -1,4 +1,4 @@
-"""Splits by patient: official where a table has them, made from a seed where it does not.
+"""Splits by patient: official if a table has them, made from a seed if it does not.
 
 Splits that are made are stratified by finding, the rarest first, so that a finding of few patients
 is in each split if it can be. Patients are ordered by a hash of seed and id, so that a split does
@@ -26,8 +26,8 @@ def assign_splits(rows: Sequence[TableRow], config: IngestConfig) -> tuple[Table
 
     Args:
         rows: Every row names a split, or none does. Where no row names `validation`, a part of the
-            training patients becomes it; where none names a split, test patients are taken first.
-        config: Fractions of patients, rounded, at least one patient where the fraction is above 0
+            training patients becomes it; if none names a split, test patients are taken first.
+        config: Fractions of patients, rounded, at least one patient if the fraction is above 0
             and two are there; and the seed.
 
     Raises:

@@ -57,7 +57,7 @@ class DatasetWriter:
 
         Args:
             record: What is known of it; labels and boxes of other findings are left out.
-            pixels: Model pixels, shape (H, W), uint8; None where a full shard already holds them.
+            pixels: Model pixels, shape (H, W), uint8; None if a full shard already holds them.
 
         Raises:
             ConfigError: the pixels are not those of this data set's preprocessing.

@@ -34,7 +34,7 @@ class Archive:
     host: str
     """Host and port, for messages."""
     study_date: str
-    """A DICOM date or range of dates; empty where none is needed."""
+    """A DICOM date or range of dates; empty if none is needed."""
 
 
 def is_dicomweb(uri: str) -> bool:
@@ -86,7 +86,7 @@ def _require_permission() -> None:
     if os.environ.get(HTTP_VARIABLE, "").strip() != "1":
         raise ConfigError(
             "dicomweb+http:// would send X-rays and credentials unencrypted to another machine; "
-            f"use dicomweb://, or set {HTTP_VARIABLE}=1 where the network is protected otherwise"
+            f"use dicomweb://, or set {HTTP_VARIABLE}=1 if the network is protected otherwise"
         )
 
 

@@ -86,7 +86,7 @@ def decode_frame(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> tuple[St
         layout: What the header announces.
 
     Returns:
-        Grey frames as (H, W); colour as (H, W, 3), or as luma (H, W) where the stream holds it.
+        Grey frames as (H, W); colour as (H, W, 3), or as luma (H, W) if the stream holds it.
         And the bits of a sample that the stream tells; None for RLE, which does not.
 
     Raises:
@@ -181,7 +181,7 @@ def _declared_colour(layout: PixelLayout) -> str:
 
 
 def _luma_plane(pixels: Stored, layout: PixelLayout) -> Stored:
-    """Return the first plane where it is luma; JPEG 2000 comes out of its decoder as RGB if not."""
+    """Return the first plane if it is luma; JPEG 2000 comes out of its decoder as RGB if not."""
     keeps_luma = layout.photometric in ("YBR_FULL", "YBR_FULL_422")
     return pixels[:, :, 0] if pixels.ndim == 3 and keeps_luma else pixels
 
@@ -345,7 +345,7 @@ def jpeg_2000_head(frame: bytes) -> Head | None:
 
 
 def marked_colour(frame: bytes) -> str | None:
-    """Return `RGB` or `YCBCR` where a lossy JPEG stream of three components says which it is.
+    """Return `RGB` or `YCBCR` if a lossy JPEG stream of three components says which it is.
 
     Component names R, G and B say so, a JFIF header (always YCbCr) and an Adobe marker, in this
     order. A lossless stream holds the samples as they were given, whatever its markers say.

@@ -84,7 +84,7 @@ class DicomFile:
     dataset: Dataset
     """Every element before the pixels."""
     transfer_syntax: UID
-    """As File Meta Information says, or as the bytes suggest where it is absent."""
+    """As File Meta Information says, or as the bytes suggest if it is absent."""
     pixel_data: memoryview
     """Value of Pixel Data, cut where the file ends."""
     pixel_vr: str
@@ -160,7 +160,7 @@ def _known(syntax: UID) -> UID:
 
 
 def _guessed_syntax(content: bytes, start: int) -> UID:
-    """Accept a bare data set only where its first element is what such a data set begins with."""
+    """Accept a bare data set only if its first element is what such a data set begins with."""
     head = content[start : start + 8]
     if len(head) == 8 and head[:2] in (b"\x08\x00", b"\x00\x08"):
         if head[:2] == b"\x08\x00" and _is_value_representation(head[4:6]):
@@ -295,7 +295,7 @@ def _parsed(content: bytes, start: int, syntax: UID) -> DicomFile:
         raise _without_pixels(dataset, len(content))
     tag, vr, length, offset = found[0]
     if _PIXEL_TAGS[tag]:
-        raise unreadable(f"{_PIXEL_TAGS[tag]} Pixel Data; needed are integers")
+        raise unreadable(f"{_PIXEL_TAGS[tag]} Pixel Data; it must hold integers")
     available = len(content) - offset
     wanted = available if length == _UNDEFINED_LENGTH else length
     return DicomFile(
@@ -332,7 +332,7 @@ def quiet() -> Iterator[None]:
 
 
 def value_of(dataset: Dataset, keyword: str) -> Any:  # noqa: ANN401 - what DICOM holds
-    """Return an element's value, or None where it is absent, empty or damaged."""
+    """Return an element's value, or None if it is absent, empty or damaged."""
     try:
         length = getattr(dataset.get_item(keyword), "length", 0) if keyword in dataset else 0
         if length > MAX_VALUE_BYTES and not keyword.endswith("Sequence"):
@@ -349,7 +349,7 @@ def is_given(dataset: Dataset, keyword: str) -> bool:
 
 
 def text(dataset: Dataset, keyword: str) -> str:
-    r"""Return a value as text without padding, several joined by `\`; empty where absent."""
+    r"""Return a value as text without padding, several joined by `\`; empty if absent."""
     value = value_of(dataset, keyword)
     if value is None or isinstance(value, bytes | Sequence):
         return ""
@@ -358,7 +358,7 @@ def text(dataset: Dataset, keyword: str) -> str:
 
 
 def numbers(dataset: Dataset, keyword: str) -> list[float]:
-    """Return the finite numbers of an element, none where it is absent or any is not finite."""
+    """Return the finite numbers of an element, none if it is absent or any is not finite."""
     value = value_of(dataset, keyword)
     if isinstance(value, bytes):
         octets = little_endian(dataset, value)
@@ -384,13 +384,13 @@ def little_endian(dataset: Dataset, value: bytes) -> bytes:
 
 
 def integer(dataset: Dataset, keyword: str) -> int | None:
-    """Return the first value where it is a whole number, else None."""
+    """Return the first value if it is a whole number, else None."""
     found = numbers(dataset, keyword)
     return int(found[0]) if found and found[0] == int(found[0]) else None
 
 
 def item_of(dataset: Dataset, keyword: str, index: int = 0) -> Dataset | None:
-    """Return an item of a sequence, the last where there are fewer, or None where there is none."""
+    """Return an item of a sequence, the last if there are fewer, or None if there is none."""
     sequence = value_of(dataset, keyword)
     try:
         items = [item for item in sequence or () if isinstance(item, Dataset)]

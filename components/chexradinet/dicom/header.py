@@ -161,7 +161,7 @@ def _aspect(dataset: Dataset, row_mm: float | None, column_mm: float | None) -> 
 
 
 def _orientation(dataset: Dataset) -> str:
-    """Return where rows and columns run, by their first letters; empty if that is no frontal."""
+    """Return where rows and columns run, by their first letters; empty if that is not a frontal."""
     first, _, second = text(dataset, "PatientOrientation").upper().partition("\\")
     letters = first.strip()[:1] + second.strip()[:1]
     return letters if {*letters} in _FRONTAL_PLANE else ""
@@ -191,7 +191,7 @@ class ViewFound(NamedTuple):
     view: View
     """`PA`, `AP`, or unknown."""
     is_frontal: bool | None
-    """None where the header does not say."""
+    """None if the header does not say."""
     source: str
     """Which rule decided: `view_position`, `view_code`, `description`, `patient_orientation`."""
 
@@ -230,7 +230,7 @@ def _words(dataset: Dataset, keywords: tuple[str, ...]) -> str:
 
 
 def _described(words: str) -> tuple[bool | None, View]:
-    """Return whether a text says frontal, and which; None where it says neither or both."""
+    """Return whether a text says frontal, and which; None if it says neither or both."""
     view, other = view_in(words)
     frontal = view is not View.UNKNOWN or "FRONTAL" in words
     if frontal == other:
@@ -239,7 +239,7 @@ def _described(words: str) -> tuple[bool | None, View]:
 
 
 def shows_chest(dataset: Dataset) -> bool | None:
-    """Tell whether the header names the chest; None where it names no part."""
+    """Tell whether the header names the chest; None if it names no part."""
     part = folded(text(dataset, "BodyPartExamined"))
     if part in NOT_SAID:
         item = item_of(dataset, "AnatomicRegionSequence")

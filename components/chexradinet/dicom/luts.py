@@ -100,7 +100,7 @@ def palette_luma(frame: Frame, dataset: Dataset) -> NDArray[np.uint8] | None:
 def _padding(values: Values, frame: Frame, dataset: Dataset) -> NDArray[np.bool_]:
     """Tell which patterns are padding; a limit beyond the pixels' range has the other sign.
 
-    It then stands for the pixel of the same bits, once in the whole word and, where a corner of the
+    It then stands for the pixel of the same bits, once in the whole word and, if a corner of the
     image holds it, in the bits stored: of 12 bits, -1 is FFFF, and 0FFF only where the border is.
     """
     first = integer(dataset, "PixelPaddingValue")
@@ -149,11 +149,11 @@ class _Map(NamedTuple):
     """Levels in [0, 1] by a table or a window, and how sure they are."""
 
     levels: Values | None
-    """None where there are none, or none that can be used."""
+    """None if there are none, or none that can be used."""
     description: str
-    """Which they are, or why there are none; empty where the header has none."""
+    """Which they are, or why there are none; empty if the header has none."""
     is_sound: bool = True
-    """False where the header contradicts itself about them."""
+    """False if the header contradicts itself about them."""
 
 
 def _voi(

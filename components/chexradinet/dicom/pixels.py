@@ -101,7 +101,7 @@ class Frame(NamedTuple):
     stored: Stored
     """Bit patterns of shape (H, W), or (H, W, 3) for colour; padding bits are still there."""
     layout: PixelLayout
-    """How to read the patterns: the header's, or the stream's where that contradicts it."""
+    """How to read the patterns: the header's, or the stream's if that contradicts it."""
     notes: tuple[str, ...]
     """Contradictions that did not prevent decoding."""
 

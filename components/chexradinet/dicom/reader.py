@@ -45,7 +45,7 @@ def read_radiograph(
 
     Args:
         source: Path of a file, or its content. Preamble and file meta may be absent.
-        config: Which VOI LUT or window to apply where there are several.
+        config: Which VOI LUT or window to apply if there are several.
         judge: Called with the header before pixels are decoded; what it raises is raised.
 
     Returns:

@@ -55,7 +55,7 @@ class ScoredFinding:
     region: Box | None = None
     """Where the model looked, in original pixels; may reach over the image's edge."""
     radiomics: Mapping[str, float] = field(default_factory=dict)
-    """Features of the region by pyradiomics' names; empty where not computed."""
+    """Features of the region by pyradiomics' names; empty if not computed."""
     sensitivity: float | None = None
     """Fraction of the test split's positives that the threshold flags; None if unknown."""
     specificity: float | None = None
@@ -94,9 +94,9 @@ class ScoredCase:
     quality_notes: tuple[str, ...] = ()
     """Codes of what the quality gate let pass but noted, such as `view_unknown`."""
     out_of_distribution: bool | None = None
-    """Whether the model was not made for X-rays like this one; None where it cannot tell."""
+    """Whether the model was not made for X-rays like this one; None if it cannot tell."""
     out_of_distribution_score: float | None = None
-    """Distance from the X-rays it was calibrated on, at least 0; None where it cannot tell."""
+    """Distance from the X-rays it was calibrated on, at least 0; None if it cannot tell."""
 
     def __post_init__(self) -> None:
         """Check that there is something to say, and that the pixels are one of the two kinds."""
@@ -117,7 +117,7 @@ class ScoredCase:
 
     @property
     def drawn(self) -> ScoredFinding | None:
-        """The finding whose map and region are drawn; None without a map or where not flagged."""
+        """The finding whose map and region are drawn; None without a map or if not flagged."""
         if self.heatmap is None:
             return None
         named = (one for one in self.findings if one.name == self.heatmap_finding)

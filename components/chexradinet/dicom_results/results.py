@@ -67,7 +67,7 @@ def write_dicom_results(header: Dataset, case: ScoredCase) -> DicomResults:
 
     Raises:
         DicomResultError: the header has no SOP Instance UID, as with input that is not DICOM.
-        EvaluationError: the heatmap is no matrix.
+        EvaluationError: the heatmap is not a matrix.
     """
     source = read_source(header)
     with warnings.catch_warnings():

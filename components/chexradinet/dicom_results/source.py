@@ -37,7 +37,7 @@ _EMPTY_ALLOWED = {
 }
 """Type 2 attributes of patient and study, with the most characters each holds."""
 _WHERE_PRESENT = {"IssuerOfPatientID": 64, "PatientAge": 4, "StudyDescription": 64}
-"""Type 3 attributes, left out where the source has none."""
+"""Type 3 attributes, left out if the source has none."""
 _ANATOMICAL = re.compile(r"^[APRLHF]{1,3}$")
 _DAMAGED = (
     ArithmeticError,
@@ -72,19 +72,19 @@ class SourceImage:
     series_instance_uid: str
     study_instance_uid: str
     patient_and_study: Dataset
-    """Attributes to copy, each valid; `SpecificCharacterSet` (UTF-8) where one is not ASCII."""
+    """Attributes to copy, each valid; `SpecificCharacterSet` (UTF-8) if one is not ASCII."""
     patient_orientation: tuple[str, ...]
-    """Direction of rows and columns, such as `L` and `F`; empty where unknown."""
+    """Direction of rows and columns, such as `L` and `F`; empty if unknown."""
     lossy: Dataset
     """Attributes that tell of lossy compression in the source's past; empty without."""
     utc_offset: str
-    """Timezone Offset From UTC (0008,0201), such as `+0900`; empty where it tells none."""
+    """Timezone Offset From UTC (0008,0201), such as `+0900`; empty if it tells none."""
 
     def local_time(self, moment: datetime) -> datetime:
-        """Return a moment by the clock of the source's dates and times; in UTC where unknown.
+        """Return a moment by the clock of the source's dates and times; in UTC if unknown.
 
         Args:
-            moment: Of any time zone; without one it is UTC.
+            moment: A time in any time zone; without one it is UTC.
         """
         known = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         if not self.utc_offset:
@@ -168,7 +168,7 @@ def _patient_and_study(header: Dataset) -> Dataset:
 
 
 def _cleaned(keyword: str, text: str, longest: int) -> str:
-    """Return the text where its attribute may hold it, cut to the longest allowed, else nothing."""
+    """Return the text if its attribute may hold it, cut to the longest allowed, else nothing."""
     if keyword.endswith("Date"):
         return _date(text)
     if keyword.endswith("Time"):
@@ -223,7 +223,7 @@ def _orientation(header: Dataset) -> tuple[str, ...]:
 
 
 def _utc_offset(header: Dataset) -> str:
-    """Read `+HHMM` or `-HHMM` between -1200 and +1400; `-0000` is no offset (PS3.3 C.12.1.1.1)."""
+    """Read `+HHMM` or `-HHMM` between -1200 and +1400; `-0000` is none (PS3.3 C.12.1.1.1)."""
     found = _text(header, "TimezoneOffsetFromUTC")
     if not re.fullmatch(r"[+-]\d{2}[0-5]\d", found, re.ASCII) or found == "-0000":
         return ""
@@ -231,7 +231,7 @@ def _utc_offset(header: Dataset) -> str:
 
 
 def _lossy(header: Dataset) -> Dataset:
-    """Repeat what the source says, where it also has the ratio that must stand beside it."""
+    """Repeat what the source says, if it also has the ratio that must stand beside it."""
     lossy = Dataset()
     ratio = _text(header, "LossyImageCompressionRatio")
     stated = re.fullmatch(r"\d{1,5}(\.\d{1,6})?", ratio, re.ASCII)

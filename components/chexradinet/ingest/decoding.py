@@ -78,7 +78,7 @@ class Facts:
     """SHA-256 of the original pixels."""
     geometry: Geometry
     image_id: str = ""
-    """Code of the SOP Instance UID, or of the pixels where a header has none; empty without one."""
+    """Code of the SOP Instance UID, or of the pixels if a header has none; empty without one."""
     patient_id: str = ""
     """Code; empty without a header."""
     study_id: str = ""
@@ -114,7 +114,7 @@ class Decoded:
 
     facts: Facts
     pixels: NDArray[np.uint8] | None
-    """Model pixels, shape (S, S); None where a finished shard holds them."""
+    """Model pixels, shape (S, S); None if a finished shard holds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Refused:
     detail: str
     """What was wrong, without patient data."""
     image_id: str = ""
-    """Code of the SOP Instance UID, where the header was read."""
+    """Code of the SOP Instance UID, if the header was read."""
 
 
 Outcome = Decoded | Refused | RejectedImageError
@@ -317,7 +317,7 @@ def image_record(row: TableRow | None, file: str, facts: Facts, build: Build) ->
     header's study and image go before the table's, as they are the same in every table.
 
     Args:
-        row: What the tables say, with a split where one is known; None where they are silent.
+        row: What the tables say, with a split if one is known; None if they are silent.
         file: Place of the file, relative to the source.
         facts: What is known from the file.
         build: What is the same for all of them.
@@ -364,7 +364,7 @@ def placed_boxes(
 
 
 def with_extent(geometry: Geometry, extent_mm: tuple[float, float] | None) -> Geometry:
-    """Return the geometry with the spacing that follows from the exposed field, where known."""
+    """Return the geometry with the spacing that follows from the exposed field, if known."""
     if extent_mm is None or geometry.row_spacing_mm is not None:
         return geometry
     return replace(
@@ -381,7 +381,7 @@ def add_review_samples(
     config: IngestConfig,
     key: DeidentificationKey | None,
 ) -> None:
-    """Write pictures of doubtful rejects into a data set; nothing where there are none.
+    """Write pictures of doubtful rejects into a data set; nothing if there are none.
 
     Args:
         writer: Writer of the data set.

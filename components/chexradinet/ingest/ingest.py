@@ -92,7 +92,7 @@ def ingest(
             and nothing else.
         config: Convention, preprocessing, splits and limits.
         progress: Told after each file.
-        labels: Folder of the label tables where they do not lie in the source.
+        labels: Folder of the label tables if they do not lie in the source.
         finished: File that notes what the data set is made from. A run that finds its own work
             noted there, and the data set at `target`, reads no X-ray; None notes nothing.
 
@@ -382,7 +382,7 @@ def format_counts(rejected: Mapping[str, int]) -> str:
 
 
 def check_counts(plan: Plan, rejections: Sequence[Rejection], num_images: int) -> None:
-    """Hold that each input came out once; a row without a file is one only where it is left.
+    """Hold that each input came out once; a row without a file is one only if it is left.
 
     Raises:
         ArtifactError: one was lost, or came twice.

@@ -7,7 +7,7 @@ SOP Instance UID, which only the file's header tells.
 Tables name files in their own way: NIH by the bare name, wherever the archives were unpacked;
 CheXpert by a path that starts above the folder; ours by the path from the table. A file is meant
 when one of the two paths ends in the other, whole names compared; a path that is the same from end
-to end goes first. Copies of the public data sets come in other formats: where no file has the name,
+to end goes first. Copies of the public data sets come in other formats: if no file has the name,
 the only one that differs in nothing but its suffix is meant.
 """
 
@@ -50,7 +50,7 @@ FilesByName = Mapping[str, list[str]]
 """Files of a source, in order, by their bare name in Unicode's composed form."""
 
 _SUFFIXES = (*IMAGE_SUFFIXES, ".ima", ".tif", ".tiff", ".bmp", ".gif", ".webp")
-"""Of files that hold an image, also of kinds that are not read."""
+"""Suffixes of image files, including kinds that are not read."""
 _UID = re.compile(r"[0-9.]+")
 _logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Plan:
     files: tuple[str, ...]
     """Files to decode, in order."""
     rows: tuple[TableRow | None, ...]
-    """The row of each file; None where the header has to tell which it is, if any."""
+    """The row of each file; None if the header has to tell which it is, if any."""
     rejections: tuple[Rejection, ...]
     """With names as the source has them."""
     num_inputs: int
@@ -72,7 +72,7 @@ class Plan:
     needs_row: bool = True
     """Whether a file without a row is rejected."""
     num_ignored: int = 0
-    """Files of other kinds that no row names and that are no documents."""
+    """Files of other kinds that no row names and that are not documents."""
 
 
 def read_table(folder: Path, config: IngestConfig) -> LabelTable | None:
@@ -240,7 +240,7 @@ def match_rows(
     *,
     may_be_uids: bool = False,
 ) -> tuple[str | None, ...]:
-    """Return the file that each row means; None where there is none.
+    """Return the file that each row means; None if there is none.
 
     Args:
         table: Name of the table, for messages.

@@ -206,7 +206,7 @@ def finished_dataset(note: Path, work: str, target: Path) -> DatasetInfo | None:
 def working_on(target: Path, digest: str, store: StoreConfig) -> Iterator[Checkpoint]:
     """Yield a checkpoint whose `data` becomes `target` when the block ends without an error.
 
-    On an error its folder is kept where it holds a finished shard. Folders that ingests of other
+    On an error its folder is kept if it holds a finished shard. Folders that ingests of other
     input left behind for this target are removed in the end.
 
     Raises:

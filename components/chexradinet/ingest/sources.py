@@ -125,7 +125,7 @@ class Folder:
         try:
             status = (self.path / file).stat()
             if not stat.S_ISREG(status.st_mode):
-                raise RejectedImageError(RejectReason.UNREADABLE, "it is no regular file")
+                raise RejectedImageError(RejectReason.UNREADABLE, "it is not a regular file")
             if status.st_size > MAX_FILE_BYTES:
                 raise too_large(status.st_size)
             return (self.path / file).read_bytes()
@@ -171,7 +171,7 @@ def open_source(source: str, config: IngestConfig, labels: str = "") -> Iterator
     Args:
         source: A path, `file://`, `s3://`, `minio://` or `dicomweb://`.
         config: How a store is talked to.
-        labels: Folder of the label tables, also in a bucket; empty where they lie in the source.
+        labels: Folder of the label tables, also in a bucket; empty if they lie in the source.
 
     Raises:
         SourceError: it is missing, not a folder, or not allowed to be read.

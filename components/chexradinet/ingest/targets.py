@@ -60,7 +60,7 @@ def require_report(report: str) -> None:
         ConfigError: it is no `.html` file of this machine, or cannot be written.
     """
     if "://" in report:
-        raise ConfigError(f"report {report!r} is no path; give a file of this machine")
+        raise ConfigError(f"report {report!r} is not a local path; give a file on this machine")
     require_file(Path(report), ".html")
 
 

@@ -48,7 +48,7 @@ def ingest_to(
     Raises:
         ConfigError: the address cannot be read, the local folder belongs to somebody else, or
             `out` or `report` hold something else.
-        ChexRadiNetError: as `ingest`, or the store cannot be written; run again to go on.
+        ChexRadiNetError: as `ingest`, or the store cannot be written; run again to continue.
     """
     location = parse_uri(out)
     if report:

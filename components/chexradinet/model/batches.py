@@ -126,7 +126,7 @@ def augment(
         batch_size: Images of the whole batch; 0 for as many as are given.
 
     Returns:
-        float32, shape (B, 1, H, W); where the shift leaves a margin, the border is repeated.
+        float32, shape (B, 1, H, W); if the shift leaves a margin, the border is repeated.
     """
     generator = np.random.default_rng((config.seed, _AUGMENTATION, step))
     whole, chosen = batch_size or len(images), slice(start, start + len(images))

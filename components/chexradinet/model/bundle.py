@@ -57,7 +57,7 @@ def save_bundle(
         target: Directory to make.
         info: Must describe `network`: same config, as many findings as it has logits.
         network: On any device, in any mode.
-        heads: Of the contrastive term, where there are any.
+        heads: Heads of the contrastive term, if there are any.
         model_card: Markdown, from `model_card(info)`.
 
     Returns:

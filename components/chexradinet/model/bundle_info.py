@@ -29,7 +29,7 @@ WEIGHTS_FILE = "weights.safetensors"
 INFO_FILE = "bundle.json"
 CARD_FILE = "model-card.md"
 REFERENCE_PREFIX = "reference."
-"""Of the names of the reference's tensors beside the weights."""
+"""Prefix of the reference's tensor names in the weights file."""
 BUNDLE_HEAD = Head(INFO_FILE, KIND)
 """By which a directory is known for a bundle."""
 
@@ -135,7 +135,7 @@ def read_reference_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
         with safe_open(weights, framework="numpy") as tensors:
             return {
                 name.removeprefix(REFERENCE_PREFIX): tensors.get_tensor(name)
-                for name in tensors.keys()  # noqa: SIM118 (it is no dictionary)
+                for name in tensors.keys()  # noqa: SIM118 (not a dictionary)
                 if name.startswith(REFERENCE_PREFIX)
             }
     except (FileNotFoundError, SafetensorError) as error:
@@ -167,9 +167,9 @@ def require_match(
     """Refuse data that a bundle was not made for.
 
     Args:
-        info: Of the bundle.
-        findings: Of the data, in order; None where it has none.
-        preprocessing_digest: Of the data; None leaves it unchecked.
+        info: The bundle's record.
+        findings: The data's findings, in order; None if it has none.
+        preprocessing_digest: The data's; None skips the check.
 
     Raises:
         MismatchError: it names both sides.

@@ -127,7 +127,7 @@ def save_checkpoint(target: Path, run: str, trained: Trained, position: Position
 
     Args:
         target: Directory to make or replace.
-        run: Digest of settings, data and initial weights; only the same run may go on from it.
+        run: Digest of settings, data and initial weights; only the same run may continue from it.
         trained: Modules, optimiser and schedule.
         position: How far they have come.
     """
@@ -174,7 +174,7 @@ def load_checkpoint(source: Path, run: str, trained: Trained) -> Position:
         )
     path = source / _STATE_FILE
     if sha256_of(path) != document["sha256"]:
-        raise ArtifactError(f"{path} was changed; remove {source} to start again")
+        raise ArtifactError(f"{path} was changed; remove {source} to start over")
     try:
         tensors = load_file(path)
     except SafetensorError as error:

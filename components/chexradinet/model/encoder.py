@@ -66,9 +66,9 @@ def load_encoder(network: ChexRadiNet, path: Path, preprocessing_digest: str) ->
     """Start a network from an encoder; its last layer keeps its values.
 
     Args:
-        network: Of the encoder's shape; changed in place.
+        network: A network of the encoder's shape; changed in place.
         path: Directory that `save_encoder` wrote.
-        preprocessing_digest: Of the images that the network will see.
+        preprocessing_digest: Digest for the images that the network will see.
 
     Returns:
         What the encoder says of itself.

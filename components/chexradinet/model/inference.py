@@ -30,7 +30,7 @@ class Predictions(NamedTuple):
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """Return the named device; `auto` is the accelerator where there is one, else the CPU."""
+    """Return the named device; `auto` is the accelerator if there is one, else the CPU."""
     if device != "auto":
         return torch.device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

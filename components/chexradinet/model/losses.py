@@ -28,9 +28,9 @@ class Pairs(NamedTuple):
     """Regions of a batch, P of them, as both heads see them."""
 
     image_embeddings: Tensor
-    """Of the image that a region lies in, shape (P, D); an image of two regions is there twice."""
+    """The region's image, shape (P, D); an image with two regions is there twice."""
     radiomics_embeddings: Tensor
-    """Of the region's features, shape (P, D)."""
+    """The region's features, shape (P, D)."""
     owners: Tensor
     """Which image a region lies in, int64 (P,)."""
 
@@ -44,7 +44,7 @@ def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
             to be waited for.
 
     Returns:
-        A scalar; 0 where nothing is known.
+        A scalar; 0 if nothing is known.
     """
     known = _indices(~labels.isnan(), logits.device)
     return _mean(
@@ -68,7 +68,7 @@ def map_entropy(maps: Tensor, labels: Tensor) -> Tensor:
         labels: 1, 0 or NaN, shape (B, F); best on the host.
 
     Returns:
-        The mean over the positives, a scalar; 0 where there is none.
+        The mean over the positives, a scalar; 0 if there is none.
     """
     # (positives, cells)
     chosen = maps.flatten(0, 1)[_indices(labels == 1, maps.device)].flatten(1).float()
@@ -95,7 +95,7 @@ def nt_xent(
             each other: an image cannot be told from itself.
 
     Returns:
-        A scalar; 0 where no view has a negative, as for P = 1.
+        A scalar; 0 if no view has a negative, as for P = 1.
 
     Source: Chen et al. 2020, arXiv:2002.05709, equation 1.
     """
@@ -122,10 +122,10 @@ def guided_loss(
     """Mix the terms that a recipe names.
 
     Args:
-        prediction: Of a batch.
+        prediction: Outputs for a batch.
         labels: 1, 0 or NaN, shape (B, F).
         config: Recipe and weights; the weight of a term that the recipe does not name is 0.
-        pairs: Regions of the batch; None where it has none.
+        pairs: Regions of the batch; None if it has none.
 
     Returns:
         The loss to minimise, and its parts `classification`, `entropy` and `contrastive`, as far

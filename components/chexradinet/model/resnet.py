@@ -193,7 +193,7 @@ def load_imagenet_weights(network: ChexRadiNet, path: Path) -> None:
     response as the sum gives here.
 
     Args:
-        network: Of the depth that the file was trained with; changed in place.
+        network: A network of the depth in the file; changed in place.
         path: State dict of a torchvision ResNet, `.pth` or `.safetensors`.
 
     Raises:

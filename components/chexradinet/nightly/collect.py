@@ -176,7 +176,7 @@ def _put_worklist(
 def _put_of_night(ledger: Ledger, plan: Plan, name: str, data: bytes) -> None:
     """Write a file that later plans of the night replace, unless the plan is complete already.
 
-    A later plan is collected only once this one is complete. So where one wrote the file, either
+    A later plan is collected only once this one is complete. So if one wrote the file, either
     its ETag has changed since it was asked for, or this plan is found complete.
     """
     key = night_key(ledger, plan, name)

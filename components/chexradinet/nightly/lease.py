@@ -36,7 +36,7 @@ class Owner:
     """The same in all stages of a run; empty for nobody."""
     hostname: str = ""
     boot_id: str = ""
-    """Of the machine since it was started; empty where the system does not tell."""
+    """Identifies the machine's current boot; empty if unknown."""
     pid: int = 0
     """0 between two stages of a run."""
     started: str = ""
@@ -64,7 +64,7 @@ def store_time(ledger: Ledger) -> datetime:
 
 
 def acquire(ledger: Ledger, owner: Owner) -> bool:
-    """Take the lease, or renew it where the same run has it; return False where another has it."""
+    """Take the lease, or renew it if the same run has it; return False if another has it."""
     key = _key(ledger)
     for _ in range(_ATTEMPTS):
         try:
@@ -84,7 +84,7 @@ def acquire(ledger: Ledger, owner: Owner) -> bool:
 
 
 def release(ledger: Ledger, run_id: str) -> None:
-    """Give the lease back where this run has it."""
+    """Give the lease back if this run has it."""
     _rewrite(ledger, run_id, Owner(run_id=""))
 
 
@@ -187,7 +187,7 @@ def _is_gone(held: Owner) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process started, None where it is not there or has ended."""
+    """Return when a process started, None if it is not there or has ended."""
     try:
         # The name before it may hold spaces and brackets, so count from the last bracket.
         fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
@@ -212,7 +212,7 @@ def _bytes(owner: Owner) -> bytes:
 
 
 def _holder(data: bytes) -> Owner:
-    """Return who has the lease; nobody where it cannot be read."""
+    """Return who has the lease; nobody if it cannot be read."""
     try:
         return Owner(**json.loads(data))
     except (ValueError, TypeError):

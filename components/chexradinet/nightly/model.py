@@ -32,9 +32,9 @@ class NightModel:
 
     info: BundleInfo
     digest: str
-    """Of the bundle."""
+    """Digest of the bundle."""
     reference: Reference | None
-    """None where the bundle has none: then nothing is said of drift and distribution."""
+    """None if the bundle has none: then nothing is said of drift and distribution."""
     settings: ResultSettings
 
     @property
@@ -44,7 +44,7 @@ class NightModel:
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """Of the model, in its order."""
+        """The model's findings, in its order."""
         return self.info.findings
 
 
@@ -123,7 +123,7 @@ def check_model(info: BundleInfo) -> None:
     """
     if info.calibration is None:
         raise ArtifactError(
-            "the model is not calibrated, so its scores are no probabilities; publish what "
+            "the model is not calibrated, so its scores are not probabilities; publish what "
             "`evaluate` wrote"
         )
     known = set(info.calibration["findings"])

@@ -15,7 +15,7 @@ class ShardOutcome:
     """What came of a shard."""
 
     status: str
-    """`scored`, or `done_before` where its results were there already."""
+    """`scored`, or `done_before` if its results were there already."""
     num_scored: int = 0
     num_excluded: int = 0
 
@@ -25,7 +25,7 @@ class Night:
     """What a complete plan came to, or all plans of a run together."""
 
     number: int
-    """Of the plan; of several, the last."""
+    """Number of the plan; of several, the last."""
     date: str
     model_digest: str
     model_round: int
@@ -36,9 +36,9 @@ class Night:
     flagged: Mapping[str, int]
     """Finding to X-rays at or above its threshold."""
     drift: Mapping[str, Any] | None
-    """As `evaluation.drift` gives it; None where the model has no reference."""
+    """As `evaluation.drift` gives it; None if the model has no reference."""
     ood_fraction: float | None
-    """Part of the scored X-rays, in [0, 1]; None where the model cannot tell."""
+    """Part of the scored X-rays, in [0, 1]; None if the model cannot tell."""
     score_s: float
     """Seconds that the shards took, added up."""
     collect_s: float
@@ -97,7 +97,7 @@ def night_of(
         plan: The plan that was collected.
         merged: What became of its X-rays.
         model: The model.
-        drift: As `evaluation.drift` gives it; None where the model has no reference.
+        drift: As `evaluation.drift` gives it; None if the model has no reference.
         made: The HTML report, and the seconds that collecting took.
     """
     outside, num_scored = num_outside(merged), len(merged.images)
@@ -130,6 +130,6 @@ def num_flagged(merged: Merged, findings: Sequence[str]) -> dict[str, int]:
 
 
 def num_outside(merged: Merged) -> int | None:
-    """Return how many X-rays the model was not made for, None where it cannot tell."""
+    """Return how many X-rays the model was not made for, None if it cannot tell."""
     known = [i.out_of_distribution for i in merged.images if i.out_of_distribution is not None]
     return sum(known) if known or not merged.images else None

@@ -81,7 +81,7 @@ class PlanOutcome:
 
     @property
     def work(self) -> str:
-        """The plans as text, such as `3:1,4:20`; empty where there is nothing to do."""
+        """The plans as text, such as `3:1,4:20`; empty if there is nothing to do."""
         return ",".join(f"{number}:{shards}" for number, shards in self.parts)
 
     @property

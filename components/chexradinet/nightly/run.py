@@ -259,7 +259,7 @@ def _finish(ledger: Ledger, run_id: str) -> None:
 
 
 def _read_run(ledger: Ledger, run_id: str) -> RunRecord | None:
-    """Return what is noted of a run; None where it never began, or another one began since.
+    """Return what is noted of a run; None if it never began, or another one began since.
 
     Raises:
         ArtifactError: the note is damaged or of another schema.

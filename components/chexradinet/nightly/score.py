@@ -375,7 +375,7 @@ def _named(record: object, *names: str) -> dict[str, Any]:
 
 
 def _place(found: NightFinding, geometry: Geometry) -> dict[str, float]:
-    """Return region and peak in original pixels, and the region in millimetres where known."""
+    """Return region and peak in original pixels, and the region in millimetres if known."""
     values: dict[str, float] = {}
     box, region = found.region, found.model_region
     if box is not None:

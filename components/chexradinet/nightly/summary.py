@@ -92,7 +92,7 @@ def most_urgent(images: Sequence[NightImage], model: NightModel) -> list[NightIm
 def night_drift(
     merged: Merged, embeddings: Mapping[str, npt.NDArray[np.float32]], model: NightModel
 ) -> dict[str, Any] | None:
-    """Compare a plan's X-rays with the model's reference, None where it has none.
+    """Compare a plan's X-rays with the model's reference, None if it has none.
 
     Args:
         merged: What became of the plan.
@@ -236,7 +236,7 @@ def night_telemetry(addresses: Addresses, night: Night | None) -> NightlyTelemet
 
     Args:
         addresses: Inbox and results.
-        night: What was collected last; None where there was nothing new.
+        night: What was collected last; None if there was nothing new.
     """
     age_s = oldest_unscored_age_s(addresses)
     if night is None:

@@ -30,7 +30,7 @@ AP_PREVALENCE = 0.4
 """Part of the views that is AP when it does not depend on the labels."""
 
 _THRESHOLD = 0.8416
-"""Of a unit normal latent: a fifth of the images has a given finding."""
+"""Threshold of a unit normal latent: a fifth of the images has a given finding."""
 _IMAGES_OF_BLOCK = (0, 1, 1, 2, 2, 2)
 """Patients come in blocks of three, with one, two and three X-rays."""
 _SPLITS_OF_BLOCK = (Split.TRAIN,) * 4 + (Split.VALIDATION, Split.TEST)

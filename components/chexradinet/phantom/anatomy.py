@@ -21,7 +21,7 @@ class Body:
     """What all X-rays of one patient share."""
 
     lung_half_width: tuple[float, float]
-    """Of the lung on the left and on the right of the image."""
+    """Half widths of the lungs on the left and right of the image."""
     lung_half_height: float
     heart_half_width: float
     heart_half_height: float
@@ -98,7 +98,7 @@ def draw_chest(rng: np.random.Generator, body: Body, side_px: int, heart_factor:
     """Draw one exposure of a body, without findings.
 
     Args:
-        rng: Of this exposure: position, tilt, breath and textures.
+        rng: Random source of this exposure: position, tilt, breath and textures.
         body: The patient.
         side_px: Height and width of the image.
         heart_factor: Factor on the heart's width; above 1 for Cardiomegaly and for an AP view.

@@ -18,7 +18,7 @@ PHANTOM_FINDINGS = ("Nodule", "Mass", "Consolidation", "Effusion", "Pneumothorax
 
 
 def box_of(mask: Plane, threshold: float, corner: tuple[int, int] = (0, 0)) -> Box | None:
-    """Return the tightest box around all pixels above a threshold, or None where there is none.
+    """Return the tightest box around all pixels above a threshold, or None if there is none.
 
     Args:
         mask: Values of a patch, shape (h, w).
@@ -63,7 +63,7 @@ def _air(chest: Chest, patch: tuple[slice, slice]) -> Plane:
 
 
 def add_spot(chest: Chest, centre: tuple[int, int], radius: float, density: float) -> Box | None:
-    """Add a smooth round spot: a nodule, or an end-on vessel where it is small."""
+    """Add a smooth round spot: a nodule, or an end-on vessel if it is small."""
     patch = _patch(chest, centre, radius + 2)
     rows, columns = _offsets(patch, centre)
     distance = (rows * rows + columns * columns) / (radius * radius)

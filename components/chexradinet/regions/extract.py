@@ -101,7 +101,7 @@ def _brightest_component(
 def _inside(
     top: int, left: int, bottom: int, right: int, side: int, config: RegionConfig
 ) -> Box | None:
-    """Return the box clipped to leave the border free, or None where it is then too small."""
+    """Return the box clipped to leave the border free, or None if it is then too small."""
     first, last = config.border_px, side - config.border_px
     top, left = max(top, first), max(left, first)
     bottom, right = min(bottom, last), min(right, last)

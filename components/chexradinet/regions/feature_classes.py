@@ -28,7 +28,7 @@ from chexradinet.regions.feature_names import FEATURE_CLASSES, NAMES_BY_CLASS
 
 # The classes log under the name of the module they are defined in. Ours are defined here and
 # silent, so pyradiomics' own loggers stay as they are: the warning that a symmetrical GLCM makes
-# Sum Average redundant would come once a region.
+# Sum Average redundant would come once per region.
 _CLASS_LOGGER = f"{__name__}.silent"
 logging.getLogger(_CLASS_LOGGER).setLevel(logging.CRITICAL + 1)
 
@@ -37,7 +37,7 @@ _PERCENTS = (10, 25, 75, 90)
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSettings:
-    """What the feature classes are told about a masked image."""
+    """What the feature classes know of a masked image."""
 
     bin_width: float
     """Width of a grey-level bin, in the image's unit."""
@@ -62,7 +62,7 @@ def features_of_arrays(
         classes: Feature classes to run; `shape2D` needs a mask in a single slice.
 
     Returns:
-        Values by `<class>_<feature>`; NaN where the class has none.
+        Values by `<class>_<feature>`; NaN if the class has none.
 
     Raises:
         ValueError: the mask is empty, or a class refuses it.

@@ -52,7 +52,7 @@ def features_of(image: NDArray[np.uint8], box: Box, config: RadiomicsConfig) -> 
 def crop_of(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
     """Return the pixels of a box, rounded outward and clipped to leave `BORDER_PX` free.
 
-    A side of the result is 0 where the box lies outside.
+    A side of the result is 0 if the box lies outside.
     """
     height, width = image.shape
     top, left = max(math.floor(box.top), BORDER_PX), max(math.floor(box.left), BORDER_PX)
@@ -121,7 +121,7 @@ def extract_features(
 def measure_in_processes(
     crops: Iterable[Crop | None], measure: Measure, num_workers: int
 ) -> Iterator[FeatureRow]:
-    """Yield one row a crop, in order; `NO_REGION` where there is no crop.
+    """Yield one row per crop, in order; `NO_REGION` if there is no crop.
 
     Args:
         crops: Pixels of each region, read once.

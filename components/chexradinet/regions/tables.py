@@ -22,7 +22,7 @@ from chexradinet.records import FeatureStatus, Region
 from chexradinet.regions.feature_names import FEATURE_NAMES
 
 BOX_COLUMNS = ("top", "left", "bottom", "right")
-"""Half-open box in model pixels; NaN where the status is not `ok`."""
+"""Half-open box in model pixels; NaN if the status is not `ok`."""
 
 REGION_COLUMNS = (
     "image_id",
@@ -36,7 +36,7 @@ REGION_COLUMNS = (
 """Columns of `regions.parquet`."""
 
 FEATURE_COLUMNS = ("image_id", "status", *FEATURE_NAMES)
-"""Columns of `features.parquet`; the 102 values are NaN where the status is not `ok`."""
+"""Columns of `features.parquet`; the 102 values are NaN if the status is not `ok`."""
 
 _TEXT_COLUMNS = {"image_id", "finding", "status"}
 
@@ -62,10 +62,10 @@ class FeatureRow:
 
     status: FeatureStatus
     values: NDArray[np.float64]
-    """In the order of `FEATURE_NAMES`, shape (102,); all NaN where the status is not `OK`."""
+    """In the order of `FEATURE_NAMES`, shape (102,); all NaN if the status is not `OK`."""
 
     def by_name(self) -> dict[str, float]:
-        """Return the features by name; none where the status is not `OK`."""
+        """Return the features by name; none if the status is not `OK`."""
         known = self.status is FeatureStatus.OK
         return dict(zip(FEATURE_NAMES, self.values.tolist(), strict=True)) if known else {}
 
@@ -130,7 +130,7 @@ class RegionsArtifact:
     """Regions as read back."""
 
     table: pd.DataFrame
-    """`REGION_COLUMNS`, one row a region."""
+    """`REGION_COLUMNS`, one row per region."""
     maps: NDArray[np.float16]
     """The heatmap of each row, shape (n, h, w), memory-mapped and read-only."""
     provenance: dict[str, Any]
@@ -142,9 +142,9 @@ class FeaturesArtifact:
     """Radiomics features as read back."""
 
     table: pd.DataFrame
-    """`FEATURE_COLUMNS`, one row a region."""
+    """`FEATURE_COLUMNS`, one row per region."""
     values: NDArray[np.float64]
-    """The 102 features in the order of `FEATURE_NAMES`, shape (n, 102); NaN where not `ok`."""
+    """The 102 features in the order of `FEATURE_NAMES`, shape (n, 102); NaN if not `ok`."""
     provenance: dict[str, Any]
     """What the features were made from."""
 
@@ -241,7 +241,7 @@ def _check_maps(dimensions: int, num_maps: int, num_rows: int, where: Path) -> N
     if dimensions != 3 or num_maps != num_rows:
         raise ArtifactError(
             f"the maps of {where} have {dimensions} axes and {num_maps} entries, the table has "
-            f"{num_rows} rows; needed are (n, h, w) maps, one a row: make both in one run"
+            f"{num_rows} rows; expected (n, h, w) maps, one per row: make both in one run"
         )
 
 

@@ -43,7 +43,7 @@ def overlay(
         RGB, shape (H', W', 3); the aspect ratio is kept.
 
     Raises:
-        EvaluationError: the image is not 8-bit grey, or the heatmap is no matrix.
+        EvaluationError: the image is not 8-bit grey, or the heatmap is not a matrix.
     """
     if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
         raise EvaluationError(
@@ -70,7 +70,7 @@ def evidence(heatmap: Array, height: int, width: int) -> npt.NDArray[np.float32]
     All zero if the map has no finite positive value.
 
     Raises:
-        EvaluationError: the heatmap is no matrix.
+        EvaluationError: the heatmap is not a matrix.
     """
     if heatmap.ndim != 2 or not heatmap.size:
         raise EvaluationError(f"heatmap has shape {heatmap.shape}; give one map of shape (h, w)")

@@ -8,7 +8,7 @@ simulation, ordering by an algorithm alone cut the mean wait for a pneumothorax 
 minutes and raised the longest from 890 to 1,293 (Baltruschat et al. 2021, European Radiology 31,
 PMC8128725).
 
-The urgencies are this project's own, for a reading room to change; they are no clinical advice.
+The urgencies are this project's own, for a reading room to change; they are not clinical advice.
 """
 
 import io

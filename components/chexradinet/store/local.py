@@ -178,7 +178,7 @@ class LocalStore(ObjectStore):
         source = path if handle is None else handle
         found = os.stat(source)  # noqa: PTH116 (a Path cannot hold an open file)
         if not modes.S_ISREG(found.st_mode):
-            raise StoreNotFoundError(f"{path} is no regular file; the path of a file is needed")
+            raise StoreNotFoundError(f"{path} is not a regular file; give the path of a file")
         sha256 = _recorded_checksum(source)
         return ObjectInfo(
             key=key,

@@ -40,7 +40,7 @@ class Backoff:
         self._deadline: float | None = None
 
     def wait(self, error: Exception) -> bool:
-        """Wait before the next attempt; return False, at once, where the time is spent."""
+        """Wait before the next attempt; return False, at once, if the time is spent."""
         now = self._clock()
         if self._deadline is None:
             self._deadline = now + self._total_s

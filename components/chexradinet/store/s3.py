@@ -222,7 +222,7 @@ class S3Store(ObjectStore):
         key = str(found.object_name)
         if found.last_modified is None or found.size is None:
             raise StoreError(
-                f"the store told no size or no time of {self.uri_of(key)}; check that "
+                f"the store gave no size or no time for {self.uri_of(key)}; check that "
                 "AWS_ENDPOINT_URL is an S3 service"
             )
         return ObjectInfo(

@@ -1,4 +1,4 @@
-"""Training that survives the end of its pod: stop when told to, and go on where it was left.
+"""Training that survives the end of its pod: stop when asked to, continue from there.
 
 State is kept below the URI in `CHEXRADINET_CHECKPOINT_URI`, in a folder named by the run's digest:
 after each epoch, every few minutes within one, and when the process is asked to end. The same run,
@@ -52,7 +52,7 @@ class Safeguard:
 
     @property
     def checkpoint(self) -> Path | None:
-        """Directory for `fit`, None where nothing is kept."""
+        """Directory for `fit`, None if nothing is kept."""
         return self.local if self.folder else None
 
     def should_stop(self) -> bool:
@@ -74,7 +74,7 @@ class Safeguard:
         self.keep()
         self.training = False
         if self.stopping:
-            raise Interrupted(self.farewell())
+            raise Interrupted(self.message())
 
     def keep(self) -> None:
         """Upload the state if it is newer than what was uploaded; older ones go away after it.
@@ -101,7 +101,7 @@ class Safeguard:
     def restore(self) -> None:
         """Download the newest whole state of this run, if there is one.
 
-        A state that is damaged, or removed meanwhile, is a warning: the training starts again.
+        A state that is damaged, or removed meanwhile, is a warning: the training starts over.
 
         Raises:
             StoreError: the store cannot be read.
@@ -112,7 +112,7 @@ class Safeguard:
         try:
             download_directory(join_uri(self.folder, states[-1]), self.local)
         except (StoreIntegrityError, StoreNotFoundError) as error:
-            _log.warning("training starts again, %s cannot be used: %s", states[-1], error)
+            _log.warning("training starts over, %s cannot be used: %s", states[-1], error)
             return
         self.newest = states[-1]
         status = (self.local / POSITION_FILE).stat()
@@ -125,14 +125,16 @@ class Safeguard:
         signal.signal(number, signal.SIG_DFL)
         _log.warning("%s: training stops after this step", self.stopping)
         if not self.training:
-            raise Interrupted(self.farewell())
+            raise Interrupted(self.message())
 
-    def farewell(self) -> str:
+    def message(self) -> str:
         """Return what an interrupted flow says."""
         if self.newest:
-            state = f"{self.newest} is kept in {self.folder}: run the same again to go on from it"
+            state = (
+                f"{self.newest} is kept in {self.folder}: run the same again to continue from it"
+            )
         elif self.folder:
-            state = f"no state is kept in {self.folder}: run again to start again"
+            state = f"no state is kept in {self.folder}: run again to start over"
         else:
             state = f"no state is kept: set {CHECKPOINT_VARIABLE} to a folder for it"
         return f"{self.stopping} ended the training; {state}"
@@ -166,7 +168,7 @@ def safeguard(run: str, checkpoint_uri: str | None = None) -> Iterator[Safeguard
                 yield guard
             except Interrupted:
                 guard.keep()
-                raise Interrupted(guard.farewell()) from None
+                raise Interrupted(guard.message()) from None
         if guard.folder and guard.writes:
             with contextlib.suppress(StoreError):
                 _forget(guard.folder)

@@ -31,7 +31,7 @@ class Shard:
         require(0 <= self.index < self.count, "shard index", self.index, f"in [0, {self.count})")
 
     def part_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return this shard's rows; empty where there are fewer rows than shards."""
+        """Return this shard's rows; empty if there are fewer rows than shards."""
         return np.array_split(rows, self.count)[self.index]
 
     def provenance(

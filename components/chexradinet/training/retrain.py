@@ -157,7 +157,7 @@ def _retrain(
 
 
 def _guiding_regions(data: Dataset, features: FeaturesArtifact) -> Regions | None:
-    """Return the usable regions with normalised features; None where no region is usable."""
+    """Return the usable regions with normalised features; None if no region is usable."""
     if features.provenance["dataset_digest"] != data.digest:
         raise MismatchError(
             f"the features come from data set {features.provenance['dataset_digest'][:12]}, but "

@@ -13,7 +13,7 @@ IMAGES_PER_SHARD = 2500
 
 
 class Opening(NamedTuple):
-    """What the steps of a round are told."""
+    """What the steps of a round are given."""
 
     active: bool
     """Whether the round runs; the steps of a closed round pass their input on."""

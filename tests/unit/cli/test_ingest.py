@@ -109,7 +109,7 @@ def test_settings_of_dicom_files_are_options(
         ("{folder}/phantom", "{folder}/" + "x" * 300, (), "File name too long"),
         ("x" * 300, "{folder}/ds", (), "File name too long"),
         ("{folder}/phantom", "{folder}/ds", ("--report", "{folder}"), "does not end in .html"),
-        ("{folder}/phantom", "{folder}/ds", ("--report", "s3://b/r.html"), "is no path"),
+        ("{folder}/phantom", "{folder}/ds", ("--report", "s3://b/r.html"), "is not a local path"),
         ("{folder}/phantom", "{folder}/ds", ("--report", "/proc/nope/r.html"), "cannot be written"),
         (
             "{folder}/phantom",

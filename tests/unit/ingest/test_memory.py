@@ -15,7 +15,7 @@ SIDE_PX, MODEL_SIDE_PX = 320, 224
 """A file has 100 KiB, its model pixels 49 KiB: what keeps either of each file is far above what a
 row in memory takes."""
 ALLOWED_KIB = 32
-"""Of memory for each further file; up to 15 are measured, 65 and more with such a leak."""
+"""Memory allowed per further file; up to 15 are measured, 65 and more with such a leak."""
 
 PROGRAM = """
 import json, re, sys

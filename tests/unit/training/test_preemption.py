@@ -104,7 +104,7 @@ def test_a_damaged_state_is_left_for_a_start_anew(
     damaged.write_bytes(b"weights of step 8")
     with safeguard(RUN, str(tmp_path)) as guard:
         assert not guard.local.exists()
-    assert "starts again" in caplog.text
+    assert "starts over" in caplog.text
 
 
 def test_a_store_that_fails_does_not_end_the_training(

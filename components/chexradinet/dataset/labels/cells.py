@@ -47,7 +47,7 @@ def ordered(findings: Iterable[str], order: Sequence[str]) -> tuple[str, ...]:
 
 
 def parse_age(text: str) -> float | None:
-    """Return an age in years, or None where it is absent, impossible or unreadable."""
+    """Return an age in years, or None if it is absent, impossible or unreadable."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([YMWD]?)", text.strip().upper())
     if match is None:
         return None
@@ -64,14 +64,14 @@ def noted_age(text: str, notes: Counter[str]) -> float | None:
 
 
 def parse_sex(text: str) -> str:
-    """Return `F`, `M`, `O`, or empty where it is unknown."""
+    """Return `F`, `M`, `O`, or empty if it is unknown."""
     return _SEXES.get(text.strip().casefold(), "")
 
 
 def folded(written: str) -> str:
     """Return text in upper case, without accents, with spaces for underscores.
 
-    Code strings have no character set, so pydicom takes them for Latin-1 where they are UTF-8.
+    Code strings have no character set, so pydicom takes them for Latin-1 if they are UTF-8.
     """
     with suppress(UnicodeError):
         written = written.encode("latin-1").decode("utf-8")
@@ -102,13 +102,13 @@ def view_position(text: str) -> tuple[View, bool | None]:
 
 
 def parse_view(text: str) -> tuple[View, RejectReason | None]:
-    """Return the view and, where it is named but not frontal, the reason to reject the X-ray."""
+    """Return the view and, if it is named but not frontal, the reason to reject the X-ray."""
     view, frontal = view_position(text)
     return view, RejectReason.NOT_FRONTAL if frontal is False else None
 
 
 def parse_split(line: Line, text: str) -> Split | None:
-    """Return the split a row names, or None where it names none.
+    """Return the split a row names, or None if it names none.
 
     Raises:
         LabelTableError: the name is none of `train`, `validation` and `test`.
@@ -206,7 +206,7 @@ def parse_boxes(line: Line, text: str, vocabulary: Vocabulary) -> tuple[Labelled
     """Return the boxes of a JSON list of `{finding, top, left, bottom, right}`.
 
     Raises:
-        LabelTableError: the text is no such list, or a box has no area.
+        LabelTableError: the text is not such a list, or a box has no area.
     """
     if not text:
         return ()

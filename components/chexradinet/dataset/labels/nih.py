@@ -135,7 +135,7 @@ def read_boxes(path: Path) -> dict[str, tuple[LabelledBox, ...]]:
 
 
 def read_split_lists(folder: Path) -> dict[str, Split]:
-    """Read the official split: image name to split; empty where the folder has no list.
+    """Read the official split: image name to split; empty if the folder has no list.
 
     Raises:
         LabelTableError: only one list is there, it is damaged, or an image is in both.
@@ -164,7 +164,7 @@ def _names_in(path: Path) -> set[str]:
             return {line.strip() for line in bounded_lines(stream, path)} - {""}
     except NO_TEXT as error:
         raise LabelTableError(
-            f"{path.name} is not UTF-8 text or no whole gzip file ({type(error).__name__}); "
+            f"{path.name} is not UTF-8 text or not a complete gzip file ({type(error).__name__}); "
             "download it again"
         ) from error
     except OSError as error:

@@ -30,7 +30,7 @@ _POSITIVE_CLASS = "lung opacity"
 
 
 def read_rsna_table(folder: Path, config: IngestConfig) -> LabelTable:
-    """Read `stage_2_train_labels.csv` and, where present, `stage_2_detailed_class_info.csv`.
+    """Read `stage_2_train_labels.csv` and, if present, `stage_2_detailed_class_info.csv`.
 
     Args:
         folder: Holds the tables; the images are DICOM files named by `patientId`.

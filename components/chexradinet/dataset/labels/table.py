@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from _csv import Reader as CsvReader
 
 NO_TEXT = (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error)
-"""What reading a file that is not UTF-8 text, or no whole gzip file, raises."""
+"""What reading a file that is not UTF-8 text, or not a complete gzip file, raises."""
 
 
 _MAX_LINE, _MAX_TABLE = 1 << 20, 1 << 27
@@ -50,15 +50,15 @@ class TableRow:
     sex: str = ""
     """`F`, `M`, `O` or empty."""
     split: Split | None = None
-    """The official split, where there is one."""
+    """The official split, if there is one."""
     labels: Mapping[str, float]
     """1, 0 or NaN by canonical finding; rows of equal labels share one mapping."""
     boxes: tuple[LabelledBox, ...] = ()
     """In the frame that `LabelTable.box_frame` states."""
     extent_mm: tuple[float, float] | None = None
-    """Height and width of the exposed field on the detector, where known."""
+    """Height and width of the exposed field on the detector, if known."""
     rejected: RejectReason | None = None
-    """Set where the table itself says that the X-ray cannot enter, such as a lateral view."""
+    """Set if the table itself says that the X-ray cannot enter, such as a lateral view."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class LabelTable:
     """How many values were set to unknown, by what was wrong with them."""
 
     def restricted(self, findings: Sequence[str]) -> "LabelTable":
-        """Return the table with these findings, in this order; all of them where none is given.
+        """Return the table with these findings, in this order; all of them if none is given.
 
         Raises:
             LabelTableError: the table has no label for one of them.
@@ -312,7 +312,7 @@ def _no_text(error: Exception) -> str:
         return "is not UTF-8 text, but perhaps UTF-16 or a Windows code page: save it as CSV UTF-8"
     if isinstance(error, csv.Error):
         return f"is no CSV table ({error}): save it as one, in UTF-8"
-    return "is no whole gzip file: compress or download it again"
+    return "is not a complete gzip file: compress or download it again"
 
 
 def _header(path: Path) -> list[str]:
