@@ -110,7 +110,9 @@ def test_one_official_list_without_the_other_is_refused(tmp_path: Path) -> None:
 )
 def test_damaged_official_list_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "test_list.txt.gz").write_bytes(content)
-    with pytest.raises(LabelTableError, match=r"test_list\.txt\.gz is not UTF-8 text or not a complete"):
+    with pytest.raises(
+        LabelTableError, match=r"test_list\.txt\.gz is not UTF-8 text or not a complete"
+    ):
         read_split_lists(tmp_path)
     (tmp_path / "test_list.txt.gz").unlink()
     (tmp_path / "test_list.txt").write_bytes("ä.png".encode("utf-16"))
