@@ -5,7 +5,16 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from chexradinet.config.base import Settings, require
-from chexradinet.config.training import Freeze, NetworkConfig, Pretext, PretrainConfig, TrainConfig
+from chexradinet.config.training import (
+    MAX_ROUNDS_LIMIT,
+    Freeze,
+    GuidanceConfig,
+    NetworkConfig,
+    Pretext,
+    PretrainConfig,
+    RetrainConfig,
+    TrainConfig,
+)
 
 
 class Arm(Settings):
@@ -19,6 +28,13 @@ class Arm(Settings):
     """Part that is not fine-tuned."""
     epochs: int = Field(default=0, ge=0)
     """Passes over the labelled images; 0 takes those of `training`."""
+    rounds: int = Field(default=0, ge=0, le=MAX_ROUNDS_LIMIT)
+    """Most guided rounds after fine-tuning."""
+    guidance: GuidanceConfig = GuidanceConfig()
+    """What guides them."""
+    stops: bool = True
+    """End the rounds when validation no longer improves, and take the best; otherwise run all of
+    them, and take the last."""
 
     @model_validator(mode="after")
     def _starts_once(self) -> Self:
@@ -39,7 +55,7 @@ class StudyPlan(Settings):
     seeds: list[int] = Field(default=[0, 1, 2, 3, 4], min_length=2)
     """Seeds of weights, order, augmentation and choice of labelled images."""
     margin: float = Field(default=0.01, gt=0, lt=1)
-    """Difference in mean AUROC that is too small to matter."""
+    """Difference in mean AUROC, or in the rate of hits, that is too small to matter."""
     resamples: int = Field(default=500, ge=100)
     """Resamples of the patients."""
     seen_before: str = "not stated"
@@ -49,6 +65,8 @@ class StudyPlan(Settings):
     network: NetworkConfig = NetworkConfig()
     pretrain: PretrainConfig = PretrainConfig()
     training: TrainConfig = TrainConfig()
+    retrain: RetrainConfig = RetrainConfig()
+    """Schedule of the guided rounds, and the rise of validation without which they end."""
 
     @model_validator(mode="after")
     def _comparisons_are_of_arms(self) -> Self:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from chexradinet.artifacts import require_replaceable, sha256_of
 from chexradinet.config import GuidanceConfig, GuidanceRecipe, TrainConfig, digest_of
@@ -26,6 +27,7 @@ from chexradinet.model.distributed import Ranks
 from chexradinet.model.training import Regions, run_digest
 from chexradinet.monitoring import timed_stage
 from chexradinet.records import FeatureStatus, Split
+from chexradinet.regions.feature_names import FEATURE_NAMES
 from chexradinet.regions.normalisation import fit_normalisation
 from chexradinet.regions.tables import FeaturesArtifact, read_feature_shards
 from chexradinet.store.finished import FinishedWork
@@ -34,7 +36,7 @@ from chexradinet.training.train import round_summary, trained, training_data
 
 _log = logging.getLogger(__name__)
 
-_SEED_STRIDE = 1009
+SEED_STRIDE = 1009
 """Rounds of one run see different orders, and equal rounds of two arms the same."""
 
 
@@ -110,9 +112,9 @@ def retrain(
             on_processes(processes, work)
         finished.keep(target)
     info = read_bundle_info(target)[0]
-    improved = _improved(info, min_improvement)
-    _log.info("round %d (%s): improved=%s", round_number, info.guidance, improved)
-    return RoundOutcome(info=info, improved=improved)
+    better = improved([entry["mean_auroc"] for entry in info.metrics["history"]], min_improvement)
+    _log.info("round %d (%s): improved=%s", round_number, info.guidance, better)
+    return RoundOutcome(info=info, improved=better)
 
 
 def _digests(features: Sequence[Path]) -> list[str]:
@@ -142,8 +144,8 @@ def _retrain(
     if guidance.contrasts:
         regions = _guiding_regions(data, read_feature_shards(features))
     if regions is None:
-        guidance = _without_contrast(guidance)
-    seeded = config.changed(seed=config.seed + _SEED_STRIDE * round_number)
+        guidance = without_contrast(guidance)
+    seeded = config.changed(seed=config.seed + SEED_STRIDE * round_number)
     parts = (loaded.network, loaded.heads, training_data(data), seeded, guidance)
     run = digest_of(["retrain", round_number, data.digest, run_digest(*parts, regions)])
     with trained(run, parts, data, progress, regions) as (history, validation):
@@ -163,18 +165,32 @@ def _guiding_regions(data: Dataset, features: FeaturesArtifact) -> Regions | Non
             f"the features come from data set {features.provenance['dataset_digest'][:12]}, but "
             f"{data.digest[:12]} was given; pass the data set that the radiomics were made of"
         )
-    rows = data.row_of(features.table["image_id"].to_numpy())
+    return usable_regions(data, features.table)
+
+
+def usable_regions(data: Dataset, features: pd.DataFrame) -> Regions | None:
+    """Return the regions that have features, normalised; None if no region has.
+
+    Args:
+        data: Data set of the images.
+        features: `FEATURE_COLUMNS` of `regions.tables`.
+
+    Raises:
+        TrainingError: a region lies in an image outside the training split.
+    """
+    rows = data.row_of(features["image_id"].to_numpy())
     if not np.isin(rows, data.rows(Split.TRAIN)).all():
         raise TrainingError("features of images outside the training split; they may not guide it")
-    usable = (features.table["status"] == FeatureStatus.OK.value).to_numpy()
+    usable = (features["status"] == FeatureStatus.OK.value).to_numpy()
     if not usable.any():
         _log.warning("none of %d regions has features: this round runs unguided", len(usable))
         return None
-    values = features.values[usable]
+    values = features.loc[usable, list(FEATURE_NAMES)].to_numpy(dtype=np.float64)
     return Regions(image_row=rows[usable], features=fit_normalisation(values).apply(values))
 
 
-def _without_contrast(guidance: GuidanceConfig) -> GuidanceConfig:
+def without_contrast(guidance: GuidanceConfig) -> GuidanceConfig:
+    """Return what is left of a round's guidance if no region has features."""
     recipe = GuidanceRecipe.SHARPEN if guidance.sharpens else GuidanceRecipe.NONE
     return guidance.changed(guidance=recipe)
 
@@ -204,9 +220,13 @@ def _describe(
     )
 
 
-def _improved(info: BundleInfo, min_improvement: float) -> bool:
-    """Compare the last round of the history with the best before it; undefined never improves."""
-    values = [entry["mean_auroc"] for entry in info.metrics["history"]]
+def improved(values: Sequence[float | None], min_improvement: float) -> bool:
+    """Tell whether the last round validates better than the best before it; the rule for a next.
+
+    Args:
+        values: Validation mean AUROC of each round so far; None, if undefined, never improves.
+        min_improvement: Rise that counts.
+    """
     earlier = [value for value in values[:-1] if value is not None]
     if values[-1] is None:
         return False

@@ -17,6 +17,7 @@ from scipy import stats
 from chexradinet.artifacts import write_document
 from chexradinet.config.study import StudyPlan
 from chexradinet.dataset.dataset import Dataset
+from chexradinet.evaluation.calibration import calibration_metrics
 from chexradinet.evaluation.classification import (
     classification_metrics,
     interval_of,
@@ -25,33 +26,41 @@ from chexradinet.evaluation.classification import (
     patient_weights,
     weighted_ranking,
 )
-from chexradinet.evaluation.metrics import interval, signed
+from chexradinet.evaluation.localization import (
+    LOCALIZATION_KEYS,
+    boxed_cases,
+    cases_by_finding,
+    localization_intervals,
+)
+from chexradinet.evaluation.metrics import MEASURES, interval, signed
 from chexradinet.records import Split
 from chexradinet.reports.page import write_page
-from chexradinet.training.study import READOUTS, Outcome, facts_of
+from chexradinet.training.study import facts_of
+from chexradinet.training.study_cell import READOUTS, Outcome
 
-SCHEMA = 1
+SCHEMA = 2
 _CHANCE = 0.025
 """Share of comparisons that look like a gain in one 95% interval if there is no difference."""
+_LOCATED = "iou_0.3"
+"""Measure of localisation that arms are compared in."""
 
 
 def study_document(data: Dataset, plan: StudyPlan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return the table, the differences and the sentences of a study, JSON-ready."""
-    numbers = list(dict.fromkeys(outcome.cell.labels for outcome in outcomes))
+    """Return the table, the differences and the sentences of a study, JSON-ready.
+
+    A study that is not done yet gives what it has: seeds that all arms of a row have.
+    """
     tested = _Tested(data, outcomes)
+    numbers = sorted({outcome.cell.labels for outcome in outcomes})
     rows = [
         {"readout": readout, "labels": number, "arm": arm, **tested.means(arm, number, readout)}
         for readout, number, arm in product(READOUTS, numbers, plan.arms)
+        if tested.of(arm, number)
     ]
     differences = [
-        {
-            "readout": readout,
-            "labels": number,
-            "arm": first,
-            "against": second,
-            **tested.difference(first, second, number, readout, plan),
-        }
-        for readout, number, (first, second) in product(READOUTS, numbers, plan.comparisons)
+        {"readout": readout, "labels": number, "arm": pair[0], "against": pair[1], **found}
+        for readout, number, pair in product(READOUTS, numbers, plan.comparisons)
+        for found in tested.differences(*pair, number, readout, plan)
     ]
     return {
         "data": facts_of(data),
@@ -66,7 +75,7 @@ def study_document(data: Dataset, plan: StudyPlan, outcomes: Sequence[Outcome]) 
 def write_study(folder: Path, document: dict[str, Any]) -> None:
     """Write `study.json` and `report.html`."""
     write_document(folder / "study.json", "study", SCHEMA, document)
-    write_page(folder / "report.html", "study", **document)
+    write_page(folder / "report.html", "study", measures=MEASURES, **document)
 
 
 def sentence(difference: dict[str, Any], margin: float) -> str:
@@ -74,8 +83,8 @@ def sentence(difference: dict[str, Any], margin: float) -> str:
     seeds, patients = difference["seeds95"], difference["patients95"]
     found = (
         f"{difference['readout']}, {difference['labels']} labels: {difference['arm']} against "
-        f"{difference['against']} {signed(difference['mean_auroc'])} mean AUROC, over seeds "
-        f"{interval(seeds) or 'n/d'}, over patients {interval(patients) or 'n/d'}: "
+        f"{difference['against']} {signed(difference['value'])} {MEASURES[difference['measure']]}, "
+        f"over seeds {interval(seeds) or 'n/d'}, over patients {interval(patients) or 'n/d'}: "
     )
     if seeds is None or patients is None:
         return found + "no statement, an interval is not defined."
@@ -99,7 +108,22 @@ def seed_interval(differences: NDArray[np.float64]) -> list[float] | None:
     return [float(mean - half), float(mean + half)]
 
 
+def _paired(
+    measure: str, by_seed: NDArray[np.float64], patients: list[float] | None
+) -> dict[str, Any]:
+    mean = float(by_seed.mean())
+    return {
+        "measure": measure,
+        "value": mean if np.isfinite(mean) else None,
+        "seeds95": seed_interval(by_seed),
+        "patients95": patients,
+        "higher_in": int((by_seed > 0).sum()),
+        "seeds": len(by_seed),
+    }
+
+
 def _notes(plan: StudyPlan, number: int) -> list[str]:
+    imagenet = [name for name, arm in plan.arms.items() if arm.initial_weights]
     return [
         f"{len(plan.arms)} arms, {len(plan.seeds)} seeds, {number} comparisons. If there were no "
         f"difference at all, about {_CHANCE * number:.1f} of them would look like a gain in one of "
@@ -108,6 +132,14 @@ def _notes(plan: StudyPlan, number: int) -> list[str]:
         f"Data looked at before the plan was fixed: {plan.seen_before}.",
         "Within view: mean AUROC of frontal views apart, weighted by their images: the view alone "
         "tells much of a patient's state.",
+        "Calibration: Platt scaling on the validation split; its error and its slope (1 is right, "
+        "below 1 is too extreme) are means over the findings with enough cases.",
+        f"Rounds: those that ran after fine-tuning. A next one needs a rise of the validation mean "
+        f"AUROC above {plan.retrain.min_improvement}, and the best is taken; arms with `stops` off "
+        "run all and take the last.",
+        f"Start from a state dict such as ImageNet's: {', '.join(imagenet)}."
+        if imagenet
+        else "ImageNet as a start was off: no arm gives a file as `initial_weights`.",
         "A gain over no pretext is one of the pretext's content only if the arm beats its permuted "
         "control too.",
         "The figures are of one data set and of small networks, and nothing clinical follows.",
@@ -115,7 +147,7 @@ def _notes(plan: StudyPlan, number: int) -> list[str]:
 
 
 class _Tested:
-    """Scores of all cells on the test images."""
+    """Outcomes of all cells on the test images."""
 
     def __init__(self, data: Dataset, outcomes: Sequence[Outcome]) -> None:
         rows = data.rows(Split.TEST)
@@ -124,52 +156,102 @@ class _Tested:
         test = data.manifest.iloc[rows]
         self.patients = test["patient_id"].to_numpy()
         self.views = test["view"].to_numpy()
-        self.scores: dict[tuple[str, int, str], list[NDArray[np.float32]]] = {}
-        for outcome in outcomes:
-            for readout, scores in outcome.scores.items():
-                key = (outcome.cell.arm, outcome.cell.labels, readout)
-                self.scores.setdefault(key, []).append(scores)
+        self.cases = boxed_cases(data, rows)
+        self.outcomes: dict[tuple[str, int], dict[int, Outcome]] = {}
+        for one in outcomes:
+            self.outcomes.setdefault((one.cell.arm, one.cell.labels), {})[one.cell.seed] = one
+
+    def of(self, arm: str, number: int) -> dict[int, Outcome]:
+        """Return the outcomes of an arm with a number of labels, by seed."""
+        return self.outcomes.get((arm, number), {})
 
     def means(self, arm: str, number: int, readout: str) -> dict[str, Any]:
         """Return the means over seeds of one row of the table."""
-        found = [
-            classification_metrics(self.labels, scores, self.findings)
-            for scores in self.scores[arm, number, readout]
-        ]
-        within = [self._within_view(scores) for scores in self.scores[arm, number, readout]]
+        outcomes = list(self.of(arm, number).values())
+        scores = [one.scores[readout] for one in outcomes]
+        found = [classification_metrics(self.labels, each, self.findings) for each in scores]
+        calibrated = [self._calibration(one.probabilities[readout]) for one in outcomes]
+        tuned = readout != READOUTS[0]
+        boxed = tuned and len(self.cases.rows)
+        located = [self._located(one.hits) for one in outcomes] if boxed else []
         return {
             "mean_auroc": mean_or_none([one["mean_auroc"] for one in found]),
             "mean_auprc": mean_or_none([one["mean_auprc"] for one in found]),
-            "within_view_auroc": mean_or_none(within),
+            "within_view_auroc": mean_or_none([self._within_view(each) for each in scores]),
+            **{key: mean_or_none([one[key] for one in located]) for key in LOCALIZATION_KEYS},
+            "ece": mean_or_none([error for error, _ in calibrated]),
+            "calibration_slope": mean_or_none([slope for _, slope in calibrated]),
+            "rounds": mean_or_none([len(one.rounds) - 1.0 for one in outcomes if tuned]),
             "seeds": len(found),
         }
 
-    def difference(
+    def differences(
         self, first: str, second: str, number: int, readout: str, plan: StudyPlan
+    ) -> list[dict[str, Any]]:
+        """Return the paired differences of two arms, first less second, with their intervals."""
+        seeds = sorted(self.of(first, number).keys() & self.of(second, number).keys())
+        if not seeds:
+            return []
+        one, other = ([self.of(arm, number)[seed] for seed in seeds] for arm in (first, second))
+        found = [self._ranking(one, other, readout, plan)]
+        if readout != READOUTS[0] and len(self.cases.rows):
+            found.append(self._localization(one, other, plan))
+        return found
+
+    def _ranking(
+        self, one: list[Outcome], other: list[Outcome], readout: str, plan: StudyPlan
     ) -> dict[str, Any]:
-        """Return the paired difference of two arms, first less second, with its intervals."""
-        one, other = (self.scores[arm, number, readout] for arm in (first, second))
-        by_seed = (
-            self._mean_areas(one, np.ones((len(self.labels), 1)))[:, 0]
-            - (self._mean_areas(other, np.ones((len(self.labels), 1)))[:, 0])
-        )
+        mine, theirs = ([each.scores[readout] for each in part] for part in (one, other))
+        once = np.ones((len(self.labels), 1))
+        by_seed = (self._mean_areas(mine, once) - self._mean_areas(theirs, once))[:, 0]
         resampled = [
-            self._mean_areas(one, weights).mean(0) - self._mean_areas(other, weights).mean(0)
+            self._mean_areas(mine, weights).mean(0) - self._mean_areas(theirs, weights).mean(0)
             for weights in patient_weights(self.patients, plan.resamples, seed=0)
         ]
         within = [
             None if a is None or b is None else a - b
-            for a, b in zip(map(self._within_view, one), map(self._within_view, other), strict=True)
+            for a, b in zip(
+                map(self._within_view, mine), map(self._within_view, theirs), strict=True
+            )
         ]
-        mean = float(by_seed.mean())
         return {
-            "mean_auroc": mean if np.isfinite(mean) else None,
-            "seeds95": seed_interval(by_seed),
-            "patients95": interval_of(np.concatenate(resampled)),
-            "higher_in": int((by_seed > 0).sum()),
-            "seeds": len(by_seed),
+            **_paired("mean_auroc", by_seed, interval_of(np.concatenate(resampled))),
             "within_view": mean_or_none(within),
         }
+
+    def _localization(
+        self, one: list[Outcome], other: list[Outcome], plan: StudyPlan
+    ) -> dict[str, Any]:
+        by_seed = [
+            self._located(mine.hits)[_LOCATED] - self._located(theirs.hits)[_LOCATED]
+            for mine, theirs in zip(one, other, strict=True)
+        ]
+        mine, theirs = (np.mean([each.hits for each in part], axis=0) for part in (one, other))
+        found = localization_intervals(
+            dict(zip(LOCALIZATION_KEYS, mine.T, strict=True)),
+            self.cases.findings,
+            self.cases.patients,
+            dict(zip(LOCALIZATION_KEYS, theirs.T, strict=True)),
+            plan.resamples,
+        )
+        return {
+            **_paired(_LOCATED, np.array(by_seed), found[_LOCATED]["ci95"]),
+            "within_view": None,
+        }
+
+    def _located(self, hits: NDArray[np.bool_]) -> dict[str, float]:
+        """Return the mean over findings of the rate of hits, by measure."""
+        members = cases_by_finding(self.cases.findings, len(hits)).values()
+        means = np.mean([hits[rows].mean(0) for rows in members], axis=0)
+        return dict(zip(LOCALIZATION_KEYS, means.tolist(), strict=True))
+
+    def _calibration(self, probabilities: NDArray[np.float32]) -> tuple[float | None, float | None]:
+        """Return error and slope, means over the calibrated findings."""
+        known = np.flatnonzero(np.isfinite(probabilities).all(0))
+        names = [self.findings[column] for column in known]
+        found = calibration_metrics(self.labels[:, known], probabilities[:, known], names)
+        lines = [line["slope"] for line in found["calibration_line"].values() if line]
+        return found["ece"], mean_or_none(lines)
 
     def _mean_areas(
         self, scores: Sequence[NDArray[np.float32]], weights: NDArray[np.float64]

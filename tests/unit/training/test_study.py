@@ -6,11 +6,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chexradinet.config import Backbone, NetworkConfig, Pretext, PretrainConfig, TrainConfig
+from chexradinet.config import (
+    Backbone,
+    GuidanceConfig,
+    NetworkConfig,
+    Pretext,
+    PretrainConfig,
+    RetrainConfig,
+    TrainConfig,
+)
 from chexradinet.config.study import Arm, StudyPlan
 from chexradinet.dataset.dataset import open_dataset
-from chexradinet.errors import ConfigError, MismatchError
-from chexradinet.training.study import READOUTS, Cell, Outcome, labelled_rows, run_study
+from chexradinet.errors import ArtifactError, ConfigError, MismatchError
+from chexradinet.evaluation.localization import LOCALIZATION_KEYS, boxed_cases
+from chexradinet.records import Split
+from chexradinet.training import study_cell
+from chexradinet.training.study import cells_of, labelled_rows, outcomes_of, run_study
+from chexradinet.training.study_cell import READOUTS, Cell, Outcome
 from chexradinet.training.study_report import seed_interval, sentence, study_document, write_study
 
 PLAN = StudyPlan(
@@ -26,8 +38,8 @@ PLAN = StudyPlan(
 
 
 def _difference(seeds: list[float] | None, patients: list[float] | None) -> dict[str, Any]:
-    names = {"readout": "frozen", "labels": 50, "arm": "a", "against": "b", "mean_auroc": 0.02}
-    return {**names, "seeds95": seeds, "patients95": patients}
+    names = {"readout": "frozen", "labels": 50, "arm": "a", "against": "b", "value": 0.02}
+    return {**names, "measure": "mean_auroc", "seeds95": seeds, "patients95": patients}
 
 
 @pytest.mark.parametrize(
@@ -71,17 +83,34 @@ def test_better_scores_are_shown_to_be_higher(tiny_dataset: Path) -> None:
     data = open_dataset(tiny_dataset)
     labels = data.labels[data.manifest["split"] == "test"]
     generator = np.random.default_rng(0)
+    num_cases = len(boxed_cases(data, data.rows(Split.TEST)).rows)
     outcomes = []
     for seed in PLAN.seeds:
         noise = generator.normal(size=labels.shape).astype(np.float32)
         for arm, strength in (("none", 0.0), ("radiomics", 50.0)):
-            scores = noise + strength * np.nan_to_num(labels)
-            made = dict.fromkeys(READOUTS, scores.astype(np.float32))
-            outcomes.append(Outcome(Cell(arm, 24, seed), made))
+            scores = (noise + strength * np.nan_to_num(labels)).astype(np.float32)
+            outcomes.append(
+                Outcome(
+                    cell=Cell(arm, 24, seed),
+                    scores=dict.fromkeys(READOUTS, scores),
+                    probabilities=dict.fromkeys(READOUTS, np.full_like(scores, np.nan)),
+                    hits=np.full((num_cases, len(LOCALIZATION_KEYS)), bool(strength)),
+                    rounds=[{"validation": None, "test": None}],
+                    chosen=0,
+                )
+            )
     document = study_document(data, PLAN, outcomes)
     (row,) = [r for r in document["rows"] if r["arm"] == "radiomics" and r["readout"] == "frozen"]
     assert row["mean_auroc"] == 1
+    assert row["iou_0.3"] is None  # a frozen encoder with a ridge regression has no map
+    assert row["ece"] is None
     assert all(one["higher_in"] == 2 for one in document["differences"])
+    (located,) = [one for one in document["differences"] if one["measure"] == "iou_0.3"]
+    assert (located["value"], located["patients95"]) == (1, [1, 1])
+    assert (
+        "ImageNet as a start was off: no arm gives a file as `initial_weights`."
+        in (document["notes"])
+    )
 
 
 def test_a_study_ends_in_a_report_and_runs_no_cell_twice(
@@ -90,9 +119,9 @@ def test_a_study_ends_in_a_report_and_runs_no_cell_twice(
     data, folder = open_dataset(tiny_dataset), tmp_path / "study"
     outcomes = run_study(data, PLAN, folder)
     assert len(outcomes) == 4
-    written = {path: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
     again = run_study(data, PLAN, folder)
-    assert written == {path: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+    assert written == {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
     for one, other in zip(outcomes, again, strict=True):
         np.testing.assert_array_equal(one.scores["frozen"], other.scores["frozen"])
     write_study(folder, study_document(data, PLAN, again))
@@ -106,3 +135,48 @@ def test_a_study_ends_in_a_report_and_runs_no_cell_twice(
 def test_more_labels_than_training_images_are_refused(tiny_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="labels is 500; it must be at most 48"):
         run_study(open_dataset(tiny_dataset), PLAN.changed(labels=[500]), tmp_path)
+
+
+GUIDED = PLAN.changed(
+    arms={
+        "sharpen": Arm(rounds=3, guidance=GuidanceConfig(guidance="sharpen")),
+        "contrast": Arm(rounds=1, guidance=GuidanceConfig(guidance="contrastive"), stops=False),
+    },
+    comparisons=[("contrast", "sharpen")],
+    retrain=RetrainConfig(round_epochs=1, batch_size=16),
+)
+
+
+def test_guided_rounds_are_arms_and_end_when_validation_no_longer_rises(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_dataset(tiny_dataset)
+    ranked = iter([0.6, 0.7, 0.65])
+    monkeypatch.setattr(
+        study_cell, "_ranked", lambda *_: {"validation": next(ranked), "test": None}
+    )
+    (stopped,) = run_study(data, GUIDED, tmp_path, cells=[Cell("sharpen", 24, 0)])
+    assert [one["validation"] for one in stopped.rounds] == [0.6, 0.7, 0.65]
+    assert stopped.chosen == 1
+    ranked = iter([0.7, 0.6])
+    (whole,) = run_study(data, GUIDED, tmp_path, cells=[Cell("contrast", 24, 0)])
+    assert (len(whole.rounds), whole.chosen) == (2, 1)
+    document = study_document(data, GUIDED, outcomes_of(data, GUIDED, [tmp_path]))
+    (row,) = [r for r in document["rows"] if r["arm"] == "contrast" and r["readout"] != "frozen"]
+    assert row["rounds"] == 1
+    assert 0 <= row["pointing"] <= 1
+
+
+def test_parts_that_ran_apart_are_one_study(tiny_dataset: Path, tmp_path: Path) -> None:
+    data = open_dataset(tiny_dataset)
+    first, second = cells_of(data, GUIDED)[:2]
+    for cell in (first, second):
+        run_study(data, GUIDED, tmp_path / cell.name, cells=[cell])
+    found = outcomes_of(data, GUIDED, [tmp_path / first.name, tmp_path / second.name])
+    assert [one.cell for one in found] == [first, second]
+    with pytest.raises(MismatchError, match="another plan"):
+        outcomes_of(data, PLAN, [tmp_path / first.name])
+    with (tmp_path / first.name / f"{first.name}.npz").open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(ArtifactError, match="was changed"):
+        outcomes_of(data, GUIDED, [tmp_path / first.name])
