@@ -4,7 +4,7 @@
 the key `digest`, is the bundle's identity. Equal models give equal bytes and so equal digests.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,12 @@ from torch import Tensor
 from chexradinet.artifacts import writing_directory
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.model.bundle_info import BUNDLE_HEAD as BUNDLE_HEAD
-from chexradinet.model.bundle_info import REFERENCE_PREFIX, WEIGHTS_FILE, write_info
+from chexradinet.model.bundle_info import (
+    REFERENCE_PREFIX,
+    WEIGHTS_FILE,
+    copy_provenance,
+    write_info,
+)
 from chexradinet.model.bundle_info import BundleInfo as BundleInfo
 from chexradinet.model.bundle_info import copy_bundle as copy_bundle
 from chexradinet.model.bundle_info import read_bundle_info as read_bundle_info
@@ -28,6 +33,7 @@ from chexradinet.model.bundle_info import require_match as require_match
 from chexradinet.model.bundle_info import verify_bundle as verify_bundle
 from chexradinet.model.card import model_card as model_card
 from chexradinet.model.losses import GuidanceHeads
+from chexradinet.model.provenance import write_provenance
 from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
 
 _NETWORK_PREFIX = "network."
@@ -50,6 +56,7 @@ def save_bundle(
     network: ChexRadiNet,
     heads: GuidanceHeads | None,
     model_card: str,
+    provenance: Sequence[dict[str, Any]] = (),
 ) -> str:
     """Write a bundle, whole or not at all; an older one at `target` is replaced.
 
@@ -59,6 +66,7 @@ def save_bundle(
         network: On any device, in any mode.
         heads: Heads of the contrastive term, if there are any.
         model_card: Markdown, from `model_card(info)`.
+        provenance: Records of the stages that led to it; see `model.provenance`.
 
     Returns:
         The bundle's digest.
@@ -77,6 +85,8 @@ def save_bundle(
         tensors |= _prefixed(_HEADS_PREFIX, heads.state_dict())
     with writing_directory(target, BUNDLE_HEAD) as folder:
         save_file(tensors, folder / WEIGHTS_FILE)
+        if provenance:
+            write_provenance(folder, provenance)
         return write_info(folder, info, model_card)
 
 
@@ -139,6 +149,7 @@ def replace_info(
     }
     arrays = {name: torch.from_numpy(np.array(value)) for name, value in reference_arrays.items()}
     with writing_directory(target, BUNDLE_HEAD) as folder:
+        copy_provenance(source, folder)
         save_file(tensors | _prefixed(REFERENCE_PREFIX, arrays), folder / WEIGHTS_FILE)
         return write_info(folder, info, model_card(info))
 

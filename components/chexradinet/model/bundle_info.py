@@ -28,6 +28,8 @@ SCHEMA = 1
 WEIGHTS_FILE = "weights.safetensors"
 INFO_FILE = "bundle.json"
 CARD_FILE = "model-card.md"
+PROVENANCE_FILE = "provenance.json"
+"""Beside the model and not part of its digest; see `model.provenance`."""
 REFERENCE_PREFIX = "reference."
 """Prefix of the reference's tensor names in the weights file."""
 BUNDLE_HEAD = Head(INFO_FILE, KIND)
@@ -154,8 +156,15 @@ def copy_bundle(source: Path, target: Path) -> str:
     with writing_directory(target, BUNDLE_HEAD) as folder:
         for name in (WEIGHTS_FILE, CARD_FILE, INFO_FILE):
             shutil.copyfile(source / name, folder / name)
+        copy_provenance(source, folder)
         verify_bundle(folder)
     return digest
+
+
+def copy_provenance(source: Path, folder: Path) -> None:
+    """Copy the provenance of a bundle, if it has one."""
+    if (source / PROVENANCE_FILE).is_file():
+        shutil.copyfile(source / PROVENANCE_FILE, folder / PROVENANCE_FILE)
 
 
 def require_match(

@@ -4,7 +4,7 @@
 key `digest`, is the encoder's identity. Equal encoders give equal bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from chexradinet.artifacts import Head, read_document, sha256_of, write_document, writing_directory
 from chexradinet.config import digest_of
 from chexradinet.errors import ArtifactError, MismatchError
+from chexradinet.model.provenance import write_provenance
 from chexradinet.model.resnet import ChexRadiNet
 
 KIND = "encoder"
@@ -24,13 +25,19 @@ ENCODER_HEAD = Head(ENCODER_FILE, KIND)
 _WEIGHTS_FILE = "weights.safetensors"
 
 
-def save_encoder(target: Path, network: ChexRadiNet, record: Mapping[str, Any]) -> str:
+def save_encoder(
+    target: Path,
+    network: ChexRadiNet,
+    record: Mapping[str, Any],
+    provenance: Sequence[dict[str, Any]] = (),
+) -> str:
     """Write an encoder, whole or not at all; return its digest.
 
     Args:
         target: Directory to make; an older encoder there is replaced.
         network: Pre-trained, on any device, in any mode.
         record: What is said of it, JSON-ready; `preprocessing_digest` among it.
+        provenance: Records of the stages that led to it; see `model.provenance`.
     """
     tensors = {
         name: value.detach().cpu().contiguous()
@@ -39,6 +46,8 @@ def save_encoder(target: Path, network: ChexRadiNet, record: Mapping[str, Any]) 
     }
     with writing_directory(target, ENCODER_HEAD) as folder:
         save_file(tensors, folder / _WEIGHTS_FILE)
+        if provenance:
+            write_provenance(folder, provenance)
         files = {_WEIGHTS_FILE: sha256_of(folder / _WEIGHTS_FILE)}
         content = {"network": network.config.record(), **record, "files": files}
         digest = digest_of(content)

@@ -180,7 +180,21 @@ def write_report(
         else b"",
         panel=figures.panel,
         features=figures.features,
+        **_provenance(metrics.get("provenance") or {}),
     )
+
+
+def _provenance(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stages behind the chosen round, the evaluation last, and what it started from."""
+    stages = list(found.get("stages") or [])
+    starts = {
+        "pretrain": "Round 0 started from a pre-trained encoder.",
+        "initial_weights": "Round 0 started from a given state dict, such as ImageNet's.",
+    }
+    told = [starts[one["stage"]] for one in stages if one["stage"] in starts]
+    off = "Round 0 started from random weights: ImageNet was off, as no file was given."
+    judged = [{"stage": "evaluate", **found["evaluate"]}] if "evaluate" in found else []
+    return {"stages": stages + judged, "start": " ".join(told) or off}
 
 
 def learning_curves(

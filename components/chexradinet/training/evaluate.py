@@ -40,6 +40,7 @@ from chexradinet.evaluation.reference import (
 )
 from chexradinet.model.bundle import BUNDLE_HEAD, read_bundle_info, replace_info
 from chexradinet.model.inference import predict
+from chexradinet.model.provenance import environment, read_provenance
 from chexradinet.monitoring import TrainingTelemetry, push, timed_stage
 from chexradinet.records import Split
 from chexradinet.reports.evaluation import report_figures, write_report
@@ -143,6 +144,10 @@ def evaluate(
         findings=list(data.info.findings),
         arms=compare_arms(context, evaluated, arms.compared),
         seed=config.seed,
+        provenance={
+            "stages": read_provenance(rounds[chosen]),
+            "evaluate": {"data_digests": [data.digest], "seed": config.seed, **environment()},
+        },
     )
     digest = replace_info(
         rounds[chosen],

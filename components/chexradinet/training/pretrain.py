@@ -18,6 +18,7 @@ from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
 from chexradinet.model.encoder import ENCODER_HEAD, read_encoder, save_encoder
 from chexradinet.model.pretext import PretextData, pretext_digest, pretrain_network
+from chexradinet.model.provenance import provenance
 from chexradinet.model.resnet import build_network
 from chexradinet.monitoring import ProgressReporter, timed_stage
 from chexradinet.processors import available_processors
@@ -98,7 +99,8 @@ def pretrain(
                     should_save=guard.should_save,
                 )
                 guard.trained()
-    save_encoder(target, made, _record(sources, config, network, scaling, history))
+    origin = provenance("pretrain", [source.data.digest for source in sources], config)
+    save_encoder(target, made, _record(sources, config, network, scaling, history), [origin])
     return read_encoder(target)
 
 

@@ -24,6 +24,7 @@ from chexradinet.model.bundle import (
     save_bundle,
 )
 from chexradinet.model.distributed import Ranks
+from chexradinet.model.provenance import provenance, read_provenance
 from chexradinet.model.training import Regions, run_digest
 from chexradinet.monitoring import timed_stage
 from chexradinet.records import FeatureStatus, Split
@@ -154,7 +155,8 @@ def _retrain(
         )
         info.metrics["num_guiding_regions"] = 0 if regions is None else len(regions.image_row)
         if Ranks.current().is_writer:
-            save_bundle(target, info, loaded.network, loaded.heads, model_card(info))
+            stages = [*read_provenance(bundle), provenance("retrain", [data.digest], seeded)]
+            save_bundle(target, info, loaded.network, loaded.heads, model_card(info), stages)
     return info
 
 

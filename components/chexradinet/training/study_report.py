@@ -33,6 +33,7 @@ from chexradinet.evaluation.localization import (
     localization_intervals,
 )
 from chexradinet.evaluation.metrics import MEASURES, interval, signed
+from chexradinet.model.provenance import environment
 from chexradinet.records import Split
 from chexradinet.reports.page import write_page
 from chexradinet.training.study import facts_of
@@ -69,6 +70,12 @@ def study_document(data: Dataset, plan: StudyPlan, outcomes: Sequence[Outcome]) 
         "differences": differences,
         "sentences": [sentence(one, plan.margin) for one in differences],
         "notes": _notes(plan, len(differences)),
+        "provenance": {
+            "stage": "study",
+            "data_digests": [data.digest],
+            "seed": plan.seeds,
+            **environment(),
+        },
     }
 
 

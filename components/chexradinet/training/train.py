@@ -4,11 +4,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from chexradinet.artifacts import require_replaceable
+from chexradinet.artifacts import require_replaceable, sha256_of
 from chexradinet.config import (
     GuidanceConfig,
     GuidanceRecipe,
@@ -32,6 +32,7 @@ from chexradinet.model.bundle import (
 from chexradinet.model.distributed import Ranks
 from chexradinet.model.encoder import ENCODER_FILE, load_encoder
 from chexradinet.model.losses import GuidanceHeads, build_heads
+from chexradinet.model.provenance import provenance, read_provenance
 from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights
 from chexradinet.model.training import Regions, TrainingData, fit, run_digest
 from chexradinet.monitoring import ProgressReporter, timed_stage
@@ -117,7 +118,7 @@ def _train(
 ) -> BundleInfo:
     data = open_dataset(dataset)
     classifier = build_network(network, len(data.info.findings), seed=config.seed)
-    encoder = start_from(classifier, initial_weights, data) if initial_weights else {}
+    start = start_from(classifier, initial_weights, data) if initial_weights else Start({}, [])
     classifier.freeze(config.freeze)
     heads = build_heads(classifier.num_channels, seed=config.seed)
     guidance = GuidanceConfig(guidance=GuidanceRecipe.NONE)
@@ -136,11 +137,12 @@ def _train(
                 "validation": validation,
                 "history": [round_summary(0, guidance.arm, validation)],
             },
-            settings={"train": config.record(), **encoder},
+            settings={"train": config.record(), **start.settings},
             history=history,
         )
         if Ranks.current().is_writer:
-            save_bundle(target, info, classifier, heads, model_card(info))
+            stages = [*start.provenance, provenance("train", [data.digest], config)]
+            save_bundle(target, info, classifier, heads, model_card(info), stages)
     return info
 
 
@@ -189,20 +191,29 @@ def _identity(uri: str) -> list[str]:
     return [store.stat(key).etag]
 
 
-def start_from(classifier: ChexRadiNet, uri: str, data: Dataset) -> dict[str, Any]:
-    """Load initial weights; return what a bundle records of an encoder, nothing of a state dict."""
+class Start(NamedTuple):
+    """What a bundle records of the weights that its training began with."""
+
+    settings: dict[str, Any]
+    """Of an encoder; empty for a state dict."""
+    provenance: list[dict[str, Any]]
+
+
+def start_from(classifier: ChexRadiNet, uri: str, data: Dataset) -> Start:
+    """Load initial weights; return what a bundle records of them."""
     folder, prefix = open_store(uri)
     with tempfile.TemporaryDirectory() as temporary:
         if folder.exists(prefix + ENCODER_FILE):
             local = Path(temporary) / "encoder"
             download_directory(uri, local)
             record = load_encoder(classifier, local, data.info.preprocessing_digest)
-            return {"encoder": {name: record[name] for name in ("digest", "pretext", "sources")}}
+            kept = {name: record[name] for name in ("digest", "pretext", "sources")}
+            return Start({"encoder": kept}, read_provenance(local))
         store, key = open_object(uri)
         local = Path(temporary) / Path(key).name
         store.get_file(key, local)
         load_imagenet_weights(classifier, local)
-        return {}
+        return Start({}, [{"stage": "initial_weights", "sha256": sha256_of(local)}])
 
 
 def training_data(data: Dataset) -> TrainingData:

@@ -1,6 +1,7 @@
 """The model bundle: what is written comes back, and nothing changed or incomplete is accepted."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from chexradinet.config import digest_of
+from chexradinet.artifacts import sha256_of
+from chexradinet.config import TrainConfig, digest_of
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.model.bundle import (
     BundleInfo,
@@ -22,8 +24,12 @@ from chexradinet.model.bundle import (
     save_bundle,
 )
 from chexradinet.model.losses import build_heads
+from chexradinet.model.provenance import provenance, read_provenance
 from chexradinet.model.resnet import ChexRadiNet
+from chexradinet.version import __version__
 from tests.unit.model.conftest import FINDINGS
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -69,6 +75,31 @@ def test_equal_models_have_equal_bytes_and_digests(
     assert digest == load_bundle(bundle).digest
     for path in bundle.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_provenance_travels_with_a_bundle_and_is_not_part_of_its_digest(
+    bundle: Path, tmp_path: Path, info: BundleInfo, network: ChexRadiNet
+) -> None:
+    heads = build_heads(network.num_channels, seed=2)
+    record = provenance("train", ["d" * 64], TrainConfig(seed=5, num_threads=3))
+    digest = save_bundle(tmp_path / "b", info, network, heads, model_card(info), [record])
+    assert digest == load_bundle(bundle).digest
+    copy_bundle(tmp_path / "b", tmp_path / "copy")
+    replace_info(tmp_path / "copy", tmp_path / "calibrated", {}, thresholds={"Mass": 0.5})
+    assert read_provenance(tmp_path / "calibrated") == [record]
+    assert read_provenance(bundle) == []
+
+
+def test_provenance_names_code_lock_data_seed_and_machine() -> None:
+    record = provenance("train", ["d" * 64], TrainConfig(seed=5, num_threads=3))
+    assert record["requirements_lock_sha256"] == sha256_of(ROOT / "requirements.lock")
+    assert record["code"]["version"] == __version__
+    assert (record["seed"], record["threads"], record["processes"]) == (5, 3, 1)
+    assert record["data_digests"] == ["d" * 64]
+    assert record["software"]["torch"] == torch.__version__
+    assert record["hardware"]["processor"]
+    digests = (record["code"]["sha256"], record["packages_sha256"])
+    assert all(re.fullmatch("[0-9a-f]{64}", one) for one in digests)
 
 
 def test_one_weight_changes_the_digest(

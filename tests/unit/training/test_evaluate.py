@@ -1,5 +1,6 @@
 """Evaluation: what is chosen, what is refused, and what the numbers rest on."""
 
+import html
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from chexradinet.model.bundle import (
     verify_bundle,
 )
 from chexradinet.model.inference import predict
+from chexradinet.model.provenance import read_provenance
 from chexradinet.records import Split
 from chexradinet.reports.evaluation import panel_cases
 from chexradinet.training.evaluate import Arms, Evaluation, distinct_rounds, evaluate
@@ -105,6 +107,17 @@ def test_metrics_hold_every_round_and_are_of_the_bundle_that_was_written(judged:
     assert metrics["bundle_digest"] == verify_bundle(judged / "best")
     assert metrics["arms"]["control"]["difference"]["mean_auroc"]["difference"] == 0
     assert "test split" in metrics["protocol"]["test"]
+
+
+def test_the_report_says_what_made_the_model_and_that_imagenet_was_off(judged: Path) -> None:
+    found = read_metrics(judged / "evaluation" / "metrics.json")["provenance"]
+    chosen = read_bundle_info(judged / "best")[0].round
+    assert [one["stage"] for one in found["stages"]] == ["train", "retrain"][: chosen + 1]
+    assert read_provenance(judged / "best") == found["stages"]
+    report = (judged / "evaluation" / "report.html").read_text()
+    assert found["evaluate"]["hardware"]["processor"] in html.unescape(report)
+    assert found["evaluate"]["code"]["sha256"][:8] in report
+    assert "ImageNet was off, as no file was given" in report
 
 
 def test_the_best_bundle_carries_what_scoring_needs(judged: Path) -> None:

@@ -16,6 +16,7 @@ from chexradinet.errors import ArtifactError, ConfigError, MismatchError, Traini
 from chexradinet.model.bundle import load_bundle, read_bundle_info
 from chexradinet.model.encoder import load_encoder, read_encoder
 from chexradinet.model.pretext import shift_cells
+from chexradinet.model.provenance import read_provenance
 from chexradinet.model.resnet import build_network
 from chexradinet.records import Split
 from chexradinet.regions.local_radiomics import LOCAL_FEATURES, local_radiomics
@@ -165,6 +166,9 @@ def test_training_starts_from_the_encoder_and_keeps_what_is_frozen(
     assert {name for name in before if name.startswith(frozen)} <= same
     assert not {name for name in same if name.startswith(("layer4", "fc"))}
     assert loaded.info.settings["encoder"]["pretext"] == "radiomics"
+    stages = read_provenance(tmp_path / "model")
+    assert [(one["stage"], one["seed"]) for one in stages] == [("pretrain", 3), ("train", 5)]
+    assert all(one["data_digests"] == [data.digest] for one in stages)
 
 
 def test_the_switch_of_training_pretrains_and_starts_from_it(
