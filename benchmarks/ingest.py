@@ -72,7 +72,7 @@ def write_files(folder: Path) -> dict[uid.UID, Path]:
 def ours(path: Path) -> NDArray[np.uint8]:
     """Read as ingest does."""
     preprocessing = PreprocessingConfig(image_side=SIDE)
-    return to_model(read_radiograph(path, DicomConfig()), preprocessing)[0]
+    return to_model(read_radiograph(path.read_bytes(), DicomConfig()), preprocessing)[0]
 
 
 def windowed(path: Path) -> NDArray[np.float64]:

@@ -111,7 +111,7 @@ def write_inbox(folder: Path, count: int) -> list[Path]:
 
 def decoded(paths: list[Path]) -> NDArray[np.uint8]:
     """Decode and shrink files, nothing else."""
-    radiographs = (read_radiograph(path, DicomConfig()) for path in paths)
+    radiographs = (read_radiograph(path.read_bytes(), DicomConfig()) for path in paths)
     return np.stack([to_model(radiograph, PREPROCESSING)[0] for radiograph in radiographs])
 
 

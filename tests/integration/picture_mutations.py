@@ -115,7 +115,7 @@ def _joined(chunks: list[bytes]) -> bytes:
 def outcome(content: bytes) -> str:
     """Read one file as ingest does and return what became of it."""
     try:
-        pixels = read_image(io.BytesIO(content))
+        pixels = read_image(content)
         fit_to_model(pixels, PreprocessingConfig(image_side=32))
     except RejectedImageError as error:
         return str(error.reason)

@@ -241,25 +241,15 @@ def test_the_real_jpeg_2000_file_holds_what_gdcm_decodes(shared_data: Path) -> N
     theirs = 32767.0 - SimpleITK.GetArrayFromImage(image)[0]
     assert np.abs(values_read(path.read_bytes()) - theirs).max() <= 1
     windowed = ((theirs - 14999.5) / 29999 + 0.5).clip(0, 1)
-    ours = read_radiograph(path, DicomConfig()).pixels
+    ours = read_radiograph(path.read_bytes(), DicomConfig()).pixels
     assert np.abs(ours - 255 * (1 - windowed)).max() <= 1
 
 
 def test_the_real_nih_file_is_the_png_of_the_same_exposure(shared_data: Path) -> None:
     folder = shared_data / "radiographs"
-    ours = read_radiograph(folder / "dicom" / "nih_00000002_000_google.dcm", DicomConfig()).pixels
+    content = (folder / "dicom" / "nih_00000002_000_google.dcm").read_bytes()
+    ours = read_radiograph(content, DicomConfig()).pixels
     png = Image.open(folder / "images" / "00000002_000.png").convert("L")
     halved = Image.fromarray(ours).resize(png.size, Image.Resampling.LANCZOS)
     difference = np.abs(np.asarray(halved, dtype=np.int64) - np.asarray(png, dtype=np.int64))
     assert difference.max() <= 1
-
-
-def test_a_source_may_be_bytes_or_a_path_with_unicode(scene: Scene, tmp_path: Path) -> None:
-    content = encode_radiograph(scene(np.uint16), uid.ExplicitVRLittleEndian)
-    path = tmp_path / "with space Ł.dcm"
-    path.write_bytes(content)
-    link = tmp_path / "link.dcm"
-    link.symlink_to(path)
-    from_bytes = read_radiograph(content, DicomConfig()).pixels
-    for source in (path, link):
-        assert np.array_equal(read_radiograph(source, DicomConfig()).pixels, from_bytes)

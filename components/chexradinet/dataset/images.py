@@ -18,8 +18,7 @@ import logging
 import struct
 import warnings
 import zlib
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -81,15 +80,14 @@ _TRANSPOSED = {
 }
 
 
-def read_image(source: Path | IO[bytes]) -> NDArray[np.uint8]:
+def read_image(content: bytes) -> NDArray[np.uint8]:
     """Return the image of a PNG or JPEG file as shape (H, W), upright by its EXIF orientation.
 
     Raises:
-        RejectedImageError: not such an image, broken, or blank; the reason is
-            one of `missing`, `unreadable`, `truncated`, `not_an_image`, `multi_frame`,
-            `implausible`, `too_large`, `too_slow`, `too_small` and `constant`.
+        RejectedImageError: not such an image, broken, or blank; the reason is one of `unreadable`,
+            `truncated`, `not_an_image`, `multi_frame`, `implausible`, `too_large`, `too_slow`,
+            `too_small` and `constant`.
     """
-    content = _content(source)
     if len(content) > _MAX_BYTES:
         detail = f"{len(content)} bytes; a picture has at most {_MAX_BYTES}"
         raise RejectedImageError(RejectReason.TOO_LARGE, detail)
@@ -107,17 +105,17 @@ def read_image(source: Path | IO[bytes]) -> NDArray[np.uint8]:
     return pixels
 
 
-def check_pixels(pixels: NDArray[np.integer]) -> None:
+def check_pixels(pixels: NDArray[np.integer], min_side_px: int = MIN_SIDE_PX) -> None:
     """Refuse an image that is too small to show anything, or that shows nothing.
 
     Raises:
         RejectedImageError: `too_small` or `constant`.
     """
-    if min(pixels.shape) < MIN_SIDE_PX:
-        raise RejectedImageError(
-            RejectReason.TOO_SMALL,
-            f"{pixels.shape[0]}x{pixels.shape[1]} px; both sides must be at least {MIN_SIDE_PX}",
+    if min(pixels.shape) < min_side_px:
+        detail = (
+            f"{pixels.shape[0]}x{pixels.shape[1]} px; both sides must be at least {min_side_px}"
         )
+        raise RejectedImageError(RejectReason.TOO_SMALL, detail)
     if pixels.min() == pixels.max():
         raise RejectedImageError(RejectReason.CONSTANT, f"every pixel is {pixels.flat[0]}")
 
@@ -126,16 +124,6 @@ def pixel_digest(pixels: NDArray[np.integer]) -> str:
     """Return the SHA-256 of decoded pixels with their type and shape, in hex."""
     head = f"{pixels.dtype.str}{pixels.shape}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).hexdigest()
-
-
-def _content(source: Path | IO[bytes]) -> bytes:
-    try:
-        return source.read_bytes() if isinstance(source, Path) else source.read()
-    except FileNotFoundError as error:
-        raise RejectedImageError(RejectReason.MISSING, "there is no such file") from error
-    except OSError as error:
-        detail = error.strerror or type(error).__name__
-        raise RejectedImageError(RejectReason.UNREADABLE, detail) from error
 
 
 def _check_head(image: Image.Image, content: bytes) -> None:

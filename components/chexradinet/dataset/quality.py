@@ -6,15 +6,16 @@ by the reader; the gate judges what was read. A detail quotes a header value onl
 of the standard, because a field may hold a name that belongs elsewhere.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from chexradinet.config import QualityConfig
+from chexradinet.config import PreprocessingConfig, QualityConfig
+from chexradinet.dataset.images import check_pixels, fit_to_model, read_image
 from chexradinet.errors import RejectedImageError
-from chexradinet.records import RadiographHeader, RejectReason
+from chexradinet.records import Geometry, RadiographHeader, RejectReason
 
 RADIOGRAPH_MODALITIES = ("CR", "DX", "DR", "RG", "RF")
 """Modalities of projection radiographs; `DR` is not in the standard, but in use."""
@@ -46,105 +47,81 @@ _COARSE = 96
 _FLAT_LEVELS = 24
 
 
-class Verdict(NamedTuple):
-    """What the gate says."""
+def accepted_picture(
+    content: bytes, quality: QualityConfig, preprocessing: PreprocessingConfig
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Geometry]:
+    """Return original and model pixels of a PNG or JPEG file, alike for training and scoring.
 
-    reason: RejectReason | None
-    """None if the X-ray is accepted."""
-    detail: str
-    """What was found, without patient data; empty if accepted."""
-    flags: tuple[str, ...]
-    """Oddities of an accepted X-ray, such as `view_unknown`."""
+    Raises:
+        RejectedImageError: as `read_image`, or its black and white are swapped.
+    """
+    original = read_image(content)
+    if quality.check_inversion and chest_contrast(original) < INVERTED_BELOW:
+        detail = "lungs are brighter than the mediastinum in a file without header"
+        raise RejectedImageError(RejectReason.INVERTED, detail)
+    pixels, geometry = fit_to_model(original, preprocessing)
+    return original, pixels.astype(np.uint8, copy=False), geometry
 
 
-def gate(header: "RadiographHeader", pixels: NDArray[np.uint8], config: QualityConfig) -> Verdict:
-    """Judge a radiograph that has been read.
+def gate(
+    header: RadiographHeader, pixels: NDArray[np.uint8], config: QualityConfig
+) -> tuple[str, ...]:
+    """Judge a radiograph that has been read; return its oddities, such as `view_unknown`.
 
     Args:
         header: What the file says.
         pixels: Display grey levels of shape (H, W), bright where dense.
         config: Limits.
 
-    Returns:
-        The first reason that applies: those of the header, then those of the image.
+    Raises:
+        RejectedImageError: the first reason that applies: those of the header, then those of the
+            image; it says what was found, without patient data.
     """
-    verdict = gate_header(header, config)
-    if verdict.reason is not None:
-        return verdict
-    height, width = pixels.shape
-    if min(height, width) < config.min_side_px:
-        detail = f"{height}x{width} px; both sides must be at least {config.min_side_px}"
-        return Verdict(RejectReason.TOO_SMALL, detail, ())
-    if pixels.min() == pixels.max():
-        return Verdict(RejectReason.CONSTANT, f"every pixel is {pixels.flat[0]}", ())
+    gate_header(header, config)
+    check_pixels(pixels, config.min_side_px)
+    flags = _flags(header)
     if not config.check_inversion:
-        return verdict
+        return flags
     contrast = chest_contrast(pixels)
     if contrast < INVERTED_BELOW:
         detail = f"{header.photometric_interpretation}, but lungs are brighter than mediastinum "
         detail += f"(contrast {contrast:.2f})"
-        return Verdict(RejectReason.INVERTED, detail, ())
-    unsure = ("polarity_unsure",) if contrast < UNSURE_BELOW else ()
-    return Verdict(None, "", verdict.flags + unsure)
+        raise RejectedImageError(RejectReason.INVERTED, detail)
+    return (*flags, "polarity_unsure") if contrast < UNSURE_BELOW else flags
 
 
-def refuse_inverted(pixels: NDArray[np.uint8], config: QualityConfig) -> None:
-    """Judge a picture without a header, alike for training and scoring.
+def gate_header(header: RadiographHeader, config: QualityConfig) -> None:
+    """Judge a header alone, so that an X-ray of the wrong kind need not be decoded.
 
     Raises:
-        RejectedImageError: its black and white are swapped.
+        RejectedImageError: the first reason that applies.
     """
-    if config.check_inversion and chest_contrast(pixels) < INVERTED_BELOW:
-        detail = "lungs are brighter than the mediastinum in a file without header"
-        raise RejectedImageError(RejectReason.INVERTED, detail)
+    for reason, detail in _faults(header, config):
+        raise RejectedImageError(reason, detail)
 
 
-def gate_header(header: "RadiographHeader", config: QualityConfig) -> Verdict:
-    """Judge a header alone, so that an X-ray of the wrong kind need not be decoded."""
-    for reason, detail in (
-        _modality_reason(header),
-        _subject_reason(header),
-        _age_reason(header, config),
-    ):
-        if reason is not None:
-            return Verdict(reason, detail, ())
-    return Verdict(None, "", _flags(header))
-
-
-def _modality_reason(header: "RadiographHeader") -> tuple[RejectReason | None, str]:
-    if header.modality in RADIOGRAPH_MODALITIES:
-        return None, ""
+def _faults(header: RadiographHeader, config: QualityConfig) -> Iterator[tuple[RejectReason, str]]:
     of_radiograph = header.sop_class_uid in _RADIOGRAPH_CLASSES
     captured = header.sop_class_uid.startswith(SECONDARY_CAPTURE) and header.shows_chest
-    if header.modality in _ANY_MODALITY and (of_radiograph or captured):
-        return None, ""
-    named = header.modality if header.modality in _OTHER_MODALITIES else "not a known one"
-    detail = f"modality is {named}; it must be one of {', '.join(RADIOGRAPH_MODALITIES)}"
-    return RejectReason.WRONG_MODALITY, detail
-
-
-def _subject_reason(header: "RadiographHeader") -> tuple[RejectReason | None, str]:
+    any_modality = header.modality in _ANY_MODALITY and (of_radiograph or captured)
+    if header.modality not in RADIOGRAPH_MODALITIES and not any_modality:
+        named = header.modality if header.modality in _OTHER_MODALITIES else "not a known one"
+        needed = f"it must be one of {', '.join(RADIOGRAPH_MODALITIES)}"
+        yield RejectReason.WRONG_MODALITY, f"modality is {named}; {needed}"
     if not header.is_human:
-        return RejectReason.NOT_CHEST, "the patient is not human"
+        yield RejectReason.NOT_CHEST, "the patient is not human"
     if header.shows_chest is False:
         named = header.body_part if header.body_part in _OTHER_PARTS else "another"
-        return RejectReason.NOT_CHEST, f"body part is {named}"
+        yield RejectReason.NOT_CHEST, f"body part is {named}"
     if header.is_frontal is False:
-        return RejectReason.NOT_FRONTAL, f"by {header.view_source}"
+        yield RejectReason.NOT_FRONTAL, f"by {header.view_source}"
     if header.burned_in_annotation == "YES":
-        return RejectReason.BURNED_IN, "Burned In Annotation is YES"
-    return None, ""
+        yield RejectReason.BURNED_IN, "Burned In Annotation is YES"
+    if header.age_years is not None and header.age_years < config.min_age_years:
+        yield RejectReason.UNDER_AGE, f"younger than {config.min_age_years:g} years"
 
 
-def _age_reason(
-    header: "RadiographHeader", config: QualityConfig
-) -> tuple[RejectReason | None, str]:
-    if header.age_years is None or header.age_years >= config.min_age_years:
-        return None, ""
-    return RejectReason.UNDER_AGE, f"younger than {config.min_age_years:g} years"
-
-
-def _flags(header: "RadiographHeader") -> tuple[str, ...]:
+def _flags(header: RadiographHeader) -> tuple[str, ...]:
     captured = header.sop_class_uid.startswith(SECONDARY_CAPTURE)
     flags = {
         "modality_unknown": header.modality in _ANY_MODALITY,

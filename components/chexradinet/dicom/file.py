@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
@@ -93,32 +92,18 @@ class DicomFile:
     """How many bytes of Pixel Data the file lacks."""
 
 
-def open_dicom(source: Path | bytes) -> DicomFile:
+def open_dicom(content: bytes) -> DicomFile:
     """Parse a DICOM file up to its pixels.
 
-    Args:
-        source: Path of a file, or its content.
-
     Raises:
-        RejectedImageError: `missing`, `unreadable`, `truncated`, `not_an_image` or `too_large`.
+        RejectedImageError: `unreadable`, `truncated`, `not_an_image` or `too_large`.
     """
-    content = _content(source)
+    if len(content) > MAX_FILE_BYTES:
+        raise too_large(f"{len(content)} bytes; at most {MAX_FILE_BYTES} are read")
     start, syntax = _start_and_syntax(content)
     if syntax == DeflatedExplicitVRLittleEndian:
         content, start = _inflated(memoryview(content)[start:]), 0
     return _parsed(content, start, syntax)
-
-
-def _content(source: Path | bytes) -> bytes:
-    try:
-        size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise too_large(f"{size} bytes; at most {MAX_FILE_BYTES} are read")
-        return source if isinstance(source, bytes) else source.read_bytes()
-    except FileNotFoundError as error:
-        raise RejectedImageError(RejectReason.MISSING, "there is no such file") from error
-    except OSError as error:
-        raise unreadable(error.strerror or type(error).__name__) from error
 
 
 def _start_and_syntax(content: bytes) -> tuple[int, UID]:

@@ -11,14 +11,14 @@ before `pad` fits the image; `squash` scales each axis on its own anyway.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig
+from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig, QualityConfig
 from chexradinet.dataset.images import fit_to_model
+from chexradinet.dataset.quality import gate, gate_header
 from chexradinet.dicom.codecs import PixelLayout
 from chexradinet.dicom.file import BROKEN_HEADER, DicomFile, open_dicom, quiet, unreadable
 from chexradinet.dicom.header import read_radiograph_header
@@ -37,27 +37,27 @@ class Radiograph:
 
 
 def read_radiograph(
-    source: Path | bytes,
+    content: bytes,
     config: DicomConfig,
     judge: Callable[[RadiographHeader], None] | None = None,
 ) -> Radiograph:
     """Read a DICOM radiograph as 8-bit grey levels, bright where dense.
 
     Args:
-        source: Path of a file, or its content. Preamble and file meta may be absent.
-        config: Which VOI LUT or window to apply if there are several.
+        content: A file's bytes. Preamble and file meta may be absent.
+        config: Which VOI LUT or window to apply where there are several.
         judge: Called with the header before pixels are decoded; what it raises is raised.
 
     Returns:
         Pixels of shape (H, W) and the header; `header.window` tells which map was applied.
 
     Raises:
-        RejectedImageError: `missing`, `unreadable`, `truncated`, `not_an_image`, `multi_frame` or
+        RejectedImageError: `unreadable`, `truncated`, `not_an_image`, `multi_frame` or
             `implausible`, or what `judge` raised; its text holds no value that could identify a
             patient.
     """
     with quiet():
-        file = open_dicom(source)
+        file = open_dicom(content)
         with _refusing("the header is damaged"):
             layout = pixel_layout(file.dataset)
             header = read_radiograph_header(file, layout)
@@ -67,6 +67,33 @@ def read_radiograph(
             pixels, window, notes = _grey_levels(file, layout, config)
     header = replace(header, window=window, notes=header.notes + notes)
     return Radiograph(pixels=_upright(pixels, header), header=header)
+
+
+def accepted_radiograph(
+    content: bytes,
+    config: DicomConfig,
+    quality: QualityConfig,
+    note: Callable[[RadiographHeader], None] | None = None,
+) -> tuple[Radiograph, tuple[str, ...]]:
+    """Return a radiograph that the quality gate accepts, and its oddities.
+
+    Args:
+        content: A file's bytes.
+        config: As `read_radiograph` takes it.
+        quality: Limits.
+        note: Called with the header before anything is judged.
+
+    Raises:
+        RejectedImageError: as `read_radiograph` and `gate`.
+    """
+
+    def judge(header: RadiographHeader) -> None:
+        if note is not None:
+            note(header)
+        gate_header(header, quality)
+
+    radiograph = read_radiograph(content, config, judge)
+    return radiograph, gate(radiograph.header, radiograph.pixels, quality)
 
 
 def to_model(

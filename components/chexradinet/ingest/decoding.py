@@ -9,12 +9,11 @@ memory. What comes out of a DICOM header is coded in the
 worker already, so that no identifier leaves it.
 """
 
-import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,17 +30,22 @@ from chexradinet.dataset.deidentification import (
 )
 from chexradinet.dataset.images import fit_to_model, pixel_digest, read_image
 from chexradinet.dataset.labels.table import TableRow
-from chexradinet.dataset.quality import Verdict, gate, gate_header, refuse_inverted
+from chexradinet.dataset.quality import accepted_picture
 from chexradinet.dataset.writing import DatasetWriter
 from chexradinet.errors import RejectedImageError
 from chexradinet.ingest.sources import DICOM_SUFFIXES, Source
 from chexradinet.parallel import KEPT_BYTES, Failure, Job, in_processes, keep_freed_memory
 from chexradinet.processors import available_memory_bytes, workers_for
-from chexradinet.records import Box, Geometry, LabelledBox, RejectReason, Split, View
+from chexradinet.records import (
+    Box,
+    Geometry,
+    LabelledBox,
+    RadiographHeader,
+    RejectReason,
+    Split,
+    View,
+)
 from chexradinet.rejection import reject_on_error
-
-if TYPE_CHECKING:
-    from chexradinet.records import RadiographHeader
 
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _REVIEWED = (RejectReason.INVERTED, RejectReason.NOT_FRONTAL)
@@ -167,11 +171,8 @@ def _decode(
 
 
 def _decode_picture(content: bytes, config: IngestConfig) -> Decoded:
-    original = read_image(io.BytesIO(content))
-    refuse_inverted(original, config.quality)
-    pixels, geometry = fit_to_model(original, config.preprocessing)
-    facts = Facts(digest=pixel_digest(original), geometry=geometry)
-    return Decoded(facts, pixels.astype(np.uint8, copy=False))
+    original, pixels, geometry = accepted_picture(content, config.quality, config.preprocessing)
+    return Decoded(Facts(digest=pixel_digest(original), geometry=geometry), pixels)
 
 
 def _decode_dicom(
@@ -190,29 +191,21 @@ def _radiograph(
     content: bytes,
     config: IngestConfig,
     key: DeidentificationKey,
-    note: "Callable[[RadiographHeader], None]",
+    note: Callable[[RadiographHeader], None],
 ) -> Decoded:
     # Here, so that folders of PNG and JPEG are read where pydicom is absent.
-    from chexradinet.dicom.reader import read_radiograph, to_model
+    from chexradinet.dicom.reader import accepted_radiograph, to_model
 
-    def refuse(verdict: Verdict) -> None:
-        if verdict.reason is not None:
-            raise RejectedImageError(verdict.reason, verdict.detail)
-
-    def judge(header: "RadiographHeader") -> None:
-        note(header)
-        refuse(gate_header(header, config.quality))
-
-    radiograph = read_radiograph(content, config.preprocessing.dicom, judge)
-    verdict = gate(radiograph.header, radiograph.pixels, config.quality)
-    refuse(verdict)
+    radiograph, flags = accepted_radiograph(
+        content, config.preprocessing.dicom, config.quality, note
+    )
     pixels, geometry = to_model(radiograph, config.preprocessing)
     digest = pixel_digest(radiograph.pixels)
-    return Decoded(_facts(radiograph.header, verdict.flags, (digest, geometry), key), pixels)
+    return Decoded(_facts(radiograph.header, flags, (digest, geometry), key), pixels)
 
 
 def _facts(
-    header: "RadiographHeader",
+    header: RadiographHeader,
     flags: tuple[str, ...],
     image: tuple[str, Geometry],
     key: DeidentificationKey,
@@ -417,7 +410,7 @@ def _picture(source: Source, config: IngestConfig, file: str) -> NDArray[np.uint
         content = source.read(file)
         with reject_on_error(config.decode_timeout_s):
             if not is_dicom(file, content, config):
-                return fit_to_model(read_image(io.BytesIO(content)), small)[0].astype(np.uint8)
+                return fit_to_model(read_image(content), small)[0].astype(np.uint8)
             return _radiograph_picture(content, config, small)
     except RejectedImageError:
         return None

@@ -5,18 +5,14 @@ Runs in processes of its own beside the network, so nothing here imports torch.
 
 import hashlib
 import hmac
-import io
 import re
 import time
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-
 from chexradinet.config import PreprocessingConfig
 from chexradinet.config.nightly import ResultSettings, WorklistIdentifiers
-from chexradinet.dataset.images import fit_to_model, read_image
-from chexradinet.dataset.quality import refuse_inverted
+from chexradinet.dataset.quality import accepted_picture
 from chexradinet.dicom.archive import is_dicomweb
 from chexradinet.errors import (
     RejectedImageError,
@@ -165,16 +161,15 @@ def decode_xray(
 
 
 def _plain_image(reading: Reading, object_key: str, content: bytes) -> XRay:
-    original = read_image(io.BytesIO(content))
-    refuse_inverted(original, reading.settings.quality)
-    pixels, geometry = fit_to_model(original, reading.preprocessing)
+    quality = reading.settings.quality
+    _, pixels, geometry = accepted_picture(content, quality, reading.preprocessing)
     key = hashlib.sha256(content).hexdigest()
     return XRay(
         object_key=object_key,
         image_key=key,
         study_uid=key,
         patient_key=key,
-        pixels=pixels.astype(np.uint8, copy=False),
+        pixels=pixels,
         geometry=geometry,
         quality=("header_absent", "view_unknown"),
     )
@@ -182,22 +177,12 @@ def _plain_image(reading: Reading, object_key: str, content: bytes) -> XRay:
 
 def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:
     # Here, so that PNG and JPEG can be scored where no DICOM reader is installed.
-    from chexradinet.dataset.quality import gate, gate_header
-    from chexradinet.dicom.reader import read_radiograph, to_model
-    from chexradinet.records import RadiographHeader
+    from chexradinet.dicom.reader import accepted_radiograph, to_model
 
-    quality = reading.settings.quality
-
-    def judge(header: RadiographHeader) -> None:
-        verdict = gate_header(header, quality)
-        if verdict.reason is not None:
-            raise RejectedImageError(verdict.reason, verdict.detail)
-
-    radiograph = read_radiograph(content, reading.preprocessing.dicom, judge)
+    radiograph, flags = accepted_radiograph(
+        content, reading.preprocessing.dicom, reading.settings.quality
+    )
     header = radiograph.header
-    verdict = gate(header, radiograph.pixels, quality)
-    if verdict.reason is not None:
-        raise RejectedImageError(verdict.reason, verdict.detail)
     pixels, geometry = to_model(radiograph, reading.preprocessing)
     instance = header.sop_instance_uid if _UID.match(header.sop_instance_uid) else ""
     key = hashlib.sha256(instance.encode() or content).hexdigest()
@@ -217,7 +202,7 @@ def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:
         age_years=header.age_years,
         sex=header.sex,
         manufacturer=header.manufacturer,
-        quality=verdict.flags,
+        quality=flags,
         accession=header.accession_number if named else "",
         patient_id=header.patient_id if shown == WorklistIdentifiers.PATIENT else "",
         study_date=header.study_date.isoformat() if named and header.study_date else "",

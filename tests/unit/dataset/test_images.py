@@ -21,13 +21,9 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return stream.getvalue()
 
 
-def read(content: bytes) -> np.ndarray:
-    return read_image(io.BytesIO(content))
-
-
 def reason_of(content: bytes) -> RejectReason:
     with pytest.raises(RejectedImageError) as caught:
-        read(content)
+        read_image(content)
     return RejectReason(caught.value.reason)
 
 
@@ -107,30 +103,22 @@ def test_constant_image_is_rejected() -> None:
 
 def test_image_below_32_px_is_too_small() -> None:
     assert reason_of(encoded(Image.fromarray(RAMP[:31]))) is RejectReason.TOO_SMALL
-    assert read(encoded(Image.fromarray(RAMP[:32]))).shape == (32, 60)
+    assert read_image(encoded(Image.fromarray(RAMP[:32]))).shape == (32, 60)
 
 
-def test_missing_file_and_folder_have_reasons(tmp_path: Path) -> None:
-    with pytest.raises(RejectedImageError, match="missing"):
-        read_image(tmp_path / "none.png")
-    with pytest.raises(RejectedImageError, match="unreadable: Is a directory"):
-        read_image(tmp_path)
-
-
-def test_eight_bit_grey_is_read_as_it_is(tmp_path: Path) -> None:
-    Image.fromarray(RAMP).save(tmp_path / "ramp.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "ramp.png"), RAMP)
+def test_eight_bit_grey_is_read_as_it_is() -> None:
+    np.testing.assert_array_equal(read_image(encoded(Image.fromarray(RAMP))), RAMP)
 
 
 def test_three_equal_channels_are_the_grey_image() -> None:
     colour = np.repeat(RAMP[:, :, None], 3, axis=2)
-    np.testing.assert_array_equal(read(encoded(Image.fromarray(colour))), RAMP)
+    np.testing.assert_array_equal(read_image(encoded(Image.fromarray(colour))), RAMP)
 
 
 def test_palette_is_looked_up() -> None:
     image = Image.fromarray(RAMP).convert("P")
     image.putpalette([value for level in range(256) for value in [255 - level] * 3])
-    np.testing.assert_array_equal(read(encoded(image)), 255 - np.asarray(image))
+    np.testing.assert_array_equal(read_image(encoded(image)), 255 - np.asarray(image))
 
 
 def test_transparency_is_composed_over_black() -> None:
@@ -138,13 +126,13 @@ def test_transparency_is_composed_over_black() -> None:
     layers[:20, :, 3] = 255
     layers[20:30, :, 3] = 51  # a fifth
     layers[30:, :, 3] = 0
-    pixels = read(encoded(Image.fromarray(layers)))
+    pixels = read_image(encoded(Image.fromarray(layers)))
     assert pixels[[0, 25, 35], 0].tolist() == [200, 40, 0]
 
 
 def test_transparent_grey_is_composed_over_black() -> None:
     image = Image.merge("LA", (Image.fromarray(RAMP), Image.new("L", (60, 40), 51)))
-    np.testing.assert_allclose(read(encoded(image)), RAMP / 5, atol=0.51)
+    np.testing.assert_allclose(read_image(encoded(image)), RAMP / 5, atol=0.51)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +150,7 @@ def test_transparent_grey_is_composed_over_black() -> None:
 )
 def test_sixteen_bits_are_mapped_linearly_from_their_depth(highest: int, largest: int) -> None:
     deep = np.linspace(0, highest, 64 * 64).reshape(64, 64).astype(np.uint16)
-    pixels = read(encoded(Image.fromarray(deep)))
+    pixels = read_image(encoded(Image.fromarray(deep)))
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.floor(deep * 255.0 / largest + 0.5))
 
@@ -184,7 +172,7 @@ def test_a_png_that_tells_its_depth_is_believed(bits: int, highest: int, largest
     plain = encoded(Image.fromarray(deep))
     end_of_head = 8 + 25
     content = plain[:end_of_head] + chunk(b"sBIT", bytes([bits])) + plain[end_of_head:]
-    np.testing.assert_array_equal(read(content), np.floor(deep * 255.0 / largest + 0.5))
+    np.testing.assert_array_equal(read_image(content), np.floor(deep * 255.0 / largest + 0.5))
 
 
 def png_of_layers(layers: np.ndarray) -> bytes:
@@ -203,8 +191,8 @@ def test_sixteen_bit_colour_and_opaque_layers_are_read_like_sixteen_bit_grey(
 ) -> None:
     deep = np.linspace(0, largest, 64 * 64).reshape(64, 64).astype(np.uint16)
     layers = [deep] * (count - 1 + count % 2) + [np.full_like(deep, 65535)] * (1 - count % 2)
-    found = read(png_of_layers(np.stack(layers, 2)))
-    np.testing.assert_array_equal(found, read(encoded(Image.fromarray(deep))))
+    found = read_image(png_of_layers(np.stack(layers, 2)))
+    np.testing.assert_array_equal(found, read_image(encoded(Image.fromarray(deep))))
 
 
 def test_sixteen_bit_colour_becomes_luma_and_transparency_is_composed_over_black() -> None:
@@ -213,7 +201,7 @@ def test_sixteen_bit_colour_becomes_luma_and_transparency_is_composed_over_black
     layers[..., 3] = 65535
     layers[20:, :, 3] = 13107  # a fifth
     layers[30:, :20] = (4095, 4095, 4095, 65535)
-    pixels = read(png_of_layers(layers))
+    pixels = read_image(png_of_layers(layers))
     np.testing.assert_allclose(pixels[[0, 25, 35], 0], [0.587 * 255, 0.587 * 51, 255], atol=0.51)
 
 
@@ -225,7 +213,9 @@ def test_sixteen_bit_colour_cut_short_is_truncated(part: float) -> None:
 
 
 def test_eight_bits_stored_in_sixteen_are_kept() -> None:
-    np.testing.assert_array_equal(read(encoded(Image.fromarray(RAMP.astype(np.uint16)))), RAMP)
+    np.testing.assert_array_equal(
+        read_image(encoded(Image.fromarray(RAMP.astype(np.uint16)))), RAMP
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -233,16 +223,8 @@ def test_exif_orientation_turns_the_image_upright(kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the top of the exposure is the right side of the stored image
     stored = Image.fromarray(np.rot90(RAMP))
-    upright = read(encoded(stored, kind, exif=exif))
+    upright = read_image(encoded(stored, kind, exif=exif))
     np.testing.assert_allclose(upright.astype(int), RAMP, atol=4)
-
-
-def test_error_text_does_not_name_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "DOE_JANE_19500101.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
-    with pytest.raises(RejectedImageError) as caught:
-        read_image(path)
-    assert "DOE" not in str(caught.value)
 
 
 def test_digest_of_pixels_tells_shapes_and_types_apart() -> None:
@@ -258,9 +240,9 @@ def test_digest_of_pixels_tells_shapes_and_types_apart() -> None:
 
 def test_real_radiographs_are_read(shared_data: Path) -> None:
     folder = shared_data / "radiographs" / "images"
-    assert read_image(folder / "00000001_000.png").shape == (512, 512)
+    assert read_image((folder / "00000001_000.png").read_bytes()).shape == (512, 512)
     child = next(iter(sorted(folder.glob("ker_*.jpg"))))
-    assert read_image(child).shape == (224, 224)
+    assert read_image(child.read_bytes()).shape == (224, 224)
 
 
 def test_the_first_picture_of_a_jpeg_with_a_preview_is_read() -> None:
@@ -268,7 +250,7 @@ def test_the_first_picture_of_a_jpeg_with_a_preview_is_read() -> None:
     stream = io.BytesIO()
     preview = Image.new("RGB", (20, 20))
     first.save(stream, "MPO", save_all=True, append_images=[preview], quality=98)
-    np.testing.assert_allclose(read(stream.getvalue()), RAMP, atol=4)
+    np.testing.assert_allclose(read_image(stream.getvalue()), RAMP, atol=4)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "CMYK"])
@@ -289,5 +271,5 @@ def test_texts_beside_the_pixels_are_not_logged(caplog: pytest.LogCaptureFixture
     exif[ExifTags.Base.ImageDescription] = "Doe^Jane"
     content = encoded(Image.fromarray(RAMP), "JPEG", exif=exif)
     with caplog.at_level(logging.DEBUG):
-        read(content)
+        read_image(content)
     assert "Doe" not in caplog.text

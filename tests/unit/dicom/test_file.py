@@ -2,7 +2,6 @@
 
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ def written(syntax: uid.UID = PLAIN, /, **attributes: object) -> bytes:
     return encode_radiograph(stored, syntax, named)
 
 
-def reason_of(content: bytes | Path) -> RejectReason:
+def reason_of(content: bytes) -> RejectReason:
     with pytest.raises(RejectedImageError) as caught:
         read_radiograph(content, DicomConfig())
     assert "Jürgen" not in str(caught.value)
@@ -53,12 +52,10 @@ def test_a_file_cut_in_its_pixels_is_truncated() -> None:
     )
 
 
-def test_an_empty_file_is_truncated_and_another_kind_is_not_an_image(tmp_path: Path) -> None:
+def test_an_empty_file_is_truncated_and_another_kind_is_not_an_image() -> None:
     assert reason_of(b"") is RejectReason.TRUNCATED
     assert reason_of(b"\x89PNG\r\n\x1a\n" + bytes(300)) is RejectReason.NOT_AN_IMAGE
     assert reason_of(b"Image Index,Finding Labels\n") is RejectReason.NOT_AN_IMAGE
-    assert reason_of(tmp_path / "absent.dcm") is RejectReason.MISSING
-    assert reason_of(tmp_path) is RejectReason.UNREADABLE
 
 
 def test_an_object_without_pixel_data_is_not_an_image() -> None:
@@ -307,12 +304,8 @@ def test_a_header_of_more_than_an_x_ray_has_is_too_large(bomb: str) -> None:
     assert reason_of(deflated(BOMBS[bomb])) is RejectReason.TOO_LARGE
 
 
-def test_a_file_of_more_bytes_than_are_read_is_too_large(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_more_bytes_than_are_read_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chexradinet.dicom.file.MAX_FILE_BYTES", 2_000)
-    (tmp_path / "large.dcm").write_bytes(written())
-    assert reason_of(tmp_path / "large.dcm") is RejectReason.TOO_LARGE
     assert reason_of(written()) is RejectReason.TOO_LARGE
 
 

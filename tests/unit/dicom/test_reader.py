@@ -30,8 +30,8 @@ def written(syntax: uid.UID = PLAIN, /, **attributes: object) -> bytes:
     return encode_radiograph(ramp(), syntax, attributes)
 
 
-def read_header(source: Path | bytes) -> RadiographHeader:
-    return read_radiograph(source, DicomConfig()).header
+def read_header(content: bytes) -> RadiographHeader:
+    return read_radiograph(content, DicomConfig()).header
 
 
 def test_a_window_maps_its_lower_edge_to_black_and_its_upper_to_white() -> None:
@@ -321,20 +321,20 @@ def test_the_writer_refuses_what_it_cannot_write() -> None:
 
 def test_the_real_files_say_what_is_known_of_them(shared_data: Path) -> None:
     folder = shared_data / "radiographs" / "dicom"
-    rg1 = read_header(folder / "RG1_J2KI.dcm")
+    rg1 = read_header((folder / "RG1_J2KI.dcm").read_bytes())
     assert (rg1.rows, rg1.columns, rg1.photometric_interpretation) == (1955, 1841, "MONOCHROME1")
     assert (rg1.view, rg1.modality, rg1.body_part, rg1.sex) == (View.PA, "CR", "CHEST", "F")
     assert "lossy" in rg1.notes
-    bare = read_header(folder / "CR-MONO1-10-chest.dcm")
+    bare = read_header((folder / "CR-MONO1-10-chest.dcm").read_bytes())
     assert (bare.rows, bare.columns, bare.view) == (440, 440, View.PA)
     assert bare.acquisition_date == date(1993, 2, 24)
-    nih = read_header(folder / "nih_00000002_000_google.dcm")
+    nih = read_header((folder / "nih_00000002_000_google.dcm").read_bytes())
     assert (nih.age_years, nih.view, nih.is_frontal, nih.shows_chest) == (
         81,
         View.UNKNOWN,
         None,
         None,
     )
-    dog = read_header(folder / "dx_dog_thorax_not_human.dcm")
+    dog = read_header((folder / "dx_dog_thorax_not_human.dcm").read_bytes())
     assert not dog.is_human
     assert dog.is_frontal is False

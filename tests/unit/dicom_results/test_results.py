@@ -282,7 +282,7 @@ def test_results_of_real_headers_satisfy_the_validator(
     paths = sorted((shared_data / "radiographs" / "dicom").glob("*.dcm"))
     assert len(paths) >= 3
     for path in paths:
-        results = write_dicom_results(open_dicom(path).dataset, scored_case())
+        results = write_dicom_results(open_dicom(path.read_bytes()).dataset, scored_case())
         assert complaints(results.structured_report) == []
         assert complaints(results.secondary_capture) == []
 
