@@ -45,7 +45,7 @@ def read_radiograph(
 
     Args:
         content: A file's bytes. Preamble and file meta may be absent.
-        config: Which VOI LUT or window to apply where there are several.
+        config: Which VOI LUT or window to apply if there are several.
         judge: Called with the header before pixels are decoded; what it raises is raised.
 
     Returns:
