@@ -9,11 +9,10 @@ calibration and regions. Research software; not for diagnostic use.
 """
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -30,7 +29,7 @@ from chexradinet.nightly.score import Scorer, cases_of
 from chexradinet.records import Box, RejectReason
 from chexradinet.registry.champion import fetch_champion
 from chexradinet.rejection import reject_on_error
-from chexradinet.reports.overlay import overlay
+from chexradinet.reports.overlay import overlay, png_bytes
 from chexradinet.store import open_store
 from chexradinet.store.transfer import download_directory
 
@@ -80,14 +79,7 @@ class Prediction:
             "model_digest": self.model_digest,
             "quality": list(self.quality),
             "out_of_distribution": self.out_of_distribution,
-            "findings": [
-                {
-                    **vars(one),
-                    "region": _sides(one.region),
-                    "region_mm": _sides(one.region_mm),
-                }
-                for one in self.findings
-            ],
+            "findings": [asdict(one) for one in self.findings],
         }
 
     def heatmap(self, finding: str) -> npt.NDArray[np.uint8]:
@@ -109,10 +101,9 @@ class Prediction:
         Raises:
             SourceError: the model does not know this finding, or the file cannot be written.
         """
-        picture = cv2.cvtColor(self.heatmap(finding), cv2.COLOR_RGB2BGR)
-        _, encoded = cv2.imencode(".png", picture)
+        picture = png_bytes(self.heatmap(finding))
         try:
-            Path(path).write_bytes(encoded.tobytes())
+            Path(path).write_bytes(picture)
         except OSError as error:
             raise SourceError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -195,13 +186,7 @@ def _read(path: Path) -> bytes:
 
 
 def _finding(found: NightFinding, xray: XRay) -> FindingPrediction:
-    box, geometry = found.region, xray.geometry
-    rows_mm, columns_mm = geometry.row_spacing_mm, geometry.column_spacing_mm
-    in_mm = None
-    if box is not None and rows_mm is not None and columns_mm is not None:
-        in_mm = Box(
-            box.top * rows_mm, box.left * columns_mm, box.bottom * rows_mm, box.right * columns_mm
-        )
+    box = found.region
     return FindingPrediction(
         finding=found.name,
         probability=found.probability if found.calibrated else None,
@@ -209,11 +194,5 @@ def _finding(found: NightFinding, xray: XRay) -> FindingPrediction:
         threshold=found.threshold,
         flagged=None if found.threshold is None else bool(found.flagged),
         region=box,
-        region_mm=in_mm,
+        region_mm=None if box is None else xray.geometry.in_mm(box),
     )
-
-
-def _sides(box: Box | None) -> dict[str, float] | None:
-    if box is None:
-        return None
-    return {"top": box.top, "left": box.left, "bottom": box.bottom, "right": box.right}

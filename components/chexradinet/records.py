@@ -205,6 +205,13 @@ class Geometry:
         (top, bottom), (left, right) = (columns, rows) if self.transposed else (rows, columns)
         return Box(top, left, bottom, right)
 
+    def in_mm(self, box: Box) -> Box | None:
+        """Return a box in original pixels in millimetres, None without a spacing."""
+        down, across = self.row_spacing_mm, self.column_spacing_mm
+        if down is None or across is None:
+            return None
+        return Box(box.top * down, box.left * across, box.bottom * down, box.right * across)
+
     @property
     def upright(self) -> "Geometry":
         """The map from model pixels to the original turned upright, in which scales are above 0."""

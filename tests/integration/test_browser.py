@@ -23,8 +23,7 @@ import pytest
 
 from chexradinet.config.nightly import WorklistConfig, WorklistIdentifiers
 from chexradinet.reports.nightly import FlaggedCase, NightReport, write_night_report
-from chexradinet.reports.overlay import overlay
-from chexradinet.reports.page import png_bytes
+from chexradinet.reports.overlay import overlay, png_bytes
 from chexradinet.reports.worklist import WaitingImage, worklist, write_worklist_page
 
 websocket = pytest.importorskip("websocket")

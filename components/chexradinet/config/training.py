@@ -112,6 +112,12 @@ class OptimizationConfig(Settings):
     validate_every: int = Field(default=0, ge=0)
     """Epochs between two validations during training; 0 for none."""
 
+    def _scheduled(self, epochs: int, learning_rate: float) -> "TrainConfig":
+        shared: dict[str, Any] = {
+            name: getattr(self, name) for name in OptimizationConfig.model_fields
+        }
+        return TrainConfig(epochs=epochs, learning_rate=learning_rate, **shared)
+
 
 class Freeze(StrEnum):
     """Up to which part of a network its weights and batch statistics stay as they were given."""
@@ -164,10 +170,7 @@ class PretrainConfig(OptimizationConfig):
 
     def training(self) -> TrainConfig:
         """Return the schedule as the training loop takes it."""
-        shared: dict[str, Any] = {name: getattr(self, name) for name in _SHARED}
-        return TrainConfig(
-            epochs=self.pretext_epochs, learning_rate=self.pretext_learning_rate, **shared
-        )
+        return self._scheduled(self.pretext_epochs, self.pretext_learning_rate)
 
 
 class RetrainConfig(OptimizationConfig):
@@ -186,10 +189,4 @@ class RetrainConfig(OptimizationConfig):
 
     def training(self) -> TrainConfig:
         """Return how one round is trained."""
-        shared: dict[str, Any] = {name: getattr(self, name) for name in _SHARED}
-        return TrainConfig(
-            epochs=self.round_epochs, learning_rate=self.round_learning_rate, **shared
-        )
-
-
-_SHARED = tuple(OptimizationConfig.model_fields)
+        return self._scheduled(self.round_epochs, self.round_learning_rate)

@@ -134,9 +134,7 @@ def evaluate_model(context: EvaluationContext, bundle: Path) -> EvaluatedModel:
     """
     data, loaded = context.data, load_bundle(bundle)
     findings = data.info.findings
-    require_match(
-        loaded.info, findings=findings, preprocessing_digest=data.info.preprocessing_digest
-    )
+    require_match(loaded.info, data.info)
     trained_on = loaded.info.training_data_digest
     if trained_on != data.digest:
         raise MismatchError(

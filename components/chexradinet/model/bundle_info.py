@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,31 +167,35 @@ def copy_provenance(source: Path, folder: Path) -> None:
         shutil.copyfile(source / PROVENANCE_FILE, folder / PROVENANCE_FILE)
 
 
-def require_match(
-    info: BundleInfo,
-    *,
-    findings: tuple[str, ...] | None = None,
-    preprocessing_digest: str | None = None,
-) -> None:
-    """Refuse data that a bundle was not made for.
+class Prepared(Protocol):
+    """A data set, a plan, or another description of images and their labels."""
 
-    Args:
-        info: The bundle's record.
-        findings: The data's findings, in order; None if it has none.
-        preprocessing_digest: The data's; None skips the check.
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Names, in order."""
+        ...
+
+    @property
+    def preprocessing_digest(self) -> str:
+        """Digest of how the images were prepared."""
+        ...
+
+
+def require_match(info: BundleInfo, data: Prepared) -> None:
+    """Refuse data that a bundle was not made for.
 
     Raises:
         MismatchError: it names both sides.
     """
-    if findings is not None and tuple(findings) != info.findings:
+    if tuple(data.findings) != info.findings:
         raise MismatchError(
             f"the model knows the findings {', '.join(info.findings)}; the data has "
-            f"{', '.join(findings)}; ingest the data with the model's findings in this order"
+            f"{', '.join(data.findings)}; ingest the data with the model's findings in this order"
         )
-    if preprocessing_digest is not None and preprocessing_digest != info.preprocessing_digest:
+    if data.preprocessing_digest != info.preprocessing_digest:
         raise MismatchError(
             f"the model was trained on pixels of preprocessing {info.preprocessing_digest}, the "
-            f"data has {preprocessing_digest}; ingest the data with {info.preprocessing}"
+            f"data has {data.preprocessing_digest}; ingest the data with {info.preprocessing}"
         )
 
 

@@ -89,9 +89,7 @@ def read_model(path: Path, plan: Plan) -> NightModel:
         MismatchError: it is for other findings or another preprocessing than the plan.
     """
     model = model_of(path, settings_of(plan.settings))
-    require_match(
-        model.info, findings=plan.findings, preprocessing_digest=plan.preprocessing_digest
-    )
+    require_match(model.info, plan)
     return model
 
 

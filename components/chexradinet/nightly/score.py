@@ -12,7 +12,6 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -53,7 +52,7 @@ from chexradinet.records import Box, FeatureStatus, Geometry, Region, RejectReas
 from chexradinet.regions.extract import extract_region
 from chexradinet.regions.radiomics import features_of
 from chexradinet.regions.tables import FeatureRow, rejected_row
-from chexradinet.reports.overlay import overlay
+from chexradinet.reports.overlay import overlay, png_bytes
 
 PICTURE_SIDE_PX = 224
 """Shortest side of a picture in the report."""
@@ -379,12 +378,9 @@ def _place(found: NightFinding, geometry: Geometry) -> dict[str, float]:
     values: dict[str, float] = {}
     box, region = found.region, found.model_region
     if box is not None:
-        sides = {"top": box.top, "left": box.left, "bottom": box.bottom, "right": box.right}
-        values |= {f"region_{side}_px": place for side, place in sides.items()}
-        rows_mm, columns_mm = geometry.row_spacing_mm, geometry.column_spacing_mm
-        if rows_mm is not None and columns_mm is not None:
-            scale = {"top": rows_mm, "bottom": rows_mm, "left": columns_mm, "right": columns_mm}
-            values |= {f"region_{side}_mm": place * scale[side] for side, place in sides.items()}
+        for unit, sides in {"px": box, "mm": geometry.in_mm(box)}.items():
+            if sides is not None:
+                values |= {f"region_{side}_{unit}": at for side, at in asdict(sides).items()}
     if region.peak_row is not None and region.peak_column is not None:
         peak = geometry.point_to_original(region.peak_row, region.peak_column)
         values["peak_row_px"], values["peak_column_px"] = peak
@@ -417,6 +413,4 @@ def _picture(case: NightCase, found: NightFinding) -> bytes:
     """Return a PNG of an X-ray with the heatmap and region of one finding."""
     box = found.model_region.box
     drawn = overlay(case.xray.pixels, found.heatmap, box, min_side_px=PICTURE_SIDE_PX)
-    bgr = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    return bytes(encoded.tobytes())
+    return png_bytes(drawn, compression=3)

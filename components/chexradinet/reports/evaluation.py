@@ -29,8 +29,8 @@ from chexradinet.records import Box
 from chexradinet.regions.extract import extract_regions
 from chexradinet.regions.feature_names import FEATURE_NAMES
 from chexradinet.regions.tables import regions_table
-from chexradinet.reports.overlay import overlay
-from chexradinet.reports.page import number, png_bytes, readable, write_page
+from chexradinet.reports.overlay import overlay, png_bytes
+from chexradinet.reports.page import number, readable, write_page
 from chexradinet.reports.plots import (
     decision_plot,
     learning_plot,

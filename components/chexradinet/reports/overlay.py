@@ -83,6 +83,23 @@ def evidence(heatmap: Array, height: int, width: int) -> npt.NDArray[np.float32]
     return np.clip(np.asarray(enlarged, dtype=np.float32), 0, 1)
 
 
+def png_bytes(image: npt.NDArray[np.uint8], compression: int = 6) -> bytes:
+    """Return the PNG file of a grey (H, W) or RGB (H, W, 3) image.
+
+    Args:
+        image: Grey values or colours.
+        compression: From 0, fast, to 9, small.
+
+    Raises:
+        EvaluationError: the image is of neither form.
+    """
+    if image.dtype != np.uint8 or not (image.ndim == 2 or image.shape[2:] == (3,)):
+        raise EvaluationError(f"image is {image.dtype} {image.shape}; give 8-bit grey or RGB")
+    ordered = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, compression])
+    return bytes(encoded.tobytes())
+
+
 def _blend(
     canvas: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.uint8]:

@@ -8,13 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from chexradinet.artifacts import writing_file
-from chexradinet.errors import EvaluationError
 from chexradinet.evaluation.metrics import interval, signed
 
 NOT_DEFINED = "n/d"
@@ -32,19 +28,6 @@ def write_page(path: Path, template: str, **content: Any) -> None:  # noqa: ANN4
     text = _TEMPLATES.get_template(f"{template}.html.j2").render(content)
     with writing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def png_bytes(image: npt.NDArray[np.uint8]) -> bytes:
-    """Return the PNG file of a grey (H, W) or RGB (H, W, 3) image.
-
-    Raises:
-        EvaluationError: the image is of neither form.
-    """
-    if image.dtype != np.uint8 or not (image.ndim == 2 or image.shape[2:] == (3,)):
-        raise EvaluationError(f"image is {image.dtype} {image.shape}; give 8-bit grey or RGB")
-    ordered = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, 6])
-    return bytes(encoded.tobytes())
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -26,7 +26,8 @@ from PIL import Image
 from chexradinet.artifacts import CsvWriter
 from chexradinet.config.nightly import WorklistConfig, WorklistIdentifiers
 from chexradinet.reports.nightly import NOTICE
-from chexradinet.reports.page import png_bytes, write_page
+from chexradinet.reports.overlay import png_bytes
+from chexradinet.reports.page import write_page
 
 _THUMBNAIL_PX = 96
 

@@ -14,7 +14,7 @@ import numpy as np
 from chexradinet.config import PublishConfig, RegionConfig
 from chexradinet.dataset.dataset import Dataset
 from chexradinet.evaluation.calibration import apply_calibration, calibration_metrics
-from chexradinet.evaluation.classification import auroc, paired_bootstrap_difference
+from chexradinet.evaluation.classification import auroc, mean_or_none, paired_bootstrap_difference
 from chexradinet.evaluation.localization import BoxedCases, boxed_cases, localization_metrics
 from chexradinet.evaluation.metrics import interval, signed
 from chexradinet.records import Split
@@ -155,17 +155,12 @@ def _mean_check(
         refusal = "No finding has both classes in the test split: nothing to compare."
     return Check(
         measure="mean AUROC",
-        candidate=_mean(ours.auroc),
-        champion=_mean(theirs.auroc),
+        candidate=mean_or_none(list(ours.auroc.values())),
+        champion=mean_or_none(list(theirs.auroc.values())),
         cases=gain["num_patients"],
         passed=passed,
         refusal="" if passed else refusal,
     )
-
-
-def _mean(values: dict[str, float | None]) -> float | None:
-    known = [value for value in values.values() if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _loss_check(

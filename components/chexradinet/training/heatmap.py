@@ -40,11 +40,7 @@ def heatmap(
     require_replaceable(target, REGIONS_HEAD)
     data = open_dataset(dataset)
     loaded = load_bundle(bundle)
-    require_match(
-        loaded.info,
-        findings=data.info.findings,
-        preprocessing_digest=data.info.preprocessing_digest,
-    )
+    require_match(loaded.info, data.info)
     shard = shard or Shard(0, 1)
     rows = shard.part_of(data.rows(Split.TRAIN))
     table, maps = look(loaded.network, data, rows, config)

@@ -136,11 +136,7 @@ def _retrain(
 ) -> BundleInfo:
     data = open_dataset(dataset)
     loaded = load_bundle(bundle)
-    require_match(
-        loaded.info,
-        findings=data.info.findings,
-        preprocessing_digest=data.info.preprocessing_digest,
-    )
+    require_match(loaded.info, data.info)
     regions = None
     if guidance.contrasts:
         regions = _guiding_regions(data, read_feature_shards(features))
