@@ -203,6 +203,9 @@ def figures_on_test(
         name: (labels[:, column], probabilities[:, column]) for column, name in enumerate(findings)
     }
     samples, seed = context.config.bootstrap_samples, context.config.seed
+    groups = subgroup_metrics(
+        labels, model.logits, context.patients, findings, _groups(context), samples, seed
+    )
     return {
         **model.classification,
         "localization": model.localization.metrics,
@@ -219,10 +222,11 @@ def figures_on_test(
             for name, column in columns.items()
         },
         "calibration": asdict(calibration),
-        "by_view": _by_view(context, model),
-        **subgroup_metrics(
-            labels, model.logits, context.patients, findings, _groups(context), samples, seed
-        ),
+        "by_view": {
+            view: {key: value for key, value in found.items() if key != "num_patients"}
+            for view, found in groups["by_group"]["view"].items()
+        },
+        **groups,
         "decision_curve": {
             name: decision_curve(*column)
             for name, column in columns.items()
@@ -231,20 +235,6 @@ def figures_on_test(
         "free_response": _free_response(context, model),
         "roc": {name: roc_points(*column, _MAX_ROC_POINTS) for name, column in columns.items()},
         "pooled_roc": roc_points(labels.ravel(), probabilities.ravel()),
-    }
-
-
-def _by_view(context: EvaluationContext, model: EvaluatedModel) -> dict[str, Any]:
-    views = context.data.manifest["view"].to_numpy()[context.rows]
-    findings = context.data.info.findings
-    return {
-        view or "unknown": {
-            **classification_metrics(
-                context.labels[views == view], model.logits[views == view], findings
-            ),
-            "num_images": int((views == view).sum()),
-        }
-        for view in sorted(set(views))
     }
 
 

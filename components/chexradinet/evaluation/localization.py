@@ -148,15 +148,16 @@ def localization_hits(
     if not all(true):
         raise EvaluationError("a case has no true box; only boxed cases can be evaluated")
     pairs = list(zip(predicted, true, strict=True))
-    overlaps = np.array(
-        [
-            max(region.box.intersection_over_union(one) for one in boxes) if region.box else 0.0
-            for region, boxes in pairs
-        ]
-    )
+    overlaps = np.array([_overlap(*pair) for pair in pairs])
     hits = {key: overlaps > threshold for key, threshold in _THRESHOLDS.items()}
     hits["pointing"] = np.array([_points_at(*pair) for pair in pairs], dtype=np.bool_)
     return hits
+
+
+def _overlap(region: Region, boxes: Sequence[Box]) -> float:
+    """Return the largest overlap of a region with any box; 0 if there is none."""
+    found = (region.box.intersection_over_union(box) for box in boxes if region.box)
+    return max(found, default=0.0)
 
 
 def _points_at(region: Region, boxes: Sequence[Box]) -> bool:
@@ -183,14 +184,8 @@ def free_response(
 
     Source: Bunch et al. 1977 (free-response receiver operating characteristic).
     """
-    hits = np.array(
-        [
-            region.box is not None
-            and any(region.box.intersection_over_union(box) > _MARK_IOU for box in boxes)
-            for region, boxes in zip(predicted, true, strict=True)
-        ],
-        dtype=np.bool_,
-    )
+    pairs = zip(predicted, true, strict=True)
+    hits = np.array([_overlap(*pair) > _MARK_IOU for pair in pairs], dtype=np.bool_)
     marks = np.array([region.box is not None for region in predicted], dtype=np.bool_)
     num_images, num_boxes = len(predicted), sum(map(len, true))
     levels, place = np.unique(-scores[marks], return_inverse=True)
