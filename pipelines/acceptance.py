@@ -4,11 +4,11 @@ All it writes lies under prefixes of its own, `acceptance-…`, and is removed a
 installation in use keeps its champion, its inbox and its results.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -18,20 +18,24 @@ from chexradinet.errors import ChexRadiNetError
 from pipelines.acceptance_cluster import (
     CLEAN,
     FIRST_EPOCH,
+    NIGHT_XRAYS,
     NIGHTLY_SETTINGS,
     PREPARE,
-    READ,
+    RESUMED,
     TRAINING_SETTINGS,
     Installation,
+    night_results,
+    training_results,
 )
 from pipelines.api import TIMEOUT_S, Api, explained
 from pipelines.check_cluster import Site, State, check_cluster
 from pipelines.cluster import kubectl
 from pipelines.follow import follow
+from pipelines.outputs import require_web_interface
 from pipelines.parameters import parse_settings
 from pipelines.resources import RUN_ACCOUNT
 from pipelines.schedule import Schedule, recurring_run_of
-from pipelines.store_job import run_store_job
+from pipelines.store_job import bucket_job_template, run_store_job
 from pipelines.submit import (
     DEFAULT_EXPERIMENT,
     Submission,
@@ -39,7 +43,7 @@ from pipelines.submit import (
     find_experiment,
     start,
 )
-from pipelines.upload import find_pipeline, publish
+from pipelines.upload import find_pipeline, publish, versions
 
 _QUIET = Console(quiet=True)
 _EVERY_MINUTE = "0 * * * * *"
@@ -64,9 +68,15 @@ class Acceptance:
     nightly: Submission
     console: Console
     tag: str = field(default_factory=lambda: f"acceptance-{int(time.time())}")
+    keeps: bool = False
+    """Whether all that was made stays, for somebody to look at."""
     rows: list[Row] = field(default_factory=list)
     made: list[Callable[[], object]] = field(default_factory=list)
-    """What removes again what the steps made."""
+    """What removes again what the steps made; the last one goes first."""
+    uris: list[str] = field(default_factory=list)
+    """Folders in the store that were written to."""
+    template: dict[str, Any] = field(default_factory=dict)
+    """Pod template of the bucket Job, which may be gone before the end."""
 
     @property
     def api(self) -> Api:
@@ -81,18 +91,17 @@ class Acceptance:
     def run(self) -> bool:
         """Do everything; return whether all of it held."""
         try:
-            self._check()
-            self._prepare()
-            versions = self._publish()
-            run_id = self._train(versions[0])
-            self._night_by_cron_job()
-            self._night_by_schedule(versions[1])
-            self._read(run_id)
-        except ChexRadiNetError:
-            pass  # told in its row
+            with suppress(ChexRadiNetError):  # told in its row
+                self._check()
+                self._prepare()
+                versions = self._publish()
+                trained = self._train(versions[0])
+                nights = [self._night_by_cron_job(), self._night_by_schedule(versions[1])]
+                self._read(trained, nights)
         finally:
-            self._clean()
-        self._show()
+            with suppress(ChexRadiNetError):
+                self._clean()
+            self._show()
         return all(row.state == State.OK for row in self.rows)
 
     @contextmanager
@@ -120,26 +129,63 @@ class Acceptance:
             detail += bad
             if any(one.state == State.FAILED for one in findings):
                 raise ChexRadiNetError("see `chexradinet check-cluster`")
+            require_web_interface(self.api)
+            self.template = bucket_job_template()
 
     def _prepare(self) -> None:
-        self.made.append(lambda: run_store_job(f"{self.tag}-clean", CLEAN.format(tag=self.tag)))
+        buckets = ("training", "inbox", "models", "results")
+        self.uris += [f"s3://chexradinet-{bucket}/{self.tag}" for bucket in buckets]
+        self.made.append(lambda: self._in_store("clean", CLEAN.format(uris=self.uris)))
         with self.step("upload phantoms"):
-            run_store_job(f"{self.tag}-prepare", PREPARE.format(tag=self.tag))
+            self._in_store("prepare", PREPARE.format(tag=self.tag, night_xrays=NIGHT_XRAYS))
+
+    def _in_store(self, name: str, script: str) -> None:
+        run_store_job(self.template, f"{self.tag}-{name}", script)
 
     def _publish(self) -> tuple[Any, Any]:
         with self.step("publish both pipelines") as detail:
-            found = []
-            for one in (self.training, self.nightly):
-                known = find_pipeline(self.api, one.pipeline)
-                found.append(publish(self.api, one, known, "", _QUIET))
+            found = [self._published(one) for one in (self.training, self.nightly)]
             detail.append(", ".join(str(one.display_name or one.name) for one in found))
         return found[0], found[1]
 
-    def _train(self, version: Any) -> str:  # noqa: ANN401 - the generated models are untyped
+    def _published(self, one: Submission) -> Any:  # noqa: ANN401 - the generated models are untyped
+        """Publish a pipeline; a version or pipeline that was not there before is removed later."""
+        service, known = self.api.pipelines, find_pipeline(self.api, one.pipeline)
+        earlier = {each.pipeline_version_id for each in versions(self.api, known)} if known else ()
+        version = publish(self.api, one, known, "", _QUIET)
+        key = str(version.pipeline_id)
+        if not known:
+            remove = partial(service.pipeline_service_delete_pipeline, key, cascade=True)
+            self._later("deleting the pipeline", remove)
+        elif version.pipeline_version_id not in earlier:
+            remove = partial(
+                service.pipeline_service_delete_pipeline_version, key, version.pipeline_version_id
+            )
+            self._later("deleting the version", remove)
+        return version
+
+    def _later(self, doing: str, remove: Callable[..., object]) -> None:
+        """Have the API server remove something at the end."""
+
+        def call() -> None:
+            with explained(self.api.endpoint, doing):
+                remove(_request_timeout=TIMEOUT_S)
+
+        self.made.append(call)
+
+    def _keep_track(self, run_id: str, pipeline: str) -> str:
+        """Have a run and its artifacts removed at the end; return the run."""
+        self.uris.append(f"s3://chexradinet-artifacts/kfp/{pipeline}/{run_id}")
+        remove = partial(self.api.runs.run_service_delete_run, run_id)
+        self._later(f"deleting the run {run_id}", remove)
+        return run_id
+
+    def _train(self, version: Any) -> str:  # noqa: ANN401
         words = (
             f"source=s3://chexradinet-training/{self.tag}",
             f"models_uri=s3://chexradinet-models/{self.tag}",
             *TRAINING_SETTINGS,
+            f"seed={self.tag.rpartition('-')[2]}",  # nothing is kept of such a training
         )
         given = replace(self.training, settings=parse_settings(self.training.document, words))
         with self.step("training: two rounds, two shards, both arms") as detail:
@@ -152,45 +198,36 @@ class Acceptance:
             later = {name for name, _ in self.world.pods(run_id, "train")} - {first}
             if not later:
                 raise ChexRadiNetError("the deleted pod was not started again")
-            if any(FIRST_EPOCH in self.world.log(name) for name in later):
+            logs = [self.world.log(name) for name in later]
+            if any(FIRST_EPOCH in log for log in logs) or not any(RESUMED in log for log in logs):
                 raise ChexRadiNetError(
                     "training started over instead of continuing where it was interrupted"
                 )
-            detail.append("resumed after its first epoch")
+            detail.append("it continued after its first epoch")
         return run_id
 
-    def _night_by_cron_job(self) -> None:
+    def _night_by_cron_job(self) -> str:
+        place = ("--namespace", self.site.namespace, "--ignore-not-found", "--wait=false")
         with self.step("night by the CronJob") as detail:
-            parameters = dict(word.split("=", 1) for word in self._night_words())
-            self.world.apply(
-                {
-                    "apiVersion": "v1",
-                    "kind": "ConfigMap",
-                    "metadata": {"name": self.tag},
-                    "data": parameters,
-                }
-            )
+            for kind in ("configmap", "job"):
+                self.made.append(partial(kubectl, "delete", kind, self.tag, *place))
+            named = {"metadata": {"name": self.tag}}
+            parameters = dict(word.split("=", 1) for word in self._night_words(1))
+            self.world.apply({"apiVersion": "v1", "kind": "ConfigMap", "data": parameters, **named})
             cron = self.world.object("cronjob", "chexradinet-nightly")
             template = cron["spec"]["jobTemplate"]["spec"]
             for volume in template["template"]["spec"]["volumes"]:
                 if volume["name"] == "parameters":
                     volume["configMap"]["name"] = self.tag
             since = time.time()
-            self.world.apply(
-                {
-                    "apiVersion": "batch/v1",
-                    "kind": "Job",
-                    "metadata": {"name": self.tag},
-                    "spec": template,
-                }
-            )
+            self.world.apply({"apiVersion": "batch/v1", "kind": "Job", "spec": template, **named})
             run = self.world.new_run(lambda one: self.tag in str(one.display_name), since)
-            detail.append(str(run.run_id))
-            follow(self.api, str(run.run_id), _QUIET)
+            return self._night_followed(str(run.run_id), detail)
 
-    def _night_by_schedule(self, version: Any) -> None:  # noqa: ANN401
-        words = parse_settings(self.nightly.document, self._night_words())
+    def _night_by_schedule(self, version: Any) -> str:  # noqa: ANN401
+        words = parse_settings(self.nightly.document, self._night_words(2))
         submission = replace(self.nightly, settings=words)
+        service = self.api.recurring_runs
         with self.step("night by a schedule") as detail:
             found = ensure_experiment(self.api, find_experiment(self.api, DEFAULT_EXPERIMENT))
             schedule = Schedule(
@@ -201,48 +238,53 @@ class Acceptance:
             )
             wanted = recurring_run_of(submission, schedule)
             wanted.display_name = self.tag
-            service = self.api.recurring_runs
             with explained(self.api.endpoint, "creating the recurring run"):
                 made = service.recurring_run_service_create_recurring_run(
                     wanted, _request_timeout=TIMEOUT_S
                 )
             key = str(made.recurring_run_id)
-            try:
-                run = self.world.new_run(lambda one: one.recurring_run_id == key, time.time())
-                detail.append(str(run.run_id))
-                follow(self.api, str(run.run_id), _QUIET)
-            finally:
-                # Only now: Kubernetes removes the Workflows of a recurring run with it.
-                service.recurring_run_service_delete_recurring_run(key, _request_timeout=TIMEOUT_S)
+            # Not before the end: Kubernetes removes the Workflows of a recurring run with it.
+            remove = partial(service.recurring_run_service_delete_recurring_run, key)
+            self._later("deleting the recurring run", remove)
+            run = self.world.new_run(lambda one: one.recurring_run_id == key, time.time())
+            with explained(self.api.endpoint, "disabling the recurring run"):
+                service.recurring_run_service_disable_recurring_run(key, _request_timeout=TIMEOUT_S)
+            return self._night_followed(str(run.run_id), detail)
 
-    def _read(self, run_id: str) -> None:
-        with self.step("read metrics and reports") as detail:
-            log = run_store_job(f"{self.tag}-read", READ.format(tag=self.tag, run=run_id))
-            found = json.loads(log.partition("FOUND ")[2].splitlines()[0])
-            detail.append(", ".join(f"{name} {value}" for name, value in found.items()))
-            missing = {"champion", "report_bytes", "mean_auroc"} - set(found)
-            if missing or found["night_reports"] < 1 or found["score_files"] < 2:
-                raise ChexRadiNetError(f"missing: {sorted(missing) or 'scores of a night'}")
+    def _night_followed(self, run_id: str, detail: list[str]) -> str:
+        detail.append(run_id)
+        follow(self.api, self._keep_track(run_id, self.nightly.pipeline), _QUIET)
+        return run_id
+
+    def _read(self, trained: str, nights: list[str]) -> None:
+        with self.step("read metrics, ROC and reports through Kubeflow") as detail:
+            detail.append(training_results(self.api, trained))
+            detail += [night_results(self.api, night) for night in nights]
 
     def _clean(self) -> None:
-        with self.step("remove what was made"):
-            for remove in self.made:
-                remove()
-            for kind in ("job", "configmap"):
-                words = ("--namespace", self.site.namespace, "--ignore-not-found", "--wait=false")
-                kubectl("delete", kind, self.tag, *words)
+        if self.keeps or not self.made:
+            return
+        with self.step("remove what was made") as detail:
+            for remove in reversed(self.made):
+                try:
+                    remove()
+                except ChexRadiNetError as error:
+                    detail.append(str(error))
+            if detail:
+                raise ChexRadiNetError("all else was removed")
 
-    def _night_words(self) -> tuple[str, ...]:
+    def _night_words(self, number: int) -> tuple[str, ...]:
         return (
-            f"inbox_uri=s3://chexradinet-inbox/{self.tag}",
+            f"inbox_uri=s3://chexradinet-inbox/{self.tag}/{number}",
             f"models_uri=s3://chexradinet-models/{self.tag}",
-            f"results_uri=s3://chexradinet-results/{self.tag}",
+            f"results_uri=s3://chexradinet-results/{self.tag}/{number}",
             *NIGHTLY_SETTINGS,
         )
 
     def _started(self, given: Submission, version: Any) -> str:  # noqa: ANN401
         found = ensure_experiment(self.api, find_experiment(self.api, DEFAULT_EXPERIMENT))
-        return start(self.api, given, version, found, RUN_ACCOUNT)
+        run_id = start(self.api, given, version, found, RUN_ACCOUNT)
+        return self._keep_track(run_id, given.pipeline)
 
     def _show(self) -> None:
         table = Table(box=None, pad_edge=False)

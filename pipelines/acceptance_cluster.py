@@ -13,10 +13,14 @@ from chexradinet.errors import ChexRadiNetError
 from pipelines.api import TIMEOUT_S, Api, explained
 from pipelines.cluster import Unknown, kubectl
 from pipelines.follow import follow
+from pipelines.outputs import Output, outputs_of, read_file
 
 _POLL_S = 5.0
-FIRST_EPOCH = "epoch 1 of"
-"""What training logs when its first epoch is done and kept."""
+FIRST_EPOCH, KEPT, RESUMED = "epoch 1 of", "is kept in", "training goes on from step-"
+"""What training logs when its first epoch is done, its state is kept, and it continues from it."""
+
+NIGHT_XRAYS = 20
+"""X-rays in the inbox of each night."""
 
 TRAINING_SETTINGS = (
     "data_format=csv",
@@ -38,7 +42,7 @@ TRAINING_SETTINGS = (
 NIGHTLY_SETTINGS = ("settle_s=0", "shard_size=10", "num_decoders=1", "scoring_memory=2Gi")
 
 PREPARE = """
-import sys, tempfile
+import tempfile
 from pathlib import Path
 from chexradinet.phantom import write_phantom
 from chexradinet.phantom.dicom import write_phantom_inbox
@@ -47,34 +51,15 @@ with tempfile.TemporaryDirectory() as folder:
     write_phantom(Path(folder, "xrays"), 120, 64, seed=0)
     upload_directory(Path(folder, "xrays"), "s3://chexradinet-training/{tag}")
     for night in (1, 2):
-        write_phantom_inbox(Path(folder, str(night)), 20, 96, seed=1000 + night)
+        write_phantom_inbox(Path(folder, str(night)), {night_xrays}, 96, seed=1000 + night)
         upload_directory(Path(folder, str(night)), f"s3://chexradinet-inbox/{tag}/{{night}}")
-"""
-
-READ = """
-import json
-from chexradinet.store import open_store
-found = {{}}
-models, prefix = open_store("s3://chexradinet-models/{tag}")
-found["champion"] = json.loads(models.get(f"{{prefix}}/champion.json"))["digest"]
-artifacts, _ = open_store("s3://chexradinet-artifacts/kfp")
-for entry in artifacts.list("kfp/chexradinet-training/{run}/evaluate/"):
-    if entry.key.endswith("/evaluation/metrics.json"):
-        found["mean_auroc"] = json.loads(artifacts.get(entry.key))["test"]["mean_auroc"]
-    elif entry.key.endswith("report.html"):
-        found["report_bytes"] = entry.size
-results, prefix = open_store("s3://chexradinet-results/{tag}")
-keys = [entry.key for entry in results.list(prefix + "/")]
-found["night_reports"] = sum(key.endswith("report.html") for key in keys)
-found["score_files"] = sum(key.endswith(".csv") and "/part-" in key for key in keys)
-print("FOUND " + json.dumps(found))
 """
 
 CLEAN = """
 from chexradinet.store import open_store
-for bucket in ("training", "inbox", "models", "results"):
-    store, prefix = open_store(f"s3://chexradinet-{{bucket}}/{tag}")
-    for entry in list(store.list(prefix + "/")):
+for uri in {uris}:
+    store, prefix = open_store(uri)
+    for entry in list(store.list(prefix)):
         store.delete(entry.key)
 """
 
@@ -101,12 +86,12 @@ class Installation:
         return "" if isinstance(found, Unknown) else found
 
     def running_pod(self, run_id: str, stage: str, within_s: float = 3600.0) -> str:
-        """Return a pod of a stage that has trained an epoch and still runs."""
+        """Return a running pod of a stage that has trained an epoch and kept its state."""
         until = time.monotonic() + within_s
         while time.monotonic() < until:
             for name, phase in self.pods(run_id, stage):
                 said = self.log(name)
-                if phase == "Running" and FIRST_EPOCH in said:
+                if phase == "Running" and FIRST_EPOCH in said and KEPT in said:
                     return name
             with explained(self.api.endpoint, "asking for the run's state"):
                 run = self.api.runs.run_service_get_run(run_id, _request_timeout=TIMEOUT_S)
@@ -151,3 +136,48 @@ class Installation:
         found = kubectl("apply", "--namespace", self.namespace, "-f", "-", given=text)
         if isinstance(found, Unknown):
             raise ChexRadiNetError(f"{manifest['kind']} {manifest['metadata']['name']}: {found}")
+
+
+def training_results(api: Api, run_id: str) -> str:
+    """Return what a training's evaluation shows in the web interface.
+
+    Raises:
+        ChexRadiNetError: metrics, ROC or report are missing or not as they must be.
+    """
+    found = _outputs(api, run_id, "evaluate", "metrics", "roc", "report")
+    auroc = found["metrics"].properties.get("test_mean_auroc")
+    points = found["roc"].properties.get("confidenceMetrics", {}).get("list", [])
+    curve = [(point["falsePositiveRate"], point["recall"]) for point in points]
+    if curve != sorted(curve) or {(0, 0), (1, 1)} - {*curve[:1], *curve[-1:]}:
+        raise ChexRadiNetError(f"the ROC does not rise from (0, 0) to (1, 1): {curve}")
+    if auroc is None:
+        raise ChexRadiNetError("the metrics have no test_mean_auroc")
+    page = _page_size(api, found["report"])
+    return f"test AUROC {auroc:.3f}, ROC of {len(curve)} points, report of {page} bytes"
+
+
+def night_results(api: Api, run_id: str) -> str:
+    """Return what a night's collection shows in the web interface.
+
+    Raises:
+        ChexRadiNetError: an X-ray was not scored, or the report is missing.
+    """
+    found = _outputs(api, run_id, "collect", "metrics", "night_report")
+    scored = found["metrics"].properties.get("images_scored")
+    if scored != NIGHT_XRAYS:
+        raise ChexRadiNetError(f"{scored} of {NIGHT_XRAYS} X-rays were scored in run {run_id}")
+    return f"night: {scored:.0f} X-rays, report of {_page_size(api, found['night_report'])} bytes"
+
+
+def _outputs(api: Api, run_id: str, step: str, *names: str) -> dict[str, Output]:
+    found = {one.name: one for one in outputs_of(api, run_id) if one.step == step}
+    if missing := set(names) - set(found):
+        raise ChexRadiNetError(f"{step} of run {run_id} lacks {sorted(missing)}")
+    return found
+
+
+def _page_size(api: Api, output: Output) -> int:
+    page = read_file(api, output)
+    if not page.lower().startswith(b"<!doctype html>"):
+        raise ChexRadiNetError(f"{output.uri} is not a page: {page[:80]!r}")
+    return len(page)

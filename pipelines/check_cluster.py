@@ -85,8 +85,9 @@ def _version(site: Site) -> Iterator[Finding]:
     with explained(site.api.endpoint, "asking for the version"):
         client = site.api.runs.api_client
         kfp_api.HealthzServiceApi(client).healthz_service_get_healthz(_request_timeout=TIMEOUT_S)
-    # The generated model lacks the field that the server sends.
-    found = str(json.loads(client.last_response.data).get("tag_name", "unknown"))
+    # The generated model lacks the field that the server sends; the web interface renames it.
+    said = json.loads(client.last_response.data)
+    found = str(said.get("tag_name") or said.get("apiServerTagName") or "unknown")
     numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
     enough = len(numbers) == 2 and numbers >= MINIMUM_VERSION
     needed = "" if enough else "; it must be 2.17 or later"

@@ -107,6 +107,17 @@ class FakeKubeflow:
                 return self._page_of_versions(pipeline_id, query)
             case ["POST", "upload_version"]:
                 return self._upload(query, body)
+            case ["DELETE", pipeline_id, *version]:
+                assert version or query["cascade"] == "True"
+                self.versions = [
+                    one
+                    for one in self.versions
+                    if one.pipeline_id != pipeline_id
+                    or version not in ([], ["versions", one.pipeline_version_id])
+                ]
+                kept = [one for one in self.pipelines if one.pipeline_id != pipeline_id]
+                self.pipelines = self.pipelines if version else kept
+                return None
         made = self.read(body, "V2beta1Pipeline")
         made.pipeline_id = f"pipeline-{len(self.pipelines)}"
         self.pipelines.append(made)
