@@ -16,7 +16,7 @@ from pipelines.follow import follow
 from pipelines.outputs import Output, outputs_of, read_file
 
 _POLL_S = 5.0
-FIRST_EPOCH, KEPT, RESUMED = "epoch 1 of", "is kept in", "training goes on from step-"
+FIRST_EPOCH, KEPT, RESUMED = "epoch 1 of", "is kept in", "training continues from step-"
 """What training logs when its first epoch is done, its state is kept, and it continues from it."""
 
 NIGHT_XRAYS = 20

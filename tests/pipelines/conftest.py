@@ -62,7 +62,7 @@ class FakeKubeflow:
         """State of a run at each look; the last one stays."""
         self.tasks: list[kfp_api.V2beta1PipelineTaskDetail] = []
         self.content_type = "application/json"
-        self.version = "2.17.0"
+        self.health = {"multi_user": False, "tag_name": "2.17.0"}
         self.client = kfp_api.ApiClient(kfp_api.Configuration())
         self.host = ""
 
@@ -82,7 +82,7 @@ class FakeKubeflow:
         """Return the model that answers a request, or a status and message."""
         match [method, *path.split("/")]:
             case ["GET", "healthz"]:
-                return {"multi_user": False, "tag_name": self.version}
+                return self.health
             case [_, "pipelines", *rest]:
                 return self._pipelines(method, rest, query, body)
             case [_, "experiments"]:

@@ -97,6 +97,13 @@ def _line(result: Result, subject: str) -> str:
     return " ".join(line.split())
 
 
+def test_the_version_is_read_through_the_web_interface_too(
+    kubeflow: FakeKubeflow, cluster: Cluster
+) -> None:
+    kubeflow.health = {"apiServerReady": True, "apiServerTagName": "2.17.0"}
+    assert _line(_check(kubeflow), "Kubeflow Pipelines") == "Kubeflow Pipelines ok 2.17.0"
+
+
 def test_a_stock_installation_passes_and_is_told_which_retries_are_in_force(
     kubeflow: FakeKubeflow, cluster: Cluster
 ) -> None:
@@ -143,7 +150,7 @@ def test_each_missing_object_is_named(
 def test_an_old_release_a_full_node_a_missing_image_and_unmade_buckets_fail(
     kubeflow: FakeKubeflow, cluster: Cluster
 ) -> None:
-    kubeflow.version = "2.4.1"
+    kubeflow.health["tag_name"] = "2.4.1"
     cluster.has("job", "chexradinet-buckets", {"status": {"failed": 1}})
     cluster.has("pods", "-A", {"items": [_pod("3500m", "1Gi")]})
     result = _check(kubeflow, "--image", "other-python:1")
