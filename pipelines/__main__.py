@@ -10,9 +10,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chexradinet.config.parameters import WORKER_IMAGE, NightlySettings, TrainingSettings
+from chexradinet.config import Settings as ModelSettings
+from chexradinet.config.parameters import (
+    WORKER_IMAGE,
+    NightlySettings,
+    StudySettings,
+    TrainingSettings,
+)
 from chexradinet.errors import ChexRadiNetError, ConfigError
-from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_training
+from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_study, compile_training
 from pipelines.describe import parameters_of
 from pipelines.parameters import asked_shape, load_compiled, parse_settings
 from pipelines.remote import (
@@ -46,13 +52,13 @@ def compile_command(
 ) -> None:
     """Write the pipelines as Kubeflow runs them, and as manifests for `kubectl apply`."""
     training = compile_training(folder, max_rounds, image, arms)
-    for path in (training, compile_nightly(folder, image)):
+    for path in (training, compile_nightly(folder, image), compile_study(folder, image)):
         console.print(f"wrote {path} and {path.stem}-native.yaml", highlight=False)
 
 
 @app.command("run")
 def run_command(
-    name: Annotated[str, typer.Argument(help="training or nightly")],
+    name: Annotated[str, typer.Argument(help="training, nightly or study")],
     settings: Settings = None,
     config: ConfigFile = None,
     folder: Folder = BUILD_FOLDER,
@@ -69,7 +75,7 @@ def run_command(
         shape = asked_shape(settings or [], config)
         compiled = compile_training(folder, shape.max_rounds, has_arms=shape.has_arms)
     else:
-        compiled = compile_nightly(folder)
+        compiled = compile_nightly(folder) if name == "nightly" else compile_study(folder)
     arguments = parse_settings(load_compiled(compiled), settings or [], config)
     target = run_folder or Path(".kfp") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     console.print(f"running {compiled} in {target}", highlight=False)
@@ -79,7 +85,7 @@ def run_command(
 
 @app.command("params")
 def params_command(
-    name: Annotated[str, typer.Argument(help="training or nightly")],
+    name: Annotated[str, typer.Argument(help="training, nightly or study")],
 ) -> None:
     """List the parameters of a pipeline: name, default, bounds and meaning."""
     table = Table(box=None, pad_edge=False)
@@ -91,11 +97,15 @@ def params_command(
     console.print(table)
 
 
-def _model_of(name: str) -> type[TrainingSettings] | type[NightlySettings]:
-    known = {"training": TrainingSettings, "nightly": NightlySettings}
+def _model_of(name: str) -> type[ModelSettings]:
+    known: dict[str, type[ModelSettings]] = {
+        "training": TrainingSettings,
+        "nightly": NightlySettings,
+        "study": StudySettings,
+    }
     if name not in known:
         raise ConfigError(f"{name!r} is not a pipeline; known are {', '.join(known)}")
-    return known[name]  # type: ignore[return-value]
+    return known[name]
 
 
 @app.command("demo")

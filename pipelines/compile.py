@@ -13,6 +13,7 @@ from pipelines.lint import lint
 from pipelines.native import require_pinned, write_native
 from pipelines.nightly import nightly_pipeline
 from pipelines.parameters import load_documents
+from pipelines.study import study_pipeline
 from pipelines.training import DEFAULT_SHAPE, training_pipeline
 
 BUILD_FOLDER = Path("build") / "pipelines"
@@ -51,6 +52,19 @@ def compile_nightly(folder: Path = BUILD_FOLDER, image: str = WORKER_IMAGE) -> P
         ConfigError: `image` has neither tag nor digest, or the pipeline breaks a lint rule.
     """
     return _compiled(nightly_pipeline(), folder / "nightly.yaml", image)
+
+
+def compile_study(folder: Path = BUILD_FOLDER, image: str = WORKER_IMAGE) -> Path:
+    """Write `study.yaml` and, beside it, `study-native.yaml`; return the first's path.
+
+    Args:
+        folder: Made if it is not there.
+        image: Reference with a tag or digest; the default of the `worker_image` parameter.
+
+    Raises:
+        ConfigError: `image` has neither tag nor digest, or the pipeline breaks a lint rule.
+    """
+    return _compiled(study_pipeline(), folder / "study.yaml", image)
 
 
 def _compiled(pipeline: Callable[..., Any], path: Path, image: str = WORKER_IMAGE) -> Path:

@@ -13,12 +13,13 @@ from chexradinet.config.parameters import (
     NightlySettings,
     Rounds,
     Shape,
+    StudySettings,
     TrainingSettings,
     nested,
 )
 from chexradinet.errors import ConfigError
 
-TRAINING, NIGHTLY = "chexradinet-training", "chexradinet-nightly"
+TRAINING, NIGHTLY, STUDY = "chexradinet-training", "chexradinet-nightly", "chexradinet-study"
 """Names of the pipelines."""
 
 Value = str | int | float | bool | list[Any] | dict[str, Any]
@@ -151,8 +152,9 @@ def _check(document: dict[str, Any], values: Mapping[str, Value]) -> None:
         if "defaultValue" in one
     }
     complete = {**defaults, **values}
-    if document["pipelineInfo"]["name"] == NIGHTLY:
-        nested(NightlySettings, complete)
+    name = document["pipelineInfo"]["name"]
+    if name != TRAINING:
+        nested(NightlySettings if name == NIGHTLY else StudySettings, complete)
         return
     settings = nested(TrainingSettings, complete)
     compiled = document["root"]["dag"]["tasks"]["configure"]["inputs"]["parameters"]

@@ -12,10 +12,10 @@ from chexradinet.errors import ConfigError
 from pipelines.acceptance import Acceptance
 from pipelines.api import Api, connect, endpoint_from
 from pipelines.check_cluster import Site, check_cluster, show
-from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_training
+from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_study, compile_training
 from pipelines.follow import follow
 from pipelines.native import require_pinned, require_registry
-from pipelines.parameters import NIGHTLY, TRAINING, asked_shape, definitions
+from pipelines.parameters import NIGHTLY, STUDY, TRAINING, asked_shape, definitions
 from pipelines.resources import RUN_ACCOUNT
 from pipelines.schedule import Schedule, remove_schedule, require_cron, set_schedule
 from pipelines.submit import (
@@ -30,12 +30,12 @@ from pipelines.submit import (
 from pipelines.training import DEFAULT_SHAPE
 from pipelines.upload import find_pipeline, publish
 
-NAMES = {"training": TRAINING, "nightly": NIGHTLY}
+NAMES = {"training": TRAINING, "nightly": NIGHTLY, "study": STUDY}
 """Pipelines by the word on the command line."""
 
 console = Console()
 
-Name = Annotated[str, typer.Argument(help="training or nightly")]
+Name = Annotated[str, typer.Argument(help="training, nightly or study")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A parameter, as name=value; repeatable.")
 ]
@@ -237,8 +237,9 @@ def _compiled(name: str, file: Path | None, image: str, shape: Shape) -> Path:
     _require_name(name)
     if file is not None:
         return file
-    if name == "nightly":
-        return compile_nightly(BUILD_FOLDER, image or WORKER_IMAGE)
+    if name != "training":
+        compiled = compile_nightly if name == "nightly" else compile_study
+        return compiled(BUILD_FOLDER, image or WORKER_IMAGE)
     return compile_training(BUILD_FOLDER, shape.max_rounds, image or WORKER_IMAGE, shape.has_arms)
 
 

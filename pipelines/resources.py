@@ -6,9 +6,10 @@ SDK takes only as constants (timeout, retries, labels) stands in `STAGES`.
 Every task has a volume at `/tmp`, the one place beside its artifacts that it writes to: so it runs
 where an admission policy makes root file systems read-only.
 
-No stage mounts a larger `/dev/shm`: nothing here uses torch's data loader workers or NCCL. Ingest,
-radiomics and scoring spawn processes that get their work over pipes and read pixels from
-memory-mapped files, and keep only a few semaphores there: kilobytes of the usual 64 MiB.
+Training has a larger `/dev/shm`, where NCCL exchanges gradients between a pod's accelerators. Other
+stages need none: ingest, radiomics and scoring spawn processes that get their work over pipes and
+read pixels from memory-mapped files, and keep only a few semaphores there: kilobytes of the usual
+64 MiB.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from kfp.dsl import pipeline_channel
 
 from chexradinet import __version__
 from chexradinet.errors import ConfigError
-from pipelines.parameters import NIGHTLY, TRAINING
+from pipelines.parameters import NIGHTLY, STUDY, TRAINING
 
 STORE_SECRET = "chexradinet-object-store-{identity}"  # noqa: S105 - a Secret's name, not a secret
 """Secret of an identity of the object store; the key `sessiontoken` may be missing."""
@@ -45,10 +46,19 @@ RUN_ACCOUNT = "chexradinet-runner"
 SCRATCH_LIMIT = "32Gi"
 """Most that a step may write to `/tmp`; Kubernetes evicts a pod that writes more."""
 
+SHARED_MEMORY_LIMIT = "2Gi"
+"""Most that a training may write to `/dev/shm`; what is written counts as the step's memory."""
+
 RUN_AS_USER = 65532
 """User and group of every step, as in the worker image."""
 
-IDENTITIES = {TRAINING: "training", NIGHTLY: "night", "ingest": "ingest", "publish": "publish"}
+IDENTITIES = {
+    TRAINING: "training",
+    STUDY: "training",
+    NIGHTLY: "night",
+    "ingest": "ingest",
+    "publish": "publish",
+}
 """Identity of the object store that a stage acts as, by its name or else its pipeline."""
 _HOUR_S = 3600
 _NODE_WAIT_S = 24 * _HOUR_S
@@ -90,6 +100,9 @@ STAGES = {
     "plan": Stage(pipeline=NIGHTLY, timeout_s=2 * _HOUR_S, retries=2),
     "score": Stage(pipeline=NIGHTLY, timeout_s=8 * _HOUR_S, retries=2),
     "collect": Stage(pipeline=NIGHTLY, timeout_s=4 * _HOUR_S, retries=2),
+    "study-plan": Stage(pipeline=STUDY, timeout_s=_HOUR_S, retries=1),
+    "study-run": Stage(pipeline=STUDY, timeout_s=72 * _HOUR_S, retries=2),
+    "study-report": Stage(pipeline=STUDY, timeout_s=4 * _HOUR_S, retries=2),
     "report-outcome": Stage(pipeline=NIGHTLY, timeout_s=_HOUR_S // 2, retries=2),
 }
 """Every stage by the name of its component."""
@@ -165,6 +178,18 @@ def on_accelerator(
     _hand_on(task, placement.accelerator_type, count)
     kubernetes.add_node_selector_json(task, placement.node_selector)
     kubernetes.add_toleration_json(task, placement.tolerations)
+    return task
+
+
+def with_shared_memory(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Give a task whose processes exchange gradients a `/dev/shm` that is large enough for it."""
+    kubernetes.empty_dir_mount(
+        task,
+        volume_name="shared-memory",
+        mount_path="/dev/shm",  # noqa: S108 - in the pod
+        medium="Memory",
+        size_limit=SHARED_MEMORY_LIMIT,
+    )
     return task
 
 

@@ -14,7 +14,13 @@ from kfp.dsl import Dataset, Input, Model
 from chexradinet.steps.heatmap import heatmap
 from chexradinet.steps.radiomics import radiomics
 from chexradinet.steps.retrain import retrain
-from pipelines.resources import Placement, on_accelerator, on_processor, with_checkpoints
+from pipelines.resources import (
+    Placement,
+    on_accelerator,
+    on_processor,
+    with_checkpoints,
+    with_shared_memory,
+)
 
 ARMS = {"model": "guided", "control": "control", "permuted": "permuted"}
 """Name of each arm, by the name of its model among the inputs and outputs of a round."""
@@ -44,6 +50,7 @@ def guided_round(number: int, has_arms: bool) -> Callable[..., Any]:
         worker_image: str,
         accelerator_type: str,
         accelerators: str,
+        single_accelerator: str,
         node_selector: dict,  # type: ignore[type-arg]
         tolerations: list,  # type: ignore[type-arg]
         training_memory: str,
@@ -62,11 +69,11 @@ def guided_round(number: int, has_arms: bool) -> Callable[..., Any]:
                 active=active,
                 settings=region_settings,
                 accelerator_type=accelerator_type,
-                accelerators=accelerators,
+                accelerators=single_accelerator,
                 model=model,
                 dataset=dataset,
             )
-            on_accelerator(found, placement, heatmap_memory, accelerators)
+            on_accelerator(found, placement, heatmap_memory, single_accelerator)
             measured = radiomics(
                 active=active,
                 settings=radiomics_settings,
@@ -92,7 +99,8 @@ def guided_round(number: int, has_arms: bool) -> Callable[..., Any]:
                 features=dsl.Collected(measured.outputs["features"]),
             )
             task.set_display_name(f"round {number}: {ARMS[name]} arm")
-            with_checkpoints(on_accelerator(task, placement, training_memory, accelerators))
+            on_accelerator(task, placement, training_memory, accelerators)
+            with_checkpoints(with_shared_memory(task))
             trained[name] = task
         opened = trained["model"].outputs
         models = {name: task.outputs["model"] for name, task in trained.items()}
@@ -100,6 +108,7 @@ def guided_round(number: int, has_arms: bool) -> Callable[..., Any]:
             active=opened["active"],
             shards=opened["shards"],
             accelerators=opened["accelerators"],
+            single_accelerator=opened["single_accelerator"],
             **models,
         )
 
@@ -113,7 +122,12 @@ def guided_round(number: int, has_arms: bool) -> Callable[..., Any]:
 def _outputs(has_arms: bool) -> Any:  # noqa: ANN401 - a type made from its fields
     """Return the type of a round's outputs: how the next round opens, and the models."""
     arms = list(ARMS) if has_arms else ["model"]
-    fields = {"active": bool, "shards": List[int], "accelerators": str}  # noqa: UP006
+    fields = {
+        "active": bool,
+        "shards": List[int],  # noqa: UP006
+        "accelerators": str,
+        "single_accelerator": str,
+    }
     return NamedTuple("RoundOutputs", [*fields.items(), *((name, Model) for name in arms)])
 
 

@@ -23,6 +23,7 @@ from pipelines.resources import (
     with_archive,
     with_checkpoints,
     with_deidentification,
+    with_shared_memory,
     with_store,
 )
 from pipelines.rounds import guided_round
@@ -55,10 +56,6 @@ def training_pipeline(
         )
         checked = configure(**vars(given), max_rounds=shape.max_rounds, has_arms=shape.has_arms)
         settings = on_processor(checked, place, "512Mi").outputs
-        accelerators = {
-            "accelerator_type": given.accelerator_type,
-            "accelerators": settings["accelerators"],
-        }
 
         ingested = ingest(
             source=given.source,
@@ -73,15 +70,19 @@ def training_pipeline(
         ingested.set_caching_options(enable_caching=False)
         dataset = ingested.outputs["dataset"]
 
-        trained = train(settings=settings["train"], dataset=dataset, **accelerators)
-        with_checkpoints(
-            on_accelerator(trained, place, given.training_memory, settings["accelerators"])
+        trained = train(
+            settings=settings["train"],
+            accelerator_type=given.accelerator_type,
+            accelerators=settings["accelerators"],
+            dataset=dataset,
         )
+        on_accelerator(trained, place, given.training_memory, settings["accelerators"])
+        with_checkpoints(with_shared_memory(trained))
 
         models = {"round_0": trained.outputs["model"]}
         arms = {"model": trained.outputs["model"]}
         active, shards = settings["active"], ingested.outputs["shards"]
-        round_accelerators = settings["round_accelerators"]
+        several, single = settings["round_accelerators"], settings["round_single_accelerator"]
         for number, guided in enumerate(rounds, start=1):
             done = guided(
                 rounds=given.rounds,
@@ -93,7 +94,8 @@ def training_pipeline(
                 retrain_settings=settings["retrain"],
                 worker_image=given.worker_image,
                 accelerator_type=given.accelerator_type,
-                accelerators=round_accelerators,
+                accelerators=several,
+                single_accelerator=single,
                 node_selector=given.node_selector,
                 tolerations=given.tolerations,
                 training_memory=given.training_memory,
@@ -104,16 +106,21 @@ def training_pipeline(
             )
             done.set_display_name(f"round {number}: heatmaps, radiomics, training")
             active, shards = done.outputs["active"], done.outputs["shards"]
-            round_accelerators = done.outputs["accelerators"]
+            several, single = done.outputs["accelerators"], done.outputs["single_accelerator"]
             names = ("model", "control", "permuted") if shape.has_arms else ("model",)
             arms = {name: done.outputs[name] for name in names}
             models[f"round_{number}"] = arms["model"]
 
         compared = {name: model for name, model in arms.items() if name != "model"}
         judged = evaluate(
-            settings=settings["evaluate"], dataset=dataset, **accelerators, **models, **compared
+            settings=settings["evaluate"],
+            accelerator_type=given.accelerator_type,
+            accelerators=settings["single_accelerator"],
+            dataset=dataset,
+            **models,
+            **compared,
         )
-        on_accelerator(judged, place, given.training_memory, settings["accelerators"])
+        on_accelerator(judged, place, given.training_memory, settings["single_accelerator"])
 
         published = publish(
             models_uri=given.models_uri,

@@ -203,7 +203,7 @@ def test_every_empty_directory_has_a_size_limit(
 def test_runs_find_every_address_that_they_ask_for(
     overlays: dict[str, list[Object]], overlay: str, tmp_path: Path
 ) -> None:
-    from pipelines.compile import compile_nightly, compile_training
+    from pipelines.compile import compile_nightly, compile_study, compile_training
     from pipelines.documents import platform_executors
     from pipelines.parameters import load_documents
 
@@ -214,7 +214,8 @@ def test_runs_find_every_address_that_they_ask_for(
     ]
     asked = {
         pair["configMapKey"]
-        for path in (compile_training(tmp_path), compile_nightly(tmp_path))
+        for compiled in (compile_training, compile_nightly, compile_study)
+        for path in [compiled(tmp_path)]
         for settings in platform_executors(load_documents(path)[1]).values()
         for one in settings.get("configMapAsEnv", [])
         for pair in one["keyToEnv"]

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 import kfp_server_api as kfp_api
 import pytest
 
-from pipelines.compile import compile_nightly, compile_training
+from pipelines.compile import compile_nightly, compile_study, compile_training
 from pipelines.parameters import load_documents
 
 
@@ -236,3 +236,9 @@ def kubeflow() -> Iterator[FakeKubeflow]:
 def compiled_nightly(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the path of the nightly pipeline, compiled."""
     return compile_nightly(tmp_path_factory.mktemp("compiled-nightly"))
+
+
+@pytest.fixture(scope="session")
+def compiled_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the path of the study pipeline, compiled."""
+    return compile_study(tmp_path_factory.mktemp("compiled-study"))

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 Documents = tuple[dict[str, Any], dict[str, Any]]
 
 
-@pytest.fixture(params=["training", "nightly"])
+@pytest.fixture(params=["training", "nightly", "study"])
 def both(request: pytest.FixtureRequest) -> Documents:
     """Return specification and platform document of each pipeline in turn."""
     return load_documents(request.getfixturevalue(f"compiled_{request.param}"))
@@ -62,6 +62,15 @@ def test_the_nightly_pipeline_has_exactly_these_tasks(compiled_nightly: Path) ->
         frozenset({"score"}),
     }
     assert found["root"] == {"exit-handler-1", "report-outcome"}
+
+
+def test_the_study_pipeline_has_exactly_these_tasks(compiled_study: Path) -> None:
+    document, _ = load_documents(compiled_study)
+    assert _tasks(document) == {
+        "root": {"study-plan", "ingest", "study-parts"},
+        "comp-study-parts": {"for-loop-1", "study-report"},
+        "comp-for-loop-1": {"study-run"},
+    }
 
 
 def test_every_further_round_is_one_more_task_of_the_root(tmp_path: Path) -> None:
@@ -118,8 +127,9 @@ def test_eight_rounds_stay_below_a_megabyte(tmp_path: Path) -> None:
 def test_compiling_loads_none_of_what_the_stages_compute_with(tmp_path: Path) -> None:
     script = (
         "import json, sys; from pathlib import Path; "
-        "from pipelines.compile import compile_nightly, compile_training; "
+        "from pipelines.compile import compile_nightly, compile_study, compile_training; "
         "compile_training(Path(sys.argv[1])); compile_nightly(Path(sys.argv[1])); "
+        "compile_study(Path(sys.argv[1])); "
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     )
     done = subprocess.run(

@@ -64,11 +64,11 @@ CRDS = {
 }
 
 
-@pytest.mark.parametrize("name", ["training", "nightly"])
+@pytest.mark.parametrize("name", ["training", "nightly", "study"])
 def test_the_manifests_fit_their_crds_and_hold_what_was_compiled(
-    name: str, compiled_training: Path, compiled_nightly: Path
+    name: str, request: pytest.FixtureRequest
 ) -> None:
-    compiled = {"training": compiled_training, "nightly": compiled_nightly}[name]
+    compiled: Path = request.getfixturevalue(f"compiled_{name}")
     native = compiled.with_name(f"{name}-native.yaml")
     pipeline, version = yaml.safe_load_all(native.read_text(encoding="utf-8"))
     for one in (pipeline, version):

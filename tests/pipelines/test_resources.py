@@ -1,5 +1,6 @@
 """Where the tasks run: every container has limits, labels, a user, and what it is promised."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from kfp import dsl
 
 from chexradinet import __version__
 from chexradinet.errors import ConfigError
+from chexradinet.training.rounds import open_round, single_accelerator
 from pipelines.documents import executor_label, executors, platform_executors, tasks
 from pipelines.parameters import load_documents
 from pipelines.resources import (
     ARCHIVE_SECRET,
     DEIDENTIFICATION_SECRET,
     SCRATCH_LIMIT,
+    SHARED_MEMORY_LIMIT,
     STAGES,
     STORE_SECRET,
     Placement,
@@ -24,10 +27,11 @@ from pipelines.resources import (
 Container = tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]
 """Stage, task, container and Kubernetes settings."""
 
-CHECKPOINT_STAGES = {"ingest", "train", "retrain"}
+CHECKPOINT_STAGES = {"ingest", "train", "retrain", "study-run"}
 NIGHT_STAGES = {"plan", "score", "collect", "report-outcome"}
 STORE_STAGES = CHECKPOINT_STAGES | NIGHT_STAGES | {"publish"}
-ACCELERATOR_STAGES = {"train", "heatmap", "retrain", "evaluate", "score"}
+ACCELERATOR_STAGES = {"train", "heatmap", "retrain", "evaluate", "score", "study-run"}
+SEVERAL_ACCELERATORS = {"train", "retrain"}
 SECRETS = {
     STORE_SECRET.format(identity="ingest"): {"ingest"},
     STORE_SECRET.format(identity="training"): CHECKPOINT_STAGES - {"ingest"},
@@ -40,10 +44,12 @@ SECRETS = {
 
 
 @pytest.fixture(scope="module")
-def containers(compiled_training: Path, compiled_nightly: Path) -> list[Container]:
-    """Return every task of both pipelines that runs a container."""
+def containers(
+    compiled_training: Path, compiled_nightly: Path, compiled_study: Path
+) -> list[Container]:
+    """Return every task of all pipelines that runs a container."""
     found = []
-    for path in (compiled_training, compiled_nightly):
+    for path in (compiled_training, compiled_nightly, compiled_study):
         document, platform = load_documents(path)
         settings = platform_executors(platform)
         for _, _, task in tasks(document):
@@ -65,7 +71,7 @@ def test_every_task_ends_in_time_and_is_tried_again_as_its_stage_says(
     for stage, task, _, settings in containers:
         assert settings["activeDeadlineSeconds"] == str(STAGES[stage].timeout_s)
         assert task["retryPolicy"]["maxRetryCount"] == STAGES[stage].retries
-        assert STAGES[stage].retries == (1 if stage == "configure" else 2)
+        assert STAGES[stage].retries == (1 if stage in ("configure", "study-plan") else 2)
 
 
 def test_every_task_has_labels_for_its_cost(containers: list[Container]) -> None:
@@ -104,6 +110,7 @@ def test_image_and_memory_are_set_for_every_task(containers: list[Container]) ->
         ("heatmap", "heatmap_memory"),
         ("radiomics", "radiomics_memory"),
         ("score", "scoring_memory"),
+        ("study-run", "training_memory"),
     ],
 )
 def test_memory_of_the_large_stages_is_a_parameter_of_the_run(
@@ -128,7 +135,7 @@ def test_accelerators_and_their_nodes_are_parameters_of_exactly_the_stages_that_
         if wants:
             accelerator = container["resources"]["accelerator"]
             assert "accelerator_type" in accelerator["resourceType"]
-            assert "accelerators" in accelerator["resourceCount"]
+            assert "accelerator" in accelerator["resourceCount"]
 
 
 def _environment(settings: dict[str, Any], kind: str) -> set[str]:
@@ -160,7 +167,7 @@ def test_each_secret_is_in_the_pods_of_its_stages_alone_and_may_be_missing(
 def test_ingest_gets_the_credentials_of_a_pacs_by_the_names_that_it_reads(
     containers: list[Container],
 ) -> None:
-    (settings,) = [settings for stage, *_, settings in containers if stage == "ingest"]
+    settings, *_ = [settings for stage, *_, settings in containers if stage == "ingest"]
     (secret,) = [one for one in settings["secretAsEnv"] if one["secretName"] == ARCHIVE_SECRET]
     assert {pair["secretKey"]: pair["envVar"] for pair in secret["keyToEnv"]} == {
         "token": "DICOMWEB_TOKEN",
@@ -224,9 +231,48 @@ def test_no_task_has_a_secret_s_value(containers: list[Container]) -> None:
 
 def test_every_task_has_one_place_to_write_to(containers: list[Container]) -> None:
     for _, _, _, settings in containers:
-        (volume,) = settings["emptyDirMounts"]
+        volume = settings["emptyDirMounts"][0]
         assert volume["mountPath"] == "/tmp"  # noqa: S108 - in the pod
         assert volume["sizeLimit"] == SCRATCH_LIMIT
+
+
+def test_shared_memory_is_for_the_stages_that_train_on_several_accelerators(
+    containers: list[Container],
+) -> None:
+    for stage, _, _, settings in containers:
+        more = settings["emptyDirMounts"][1:]
+        assert more == (
+            [
+                {
+                    "volumeName": "shared-memory",
+                    "mountPath": "/dev/shm",  # noqa: S108 - in the pod
+                    "medium": "Memory",
+                    "sizeLimit": SHARED_MEMORY_LIMIT,
+                }
+            ]
+            if stage in SEVERAL_ACCELERATORS
+            else []
+        )
+
+
+def test_only_training_reserves_more_than_one_accelerator(containers: list[Container]) -> None:
+    counts: dict[str, set[str]] = {}
+    for stage, task, container, _ in containers:
+        if stage in ACCELERATOR_STAGES - NIGHT_STAGES - {"study-run"}:
+            text = container["resources"]["accelerator"]["resourceCount"]
+            name = re.findall(r"\['(.+)'\]", text)[0]
+            given = json.dumps(task["inputs"]["parameters"][name])
+            counts.setdefault(stage, set()).add("single" if "single" in given else "all")
+    assert counts == {
+        "train": {"all"},
+        "retrain": {"all"},
+        "heatmap": {"single"},
+        "evaluate": {"single"},
+    }
+    for asked, reserved in (("0", "0"), ("1", "1"), ("8", "1")):
+        assert single_accelerator(asked) == reserved
+        assert open_round(1, 1, True, 1, asked).single_accelerator == reserved
+    assert open_round(2, 1, True, 1, "8").single_accelerator == "0"
 
 
 def test_a_stage_without_limits_is_not_compiled() -> None:

@@ -17,6 +17,7 @@ from chexradinet.config.parameters import (
     NightlySettings,
     Parameter,
     Shape,
+    StudySettings,
     TrainingSettings,
 )
 from chexradinet.dataset.dataset import open_dataset
@@ -24,6 +25,7 @@ from chexradinet.errors import ChexRadiNetError, ConfigError
 from chexradinet.steps.configure import configure
 from chexradinet.steps.ingest import ingest
 from chexradinet.steps.plan import plan
+from chexradinet.steps.study_plan import study_plan
 from pipelines import __main__ as commands
 from pipelines.describe import parameters_of
 from pipelines.parameters import asked_shape, definitions, load_compiled, parse_settings
@@ -33,13 +35,28 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = {
     "training": {"source": "s3://in", "models_uri": "s3://models"},
     "nightly": {"inbox_uri": "s3://in", "models_uri": "s3://models", "results_uri": "s3://out"},
+    "study": {
+        "source": "s3://in",
+        "plan": {"arms": {"a": {}, "b": {"epochs": 2}}, "comparisons": [["a", "b"]]},
+    },
 }
-MODELS: dict[str, type[Settings]] = {"training": TrainingSettings, "nightly": NightlySettings}
+MODELS: dict[str, type[Settings]] = {
+    "training": TrainingSettings,
+    "nightly": NightlySettings,
+    "study": StudySettings,
+}
+FIRST_STEPS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "training": (configure, {"max_rounds": 2, "has_arms": True}),
+    "nightly": (plan, {"run_id": "1", "max_loop": 1}),
+    "study": (study_plan, {"max_loop": 1, "preregistration": None}),
+}
+"""What checks all parameters on a cluster, and what it takes beside them."""
 NOT_AS_NEEDED = {
     "findings": "Nodul",
     "uncertain_labels": "perhaps",
     "rescore_since": "yesterday",
     "map_stride": 7,
+    "plan": {"arms": {"a": {}, "b": {}}, "comparisons": [["a", "c"]]},
     "node_selector": {"zone": 1},
     "urgency": {"Nonsense": "high"},
     "tolerations": ["all"],
@@ -91,6 +108,7 @@ def test_a_value_out_of_bounds_is_refused_at_every_door(
     compiled = request.getfixturevalue(f"compiled_{name}")
     monkeypatch.setattr(commands, "compile_training", lambda *_, **__: compiled)
     monkeypatch.setattr(commands, "compile_nightly", lambda *_: compiled)
+    monkeypatch.setattr(commands, "compile_study", lambda *_: compiled)
     monkeypatch.setattr(commands, "run_locally", lambda *_: pytest.fail("it ran"))
     monkeypatch.setenv("CHEXRADINET_IMAGE", WORKER_IMAGE)
     bad = _bad(one)
@@ -105,12 +123,7 @@ def test_a_value_out_of_bounds_is_refused_at_every_door(
         assert isinstance(refused, ConfigError), refused
         assert one.name in str(refused)
     assert kubeflow.writes == []
-    step = configure if name == "training" else plan
-    more = (
-        {"max_rounds": 2, "has_arms": True}
-        if name == "training"
-        else {"run_id": "1", "max_loop": 1}
-    )
+    step, more = FIRST_STEPS[name]
     with pytest.raises(ChexRadiNetError, match=one.name):
         step.python_func(**{**_defaults(name), one.name: bad}, **more)
 
@@ -126,7 +139,7 @@ def test_the_first_step_takes_every_parameter_and_the_form_shows_each_with_its_d
     for key, one in known.items():
         assert found[key].get("defaultValue") == one.default
         assert found[key]["description"] == one.description
-    first = "configure" if name == "training" else "plan"
+    first = FIRST_STEPS[name][0].name
     taken = document["components"][f"comp-{first}"]["inputDefinitions"]["parameters"]
     assert set(known) <= set(taken)
 

@@ -5,10 +5,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
+from chexradinet.artifacts import read_document
 from chexradinet.config import Freeze, Pretext
 from chexradinet.errors import ConfigError
-from pipelines.study import read_plan
+from chexradinet.phantom import write_phantom
+from chexradinet.training.study_parts import PREREGISTRATION, num_parts
+from pipelines.parameters import load_compiled, parse_settings
+from pipelines.run import artifacts_of, run_locally
+from pipelines.study import MAX_PARTS, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,8 +30,10 @@ def test_plan_of_the_documentation_is_possible(tmp_path: Path) -> None:
     assert plan.seeds == [0, 1, 2, 3, 4]
 
 
-def test_plan_of_the_evidence_is_possible() -> None:
-    assert read_plan(ROOT / "benchmarks/study.yaml").labels
+@pytest.mark.parametrize("name", ["study.yaml", "study-guided.yaml"])
+def test_plan_of_the_evidence_is_possible(name: str) -> None:
+    plan = read_plan(ROOT / "benchmarks" / name)
+    assert num_parts(plan, MAX_PARTS) == len(plan.arms) * len(plan.seeds)
 
 
 @pytest.mark.parametrize(
@@ -51,3 +59,53 @@ def test_plan_that_cannot_be_is_refused(tmp_path: Path, content: str, message: s
 def test_missing_plan_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_plan(tmp_path / "none.yaml")
+
+
+SMALLEST = {
+    "arms": {
+        "none": {"rounds": 1, "guidance": {"guidance": "sharpen"}},
+        "radiomics": {"pretext": "radiomics", "freeze": "layer2"},
+    },
+    "comparisons": [["radiomics", "none"]],
+    "labels": [24, 0],
+    "seeds": [0, 1],
+    "resamples": 100,
+    "seen_before": "never",
+    "network": {"backbone": "resnet18-narrow", "map_stride": 8},
+    "pretrain": {"pretext_epochs": 1, "num_threads": 1},
+    "training": {"epochs": 1, "num_threads": 1},
+    "retrain": {"round_epochs": 1, "num_threads": 1},
+}
+
+
+@pytest.mark.slow
+def test_the_smallest_study_runs_here_from_the_compiled_pipeline(
+    compiled_study: Path, tmp_path: Path
+) -> None:
+    write_phantom(tmp_path / "source", 96, 64, seed=1)
+    settings = {"source": str(tmp_path / "source"), "data_format": "csv", "image_side": 48}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**settings, "plan": SMALLEST}))
+    arguments = parse_settings(load_compiled(compiled_study), [], tmp_path / "run.yaml")
+    run = tmp_path / "run"
+    run_locally(compiled_study, arguments, run, Console(quiet=True), {"OMP_NUM_THREADS": "1"})
+    (study,) = artifacts_of(run, "study")
+    document = read_document(study / "study.json", "study", 2)
+    ran = {(row["arm"], row["readout"], row["labels"]) for row in document["rows"]}
+    number = document["data"]["training_images"]
+    assert ran == {
+        (arm, readout, labels)
+        for arm in SMALLEST["arms"]
+        for readout in ("frozen", "fine-tuned")
+        for labels in (24, number)
+    }
+    assert all(row["seeds"] == 2 for row in document["rows"])
+    assert "What is shown and what is not" in (study / "report.html").read_text()
+    fixed = [path.read_text() for path in artifacts_of(run, PREREGISTRATION)]
+    assert len(fixed) == 2
+    assert fixed[0] == fixed[1]
+    assert read_plan(study / PREREGISTRATION).record() == document["plan"]
+
+
+def test_more_arms_and_seeds_than_a_run_has_room_for_share_parts(tmp_path: Path) -> None:
+    plan = read_plan(ROOT / "benchmarks/study.yaml")
+    assert num_parts(plan, 7) == 7

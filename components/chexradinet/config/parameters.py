@@ -1,7 +1,8 @@
 """Parameters of the pipelines: every setting of a stage, under one name, with where things run.
 
-A parameter is a leaf of `TrainingSettings` or `NightlySettings`; leaves of one name in several
-stages, such as `seed`, are one parameter. `flat` lists them, `nested` gives each stage its own.
+A parameter is a leaf of `TrainingSettings`, `NightlySettings` or `StudySettings`; leaves of one
+name in several stages, such as `seed`, are one parameter. `flat` lists them, `nested` gives each
+stage its own.
 """
 
 import os
@@ -22,6 +23,7 @@ from chexradinet.config.evaluation import (
 )
 from chexradinet.config.ingest import IngestConfig
 from chexradinet.config.nightly import PlanConfig
+from chexradinet.config.study import StudyPlan
 from chexradinet.config.training import (
     MAX_ROUNDS_LIMIT,
     NetworkConfig,
@@ -29,6 +31,7 @@ from chexradinet.config.training import (
     RetrainConfig,
     TrainConfig,
 )
+from chexradinet.errors import ConfigError
 from chexradinet.findings import KNOWN_FINDINGS
 from chexradinet.version import __version__
 
@@ -51,7 +54,8 @@ class Placement(Settings):
     accelerator_type: str = ""
     """Kubernetes name of the accelerator, such as nvidia.com/gpu; empty asks for none."""
     accelerator_count: int = Field(default=0, ge=0)
-    """Accelerators of each step that uses them; 0 computes on the processor."""
+    """Accelerators of each step that uses them, one at most if it scores; 0 computes on the
+    processor."""
     node_selector: dict[str, str] = Field(default={})
     """Labels of the nodes for accelerator steps, as a JSON object."""
     tolerations: list[dict[str, Any]] = Field(default=[])
@@ -73,7 +77,8 @@ class TrainingPlacement(Placement):
     accelerator_type: str = "nvidia.com/gpu"
     """Kubernetes name of the accelerator; empty asks for none."""
     accelerator_count: int = Field(default=1, ge=0)
-    """Accelerators of each training, heatmap and evaluation step; 0 computes on the processor."""
+    """Accelerators of each training step; heatmaps and evaluation take one at most. 0 computes on
+    the processor."""
     ingest_memory: str = "4Gi"
     """Memory of the ingest step."""
     training_memory: str = "6Gi"
@@ -209,6 +214,41 @@ class NightlySettings(Settings):
     lease_ttl_s: float = Field(default=600.0, gt=0)
     """Seconds without a sign of life after which another run takes over."""
     placement: NightlyPlacement = NightlyPlacement()
+
+
+class StudyPlacement(Placement):
+    """Where the steps of the study pipeline run."""
+
+    accelerator_type: str = "nvidia.com/gpu"
+    """Kubernetes name of the accelerator; empty asks for none."""
+    accelerator_count: int = Field(default=1, ge=0, le=1)
+    """Accelerators of each part; 0 computes on the processor."""
+    ingest_memory: str = "4Gi"
+    """Memory of the ingest step."""
+    training_memory: str = "6Gi"
+    """Memory of each part and of the report."""
+
+
+class StudySettings(Settings):
+    """All parameters of the study pipeline."""
+
+    source: str = Field(min_length=1)
+    """Folder or s3:// prefix of the X-rays and their label table."""
+    plan: dict[str, Any] = Field(json_schema_extra={"needed": "the content of a study.yaml"})
+    """Arms, comparisons, numbers of labels, seeds and margin, fixed before anything runs; as in a
+    study.yaml, as a JSON object."""
+    labels: str = ""
+    """Folder or s3:// prefix of the label tables; empty if they lie in the source."""
+    ingest: IngestConfig = IngestConfig()
+    placement: StudyPlacement = StudyPlacement()
+
+    @model_validator(mode="after")
+    def _plan_is_possible(self) -> Self:
+        try:
+            StudyPlan(**self.plan)
+        except ConfigError as error:
+            raise ConfigError(f"plan: {error}") from error
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,12 +14,13 @@ def configure(
 ) -> NamedTuple("Configured", [  # type: ignore[valid-type]
     ("ingest", dict), ("train", dict), ("regions", dict), ("radiomics", dict), ("retrain", dict),
     ("evaluate", dict), ("publish", dict), ("num_shards", int), ("active", bool),
-    ("accelerators", str), ("round_accelerators", str),
+    ("accelerators", str), ("single_accelerator", str), ("round_accelerators", str),
+    ("round_single_accelerator", str),
 ]):
     # fmt: on
     """Return the settings of each stage, and whether and how round 1 runs."""
     from chexradinet.config.parameters import Shape, TrainingSettings, nested
-    from chexradinet.training.rounds import open_round
+    from chexradinet.training.rounds import open_round, single_accelerator
 
     shape = Shape(max_rounds=max_rounds, has_arms=has_arms)
     settings = nested(TrainingSettings, given)
@@ -38,5 +39,7 @@ def configure(
         settings.rounds.num_shards if opened.active else 1,
         opened.active,
         accelerators,
+        single_accelerator(accelerators),
         opened.accelerators,
+        opened.single_accelerator,
     )

@@ -25,6 +25,7 @@ def plan(
     from chexradinet.config.parameters import NightlySettings, nested
     from chexradinet.nightly.records import Addresses
     from chexradinet.nightly.run import plan_stage
+    from chexradinet.training.rounds import single_accelerator
 
     settings = nested(NightlySettings, given)
     addresses = Addresses(
@@ -40,6 +41,6 @@ def plan(
         list(range(min(outcome.num_shards, max_loop))) if active else [0],
         outcome.num_shards,
         active,
-        str(settings.placement.accelerator_count if active else 0),
+        single_accelerator(str(settings.placement.accelerator_count if active else 0)),
         outcome.status,
     )

@@ -28,6 +28,7 @@ def retrain(
         ("active", bool),
         ("shards", List[int]),  # noqa: UP006
         ("accelerators", str),
+        ("single_accelerator", str),
     ],
 ):
     """Train one arm of a round, and open the next round if validation still improves.

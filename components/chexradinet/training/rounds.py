@@ -20,7 +20,9 @@ class Opening(NamedTuple):
     shards: list[int]
     """Parts of the training images; a closed round has one, as no runner accepts an empty loop."""
     accelerators: str
-    """Accelerators of a step, as the text that Kubeflow reads; "0" for a closed round."""
+    """Accelerators of a training step, as the text that Kubeflow reads; "0" for a closed round."""
+    single_accelerator: str
+    """Accelerators of a step that cannot use several, in the same way."""
 
 
 def open_round(
@@ -33,11 +35,21 @@ def open_round(
         rounds: Guided rounds that were asked for.
         improved: Whether the round before ran and improved validation.
         num_shards: Number of shards of a round.
-        accelerators: Accelerators of a step in a round that runs.
+        accelerators: Accelerators of a training step in a round that runs.
     """
     if not improved or number > rounds:
-        return Opening(active=False, shards=[0], accelerators="0")
-    return Opening(active=True, shards=list(range(num_shards)), accelerators=accelerators)
+        return Opening(active=False, shards=[0], accelerators="0", single_accelerator="0")
+    return Opening(
+        active=True,
+        shards=list(range(num_shards)),
+        accelerators=accelerators,
+        single_accelerator=single_accelerator(accelerators),
+    )
+
+
+def single_accelerator(accelerators: str) -> str:
+    """Return what a step that cannot use several accelerators reserves: at most one."""
+    return str(min(1, int(accelerators)))
 
 
 def shards_for(num_images: int, wanted: int, at_most: int) -> int:
