@@ -95,9 +95,9 @@ class Acceptance:
                 self._check()
                 self._prepare()
                 versions = self._publish()
-                trained = self._train(versions[0])
-                nights = [self._night_by_cron_job(), self._night_by_schedule(versions[1])]
-                self._read(trained, nights)
+                self._read(self._train(versions[0]))
+                self._night_by_cron_job()
+                self._night_by_schedule(versions[1])
         finally:
             with suppress(ChexRadiNetError):
                 self._clean()
@@ -206,7 +206,7 @@ class Acceptance:
             detail.append("it continued after its first epoch")
         return run_id
 
-    def _night_by_cron_job(self) -> str:
+    def _night_by_cron_job(self) -> None:
         place = ("--namespace", self.site.namespace, "--ignore-not-found", "--wait=false")
         with self.step("night by the CronJob") as detail:
             for kind in ("configmap", "job"):
@@ -222,9 +222,9 @@ class Acceptance:
             since = time.time()
             self.world.apply({"apiVersion": "batch/v1", "kind": "Job", "spec": template, **named})
             run = self.world.new_run(lambda one: self.tag in str(one.display_name), since)
-            return self._night_followed(str(run.run_id), detail)
+            self._follow_night(str(run.run_id), detail)
 
-    def _night_by_schedule(self, version: Any) -> str:  # noqa: ANN401
+    def _night_by_schedule(self, version: Any) -> None:  # noqa: ANN401
         words = parse_settings(self.nightly.document, self._night_words(2))
         submission = replace(self.nightly, settings=words)
         service = self.api.recurring_runs
@@ -249,17 +249,16 @@ class Acceptance:
             run = self.world.new_run(lambda one: one.recurring_run_id == key, time.time())
             with explained(self.api.endpoint, "disabling the recurring run"):
                 service.recurring_run_service_disable_recurring_run(key, _request_timeout=TIMEOUT_S)
-            return self._night_followed(str(run.run_id), detail)
+            self._follow_night(str(run.run_id), detail)
 
-    def _night_followed(self, run_id: str, detail: list[str]) -> str:
+    def _follow_night(self, run_id: str, detail: list[str]) -> None:
         detail.append(run_id)
         follow(self.api, self._keep_track(run_id, self.nightly.pipeline), _QUIET)
-        return run_id
+        detail.append(night_results(self.api, run_id))
 
-    def _read(self, trained: str, nights: list[str]) -> None:
-        with self.step("read metrics, ROC and reports through Kubeflow") as detail:
-            detail.append(training_results(self.api, trained))
-            detail += [night_results(self.api, night) for night in nights]
+    def _read(self, run_id: str) -> None:
+        with self.step("read metrics, ROC, report and decision through Kubeflow") as detail:
+            detail.append(training_results(self.api, run_id))
 
     def _clean(self) -> None:
         if self.keeps or not self.made:

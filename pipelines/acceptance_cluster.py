@@ -33,6 +33,7 @@ TRAINING_SETTINGS = (
     "num_shards=2",
     "bootstrap_samples=100",
     "min_improvement=-1",
+    "allow_missing_thresholds=true",
     "accelerator_count=0",
     "training_memory=3Gi",
     "ingest_memory=2Gi",
@@ -142,8 +143,12 @@ def training_results(api: Api, run_id: str) -> str:
     """Return what a training's evaluation shows in the web interface.
 
     Raises:
-        ChexRadiNetError: metrics, ROC or report are missing or not as they must be.
+        ChexRadiNetError: metrics, ROC or report are missing or not as they must be, or the model
+            was not published.
     """
+    decision = read_file(api, _outputs(api, run_id, "publish", "decision")["decision"]).decode()
+    if not decision.startswith("**Published.**"):
+        raise ChexRadiNetError(f"the model was not published: {decision}")
     found = _outputs(api, run_id, "evaluate", "metrics", "roc", "report")
     auroc = found["metrics"].properties.get("test_mean_auroc")
     points = found["roc"].properties.get("confidenceMetrics", {}).get("list", [])
@@ -153,7 +158,7 @@ def training_results(api: Api, run_id: str) -> str:
     if auroc is None:
         raise ChexRadiNetError("the metrics have no test_mean_auroc")
     page = _page_size(api, found["report"])
-    return f"test AUROC {auroc:.3f}, ROC of {len(curve)} points, report of {page} bytes"
+    return f"published; test AUROC {auroc:.3f}, ROC of {len(curve)} points, report of {page} bytes"
 
 
 def night_results(api: Api, run_id: str) -> str:
@@ -166,7 +171,7 @@ def night_results(api: Api, run_id: str) -> str:
     scored = found["metrics"].properties.get("images_scored")
     if scored != NIGHT_XRAYS:
         raise ChexRadiNetError(f"{scored} of {NIGHT_XRAYS} X-rays were scored in run {run_id}")
-    return f"night: {scored:.0f} X-rays, report of {_page_size(api, found['night_report'])} bytes"
+    return f"{scored:.0f} X-rays scored, report of {_page_size(api, found['night_report'])} bytes"
 
 
 def _outputs(api: Api, run_id: str, step: str, *names: str) -> dict[str, Output]:

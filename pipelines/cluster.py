@@ -10,7 +10,9 @@ from typing import Any
 from chexradinet.errors import ConfigError
 
 _TIMEOUT_S = 15
-_PODS_SHOWN, _LINES_SHOWN = 3, 8
+_PODS_SHOWN, _LINES_SHOWN, _LINES_READ = 3, 8, 60
+_LAUNCHER = re.compile(r"[IWEF]\d{4} |time=.* argo=true|Error: exit status")
+"""Lines that Kubeflow's launcher and Argo write after those of the step."""
 _NODE = "workflows.argoproj.io/node-name"
 """Annotation with the path of a pod's node from the root of the run."""
 
@@ -63,7 +65,8 @@ def failed_pods(run_id: str, namespace: str) -> str:
     for pod in pods[-_PODS_SHOWN:]:
         name = pod["metadata"]["name"]
         logs = ["logs", *place, name, "--container", "main"]
-        said = kubectl(*logs, f"--tail={_LINES_SHOWN}").splitlines()
+        said = kubectl(*logs, f"--tail={_LINES_READ}").splitlines()
+        said = [line for line in said if not _LAUNCHER.match(line)][-_LINES_SHOWN:]
         step = re.sub(r"\(\d+(:\d+)?\)", "", pod["metadata"].get("annotations", {}).get(_NODE, ""))
         lines.append(f"pod {name} ({step.partition('.root.')[2] or 'step unknown'}) failed:")
         lines += [f"    {line}" for line in said]

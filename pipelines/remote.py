@@ -1,6 +1,7 @@
 """The commands that talk to a Kubeflow Pipelines server: publish, submit and schedule."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,7 @@ from pipelines.upload import find_pipeline, publish
 NAMES = {"training": TRAINING, "nightly": NIGHTLY, "study": STUDY}
 """Pipelines by the word on the command line."""
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 110)
 
 Name = Annotated[str, typer.Argument(help="training, nightly or study")]
 Settings = Annotated[

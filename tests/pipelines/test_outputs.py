@@ -15,8 +15,9 @@ from pipelines.acceptance_cluster import training_results
 from pipelines.api import Api, Endpoint, KubeflowError, KubeflowNotFoundError
 from pipelines.outputs import outputs_of, read_file, require_web_interface
 
-ROOT = "minio://artifacts/kfp/training/run-1/evaluate/salt"
+ROOT = "minio://artifacts/kfp/training/run-1"
 PAGE = b"<!DOCTYPE html><p>figures</p>"
+PUBLISHED = b"**Published.** The first model."
 
 
 def text(number: int, value: str | bytes) -> bytes:
@@ -41,8 +42,8 @@ def record(**numbers: float) -> bytes:
     return text(5, b"".join(fields))
 
 
-def artifact(name: str, kind: str, **properties: bytes) -> bytes:
-    fields = [text(3, f"{ROOT}/{name}"), text(8, kind)]
+def artifact(step: str, name: str, kind: str, **properties: bytes) -> bytes:
+    fields = [text(3, f"{ROOT}/{step}/salt/{name}"), text(8, kind)]
     fields += [text(5, pair(key, value)) for key, value in properties.items()]
     return text(1, b"".join(fields))
 
@@ -52,9 +53,20 @@ POINTS = b"".join(text(1, record(falsePositiveRate=x, recall=y)) for x, y in CUR
 LIST = text(1, pair("list", text(6, POINTS)))
 ARTIFACTS = b"".join(
     (
-        artifact("metrics", "system.Metrics", test_mean_auroc=double(2, 0.75), zero=double(2, 0)),
-        artifact("roc", "system.ClassificationMetrics", confidenceMetrics=text(4, LIST)),
-        artifact("report", "system.HTML", store_session_info=text(3, '{"Provider":"minio"}')),
+        artifact(
+            "evaluate",
+            "metrics",
+            "system.Metrics",
+            test_mean_auroc=double(2, 0.75),
+            zero=double(2, 0),
+        ),
+        artifact(
+            "evaluate", "roc", "system.ClassificationMetrics", confidenceMetrics=text(4, LIST)
+        ),
+        artifact(
+            "evaluate", "report", "system.HTML", store_session_info=text(3, '{"Provider":"minio"}')
+        ),
+        artifact("publish", "decision", "system.Markdown"),
     )
 )
 
@@ -66,6 +78,7 @@ class Interface:
         self.host = ""
         self.artifacts = ARTIFACTS
         self.status = "grpc-status:0"
+        self.decision = PUBLISHED
         self.files: list[dict[str, list[str]]] = []
 
     def answer(self, path: str, body: bytes) -> bytes | None:
@@ -73,7 +86,7 @@ class Interface:
         address = urlsplit(path)
         if address.path == "/artifacts/get":
             self.files.append(parse_qs(address.query))
-            return PAGE
+            return self.decision if address.query.count("decision") else PAGE
         service, _, method = address.path.strip("/").partition("/")
         if service != "ml_metadata.MetadataStoreService":
             return None
@@ -127,7 +140,7 @@ def api_of(host: str, **rest: Any) -> Api:  # noqa: ANN401
 
 
 def test_values_of_metrics_are_read_zero_too(interface: Interface) -> None:
-    metrics, roc, _ = outputs_of(api_of(interface.host), "run-1")
+    metrics, roc, *_ = outputs_of(api_of(interface.host), "run-1")
     assert (metrics.step, metrics.name, metrics.kind) == ("evaluate", "metrics", "system.Metrics")
     assert metrics.properties == {"test_mean_auroc": 0.75, "zero": 0.0}
     points = roc.properties["confidenceMetrics"]["list"]
@@ -171,13 +184,13 @@ def test_the_api_server_alone_is_told_from_the_web_interface(interface: Interfac
 
 def test_results_of_a_training_are_told(interface: Interface) -> None:
     told = training_results(api_of(interface.host), "run-1")
-    assert told == f"test AUROC 0.750, ROC of 3 points, report of {len(PAGE)} bytes"
+    assert told == f"published; test AUROC 0.750, ROC of 3 points, report of {len(PAGE)} bytes"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (f"{ROOT}/roc", f"{ROOT}/cor", "evaluate of run run-1 lacks ['roc']"),
+        ("salt/roc", "salt/cor", "evaluate of run run-1 lacks ['roc']"),
         ("test_mean_auroc", "best_mean_auroc", "the metrics have no test_mean_auroc"),
     ],
 )
@@ -186,4 +199,10 @@ def test_results_that_a_training_lacks_are_named(
 ) -> None:
     interface.artifacts = ARTIFACTS.replace(old.encode(), new.encode())
     with pytest.raises(ChexRadiNetError, match=message.replace("[", r"\[")):
+        training_results(api_of(interface.host), "run-1")
+
+
+def test_a_model_that_was_not_published_fails_the_training(interface: Interface) -> None:
+    interface.decision = b"**Not published.** No finding has an operating threshold."
+    with pytest.raises(ChexRadiNetError, match="No finding has an operating threshold"):
         training_results(api_of(interface.host), "run-1")
