@@ -447,10 +447,14 @@ def test_where_the_task_list_is_frozen_the_failed_pod_and_its_log_are_shown(
     }
     answer = tmp_path / "pods.json"
     answer.write_text(json.dumps({"items": [pod]}))
-    _kubectl(
-        tmp_path,
-        f'case "$1" in logs) echo "TrainingError: loss is nan";; *) /bin/cat {answer};; esac',
+    log = tmp_path / "log"
+    log.write_text(
+        "TrainingError: loss is nan\n"
+        "F1127 05:04:09.037872      16 main.go:59] failed to execute component: exit status 1\n"
+        'time=2026-11-27T05:04:09.184Z level=INFO msg="sub-process exited" argo=true\n'
+        "Error: exit status 1\n"
     )
+    _kubectl(tmp_path, f'case "$1" in logs) /bin/cat {log};; *) /bin/cat {answer};; esac')
     _refused(
         command,
         r"names no failed step\).*\n"
