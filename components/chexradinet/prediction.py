@@ -25,7 +25,7 @@ from chexradinet.model.inference import choose_device, folded, predict_folded
 from chexradinet.nightly.model import model_of
 from chexradinet.nightly.read import Reading, decode_xray
 from chexradinet.nightly.records import NightFinding, XRay
-from chexradinet.nightly.score import Scorer, cases_of
+from chexradinet.nightly.score import NOT_FINITE_DETAIL, Scorer, cases_of, finite_rows
 from chexradinet.records import Box, RejectReason
 from chexradinet.registry.champion import fetch_champion
 from chexradinet.rejection import reject_on_error
@@ -141,9 +141,8 @@ class Model:
         probabilities = apply_calibration(
             scorer.info.calibration or {}, self.findings, found.logits
         )
-        if not (np.isfinite(found.logits).all() and np.isfinite(found.maps).all()):
-            detail = "the model gave a score or a map that is not a finite number"
-            raise RejectedImageError(RejectReason.NOT_FINITE, detail)
+        if not finite_rows(found, probabilities).all():
+            raise RejectedImageError(RejectReason.NOT_FINITE, NOT_FINITE_DETAIL)
         (case,) = cases_of(scorer, [xray], found, probabilities)
         return Prediction(
             findings=tuple(_finding(one, xray) for one in case.findings),

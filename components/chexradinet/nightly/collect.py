@@ -143,7 +143,7 @@ def _write(
         The files, the drift, the report's path, and the report's pictures by study.
     """
     number = f"{plan.number:06d}"
-    shown = frozenset(image.image_key for image in most_urgent(merged.images, model))
+    shown = frozenset(image.image_key for image, _, _ in most_urgent(merged.images, model))
     files, embeddings, pictures = write_scores(ledger, plan, merged, shown, folder)
     drift = night_drift(merged, embeddings, model)
     measured = folder / f"drift-{number}.json"
@@ -212,9 +212,7 @@ def _complete(ledger: Ledger, plan: Plan, merged: Merged, written: Mapping[str, 
         **written,
     }
     key = ledger.plan_key(plan.number, "complete.json")
-    try:
-        ledger.store.create(key, document_bytes("nightly-completion", document))
-    except StoreConflictError:
+    if not ledger.create(key, document_bytes("nightly-completion", document)):
         _log.info("plan %d was completed meanwhile by another run", plan.number)
 
 

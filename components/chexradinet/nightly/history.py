@@ -15,7 +15,6 @@ import hashlib
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -24,19 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from chexradinet.artifacts import table_bytes, table_of
-from chexradinet.errors import (
-    ArtifactError,
-    StoreConflictError,
-    StoreIntegrityError,
-    StoreNotFoundError,
-)
-from chexradinet.nightly.ledger import (
-    SCHEMA,
-    Ledger,
-    document_bytes,
-    read_json,
-    well_formed,
-)
+from chexradinet.errors import ArtifactError, StoreIntegrityError, StoreNotFoundError
+from chexradinet.nightly.ledger import SCHEMA, Ledger, document_bytes, read_json, well_formed
 
 PLANS_PER_ROLLUP = 64
 """Plans that are rolled up together."""
@@ -184,13 +172,9 @@ def roll_up(history: History) -> bool:
 
 def write_index(ledger: Ledger, number: int, index: pa.Table) -> str:
     """Write what became of each object of a plan, once; return the SHA-256 of what is there."""
-    key, data = (
-        ledger.plan_key(number, "index.parquet"),
-        table_bytes(index, "nightly-index", SCHEMA),
-    )
-    try:
-        ledger.store.create(key, data)
-    except StoreConflictError:
+    key = ledger.plan_key(number, "index.parquet")
+    data = table_bytes(index, "nightly-index", SCHEMA)
+    if not ledger.create(key, data):
         # Equal rows in perhaps other bytes, by another release: `complete.json` has their digest.
         _log.info("plan %d has its index already", number)
         data = ledger.store.get(key)
@@ -218,8 +202,7 @@ def read_index(ledger: Ledger, number: int, sha256: str) -> pa.Table:
 
 def note_try(ledger: Ledger, number: int, today: str) -> None:
     """Note that a plan is worked on today; it is set aside if it is not complete after three."""
-    with suppress(StoreConflictError):  # another shard noted it
-        ledger.store.create(ledger.plan_key(number, "tries", today), b"")
+    ledger.create(ledger.plan_key(number, "tries", today), b"")  # unless another shard noted it
 
 
 def _require_whole(ledger: Ledger, names: Mapping[int, Collection[str]]) -> None:

@@ -75,7 +75,7 @@ def acquire(ledger: Ledger, owner: Owner) -> bool:
                 return False
             ledger.store.put(key, _bytes(owner), if_match=found.etag)
         except StoreNotFoundError:
-            if not _created(ledger, key, owner):
+            if not ledger.create(key, _bytes(owner)):
                 continue
         except StoreConflictError:
             continue  # another one was faster: look again who it was
@@ -163,14 +163,6 @@ def _rewrite(ledger: Ledger, run_id: str, after: Owner) -> None:
         except StoreConflictError:
             continue
         return
-
-
-def _created(ledger: Ledger, key: str, owner: Owner) -> bool:
-    try:
-        ledger.store.create(key, _bytes(owner))
-    except StoreConflictError:
-        return False
-    return True
 
 
 def _may_take(ledger: Ledger, held: Owner, owner: Owner, renewed: datetime) -> bool:

@@ -54,6 +54,14 @@ class Ledger:
         """Return the key of a shard's results."""
         return self.plan_key(number, "shards", f"{shard:05d}.zip")
 
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object that must not exist yet; return False if there is one."""
+        try:
+            self.store.create(key, data)
+        except StoreConflictError:
+            return False
+        return True
+
 
 def open_ledger(results_uri: str) -> Ledger:
     """Return the ledger of a folder of results; nothing is made yet."""
@@ -225,11 +233,7 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
 def create_plan(ledger: Ledger, plan: Plan) -> bool:
     """Write a plan; return False where another run created this number first."""
     key = ledger.plan_key(plan.number, "plan.json")
-    try:
-        ledger.store.create(key, document_bytes("nightly-plan", plan.as_dict()))
-    except StoreConflictError:
-        return False
-    return True
+    return ledger.create(key, document_bytes("nightly-plan", plan.as_dict()))
 
 
 def read_plan(ledger: Ledger, number: int) -> Plan:

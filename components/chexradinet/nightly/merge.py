@@ -16,7 +16,15 @@ import pyarrow.compute as pc
 from chexradinet.errors import ArtifactError, StoreNotFoundError
 from chexradinet.nightly.history import History, read_index
 from chexradinet.nightly.ledger import Ledger, Plan
-from chexradinet.nightly.records import DUPLICATE, INDEX, SCORED, ShardResult, table_from, unpack
+from chexradinet.nightly.records import (
+    DUPLICATE,
+    INDEX,
+    SCORED,
+    Excluded,
+    ShardResult,
+    table_from,
+    unpack,
+)
 from chexradinet.records import RejectReason
 
 _XRAY_SUFFIXES = frozenset({"dcm", "dic", "dicom", "ima", "img", "jpeg", "jpg", "png"})
@@ -123,7 +131,11 @@ def merge(plan: Plan, history: History, skipped: Collection[int] = ()) -> Merged
     images.sort(key=lambda image: image.object_key)
     earlier = _earlier_scores(plan, history, skipped, {image.image_key for image in images})
     kept, duplicates = _split(images, earlier)
-    excluded += [_duplicate_row(plan, image, detail) for image, detail in duplicates]
+    reason = RejectReason.DUPLICATE.value
+    excluded += [
+        Excluded(image.object_key, DUPLICATE, reason, detail).row(plan.number)
+        for image, detail in duplicates
+    ]
     excluded.sort(key=lambda row: str(row["object_key"]))
     return Merged(
         images=tuple(kept),
@@ -237,16 +249,6 @@ def _split(
         else:
             kept[image.image_key] = image
     return list(kept.values()), duplicates
-
-
-def _duplicate_row(plan: Plan, image: NightImage, detail: str) -> dict[str, Any]:
-    return {
-        "object_key": image.object_key,
-        "status": DUPLICATE,
-        "reason": RejectReason.DUPLICATE.value,
-        "detail": detail,
-        "plan": plan.number,
-    }
 
 
 def _index(

@@ -29,15 +29,9 @@ from chexradinet.nightly.ledger import (
     read_plan,
 )
 from chexradinet.nightly.model import check_model
-from chexradinet.nightly.records import (
-    NOT_SCORED,
-    POSTPONED,
-    VANISHED,
-    Addresses,
-    same_place,
-)
+from chexradinet.nightly.records import NOT_SCORED, POSTPONED, VANISHED, Addresses, same_place
 from chexradinet.registry.champion import fetch_champion
-from chexradinet.store import ObjectInfo, open_store, parse_uri, require_conditional_create
+from chexradinet.store import open_store, parse_uri, require_conditional_create
 
 _log = logging.getLogger(__name__)
 
@@ -70,12 +64,8 @@ class PlanOutcome:
     """Number and shards of each plan to work on, the oldest first."""
     num_images: int = 0
     """X-rays of all of them."""
-    num_young: int = 0
-    """Objects left for the next night because they may still be written."""
-    num_left: int = 0
-    """Objects left for the next night because the plan is full."""
-    num_unreadable: int = 0
-    """Links that lead nowhere or out of the inbox, and folders that may not be read."""
+    inbox: Inbox = Inbox()
+    """What else the inbox holds."""
     set_aside: tuple[int, ...] = ()
     """Plans that were tried on three nights, are not complete and are left out."""
 
@@ -98,13 +88,13 @@ class PlanOutcome:
             "another_run_active": "another run is at work: nothing to do (one that was stopped "
             "between two stages gives way when its lease runs out)",
         }[self.status]
-        if self.num_young or self.num_left:
-            said += f" ({self.num_young} still settling, {self.num_left} over the plan's size)"
-        if self.num_unreadable:
-            said += (
-                f"; {self.num_unreadable} links or folders of the inbox cannot be read and are "
-                "left out"
-            )
+        young, left, unreadable = (
+            getattr(self.inbox, f"num_{kind}") for kind in ("young", "left", "unreadable")
+        )
+        if young or left:
+            said += f" ({young} still settling, {left} over the plan's size)"
+        if unreadable:
+            said += f"; {unreadable} links or folders of the inbox cannot be read and are left out"
         if self.set_aside:
             said += (
                 f"; set aside after {MAX_FAILED_NIGHTS} nights without an end: plan "
@@ -214,9 +204,7 @@ def _outcome(
         status=status,
         parts=tuple((found.number, found.num_shards) for found in plans),
         num_images=sum(len(found.images) for found in plans),
-        num_young=inbox.num_young,
-        num_left=inbox.num_left,
-        num_unreadable=inbox.num_unreadable,
+        inbox=inbox,
         set_aside=set_aside,
     )
     _log.info("%s", outcome.as_text())
@@ -278,11 +266,9 @@ def inbox_images(
     for info in store.list(prefix, [] if left_out is None else left_out):
         name = info.key[len(prefix) :]
         if not any(part.startswith(".") for part in name.split("/")):
-            yield _planned(name, info)
-
-
-def _planned(name: str, info: ObjectInfo) -> PlannedImage:
-    return PlannedImage(key=name, etag=info.etag, size_bytes=info.size_bytes, arrived=info.modified)
+            yield PlannedImage(
+                key=name, etag=info.etag, size_bytes=info.size_bytes, arrived=info.modified
+            )
 
 
 def new_images(waiting: Iterable[PlannedImage], now: datetime, config: PlanConfig) -> Inbox:

@@ -10,7 +10,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ class XRay:
     decode_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Excluded:
     """One object of the plan that has no scores, and why."""
 
@@ -186,6 +186,10 @@ class Excluded:
     """A `RejectReason` if it is rejected or not scored, else a word."""
     detail: str
     """Without patient data."""
+
+    def row(self, plan: int) -> dict[str, Any]:
+        """Return the row of the table of excluded objects."""
+        return asdict(self) | {"plan": plan}
 
 
 @dataclass(frozen=True, kw_only=True)

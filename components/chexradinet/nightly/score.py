@@ -19,7 +19,7 @@ import torch
 
 from chexradinet.config import require
 from chexradinet.config.nightly import ScoreConfig
-from chexradinet.errors import RejectedImageError, StoreConflictError, StoreNotFoundError
+from chexradinet.errors import RejectedImageError, StoreNotFoundError
 from chexradinet.evaluation.calibration import NOT_CALIBRATED, PLATT, apply_calibration
 from chexradinet.evaluation.reference import ood_flags, ood_scores
 from chexradinet.ingest.decoding import decode_in_order
@@ -54,6 +54,7 @@ from chexradinet.regions.radiomics import features_of
 from chexradinet.regions.tables import FeatureRow, rejected_row
 from chexradinet.reports.overlay import overlay, png_bytes
 
+NOT_FINITE_DETAIL = "the model gave a score or a map that is not a finite number"
 PICTURE_SIDE_PX = 224
 """Shortest side of a picture in the report."""
 
@@ -81,7 +82,7 @@ class _Collected:
 
     def exclude(self, plan: Plan, excluded: Excluded) -> None:
         """Add an object of the plan that has no scores."""
-        self.rejected.append(asdict(excluded) | {"plan": plan.number})
+        self.rejected.append(excluded.row(plan.number))
 
 
 def open_scorer(addresses: Addresses, plan: Plan, config: ScoreConfig) -> Scorer:
@@ -148,9 +149,7 @@ def score_shard(
         if xrays:
             _score_batch(collected, ledger, plan, scorer, xrays)
     result = _result(collected, plan, time.perf_counter() - started)
-    try:
-        ledger.store.create(ledger.shard_key(plan.number, shard), pack(result))
-    except StoreConflictError:
+    if not ledger.create(ledger.shard_key(plan.number, shard), pack(result)):
         _log.info("shard %d of plan %d was done meanwhile by another run", shard, plan.number)
         return ShardOutcome(status="done_before")
     outcome = ShardOutcome(
@@ -170,10 +169,7 @@ def _read(
     outcomes = decode_in_order(images, partial(read_xray, reading), config.num_decoders)
     for image, outcome in zip(images, outcomes, strict=True):
         if isinstance(outcome, RejectedImageError):
-            yield Excluded(
-                object_key=image.key, status=REJECTED, reason=str(outcome.reason),
-                detail=outcome.detail,
-            )  # fmt: skip
+            yield Excluded(image.key, REJECTED, str(outcome.reason), outcome.detail)
         else:
             yield outcome
 
@@ -203,10 +199,12 @@ def _score_batch(
     passed = time.perf_counter()
     calibration: Mapping[str, Any] = scorer.info.calibration or {}
     probabilities = apply_calibration(calibration, scorer.findings, found.logits)
-    usable = _finite_rows(found, probabilities)
+    usable = finite_rows(found, probabilities)
     for xray, is_usable in zip(xrays, usable, strict=True):
         if not is_usable:
-            collected.exclude(plan, _not_finite(xray))
+            reason = RejectReason.NOT_FINITE.value
+            unusable = Excluded(xray.object_key, NOT_SCORED, reason, NOT_FINITE_DETAIL)
+            collected.exclude(plan, unusable)
     found = Predictions(
         found.rows[usable], found.logits[usable], found.embedding[usable], found.maps[usable]
     )
@@ -247,7 +245,7 @@ def _result(collected: _Collected, plan: Plan, wall_s: float) -> ShardResult:
     )
 
 
-def _finite_rows(
+def finite_rows(
     found: Predictions, probabilities: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.bool_]:
     """Tell of each X-ray whether all that the model gave is finite."""
@@ -255,13 +253,6 @@ def _finite_rows(
     for values in (found.logits, found.embedding, found.maps, probabilities):
         finite &= np.isfinite(values.reshape(len(values), -1)).all(axis=1)
     return finite
-
-
-def _not_finite(xray: XRay) -> Excluded:
-    return Excluded(
-        object_key=xray.object_key, status=NOT_SCORED, reason=RejectReason.NOT_FINITE.value,
-        detail="the model gave a score or a map that is not a finite number",
-    )  # fmt: skip
 
 
 def cases_of(

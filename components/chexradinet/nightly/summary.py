@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def waiting_images(
                 for finding, probability in zip(findings, image.probabilities, strict=True)
                 if finding in ranked
             },
-            flagged=flagged_findings(image, findings),
+            flagged=[name for name, flag in zip(findings, image.flags, strict=True) if flag],
             not_assessed=[finding for finding in findings if finding not in ranked],
             accession=image.accession,
             patient_id=image.patient_id,
@@ -65,28 +66,27 @@ def waiting_images(
     ]
 
 
-def flagged_findings(image: NightImage, findings: Sequence[str]) -> list[str]:
-    """Return the findings at or above their thresholds."""
-    return [finding for finding, flag in zip(findings, image.flags, strict=True) if flag]
+def most_urgent(
+    images: Sequence[NightImage], model: NightModel
+) -> list[tuple[NightImage, str, float]]:
+    """Return the flagged X-rays that the report shows, the most urgent first.
 
-
-def first_finding(image: NightImage, model: NightModel) -> tuple[float, str, float] | None:
-    """Return urgency, name and probability of the most urgent flagged finding, None without one."""
-    products = [
-        (model.settings.worklist.urgency_of(finding) * probability, finding, probability)
-        for finding, probability, flag in zip(
-            model.findings, image.probabilities, image.flags, strict=True
-        )
-        if flag
-    ]
-    return min(products, key=lambda found: (-found[0], found[1]), default=None)
-
-
-def most_urgent(images: Sequence[NightImage], model: NightModel) -> list[NightImage]:
-    """Return the flagged X-rays that the report shows, the most urgent first."""
-    ranked = [(found[0], image) for image in images if (found := first_finding(image, model))]
-    ranked.sort(key=lambda pair: (-pair[0], pair[1].object_key))
-    return [image for _, image in ranked[: model.settings.report_cases]]
+    Returns:
+        Each with its most urgent flagged finding and the probability of that.
+    """
+    ranked = []
+    for image in images:
+        scored = zip(model.findings, image.probabilities, image.flags, strict=True)
+        flagged = [
+            (-model.settings.worklist.urgency_of(finding) * probability, finding, probability)
+            for finding, probability, flag in scored
+            if flag
+        ]
+        if flagged:
+            urgency, *found = min(flagged)
+            ranked.append((urgency, image.object_key, (image, *found)))
+    ranked.sort(key=itemgetter(0, 1))
+    return [found for _, _, found in ranked[: model.settings.report_cases]]
 
 
 def night_drift(
@@ -213,22 +213,17 @@ def _cases(
     thresholds: Mapping[str, float | None],
     pictures: Mapping[str, bytes],
 ) -> list[FlaggedCase]:
-    cases = []
-    for image in most_urgent(merged.images, model):
-        found = first_finding(image, model)
-        if found is None or image.image_key not in pictures:
-            continue
-        _, finding, probability = found
-        cases.append(
-            FlaggedCase(
-                png=pictures[image.image_key],
-                study_uid=image.study_uid,
-                finding=finding,
-                probability=probability,
-                threshold=thresholds[finding] or 0.0,
-            )
+    return [
+        FlaggedCase(
+            png=pictures[image.image_key],
+            study_uid=image.study_uid,
+            finding=finding,
+            probability=probability,
+            threshold=thresholds[finding] or 0.0,
         )
-    return cases
+        for image, finding, probability in most_urgent(merged.images, model)
+        if image.image_key in pictures
+    ]
 
 
 def night_telemetry(addresses: Addresses, night: Night | None) -> NightlyTelemetry:

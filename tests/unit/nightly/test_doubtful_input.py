@@ -126,7 +126,7 @@ def test_a_link_loop_and_a_folder_without_permission_are_counted_and_stop_nothin
     monkeypatch.setattr(os, "scandir", denied)
     outcome, night = world.run()
     assert night is not None
-    assert (outcome.num_unreadable, night.num_scored) == (3, 1)
+    assert (outcome.inbox.num_unreadable, night.num_scored) == (3, 1)
     assert "3 links or folders of the inbox cannot be read" in outcome.as_text()
     pages = {name: data for name, data in world.results().items() if name.endswith(".html")}
     assert len(pages) == 3

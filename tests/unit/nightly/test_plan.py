@@ -73,7 +73,7 @@ def test_an_object_that_may_still_be_written_waits(world: World) -> None:
     touch(world.add_png(0, "old.png"), age_s=100)
     touch(world.add_png(1, "young.png"), age_s=10)
     outcome = planned(world, settle_s=60.0)
-    assert (keys_of(world, 1), outcome.num_young) == (["old.png"], 1)
+    assert (keys_of(world, 1), outcome.inbox.num_young) == (["old.png"], 1)
 
 
 def test_an_object_of_the_far_future_is_planned_and_does_not_wait_for_its_time(
@@ -87,7 +87,7 @@ def test_of_too_many_the_ones_that_came_first_go_first(world: World) -> None:
     for age_s, name in ((300, "z.png"), (200, "a.png"), (100, "b.png")):
         touch(world.add_png(0, name), age_s)
     outcome = planned(world, max_images=2)
-    assert (keys_of(world, 1), outcome.num_left) == (["a.png", "z.png"], 1)
+    assert (keys_of(world, 1), outcome.inbox.num_left) == (["a.png", "z.png"], 1)
 
 
 def test_an_unfinished_plan_goes_on_and_late_files_get_a_plan_of_their_own(world: World) -> None:
