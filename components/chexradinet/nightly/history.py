@@ -17,14 +17,20 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from chexradinet.artifacts import table_bytes, table_of
 from chexradinet.errors import ArtifactError, StoreIntegrityError, StoreNotFoundError
-from chexradinet.nightly.ledger import SCHEMA, Ledger, document_bytes, read_json, well_formed
+from chexradinet.nightly.ledger import (
+    SCHEMA,
+    Ledger,
+    document_bytes,
+    read_json,
+    record_of,
+    well_formed,
+)
 
 PLANS_PER_ROLLUP = 64
 """Plans that are rolled up together."""
@@ -147,7 +153,8 @@ def read_history(ledger: Ledger) -> History:
         if number not in heads:
             key = ledger.plan_key(number, "complete.json")
             with well_formed(key):
-                heads[number] = _head(read_json(ledger, key, "nightly-completion"), day)
+                document = read_json(ledger, key, "nightly-completion")
+                heads[number] = record_of(PlanHead, {**document, "completed_on": day})
     return History(
         ledger=ledger,
         numbers=tuple(sorted(names)),
@@ -222,18 +229,6 @@ def _require_whole(ledger: Ledger, names: Mapping[int, Collection[str]]) -> None
             )
 
 
-def _head(document: Mapping[str, Any], completed_on: str) -> PlanHead:
-    return PlanHead(
-        number=int(document["number"]),
-        date=str(document["date"]),
-        completed_on=completed_on,
-        bundle_digest=str(document["bundle_digest"]),
-        newest_arrival=datetime.fromisoformat(document["newest_arrival"]),
-        index_sha256=str(document["index_sha256"]),
-        skipped=tuple(int(number) for number in document.get("skipped", ())),
-    )
-
-
 def _rolled_up(
     ledger: Ledger, completed: Mapping[int, str]
 ) -> tuple[dict[int, PlanHead], dict[int, str]]:
@@ -246,7 +241,7 @@ def _rolled_up(
         try:
             with well_formed(key):
                 document = read_json(ledger, key, _KIND)
-                found = [_head(one, str(one["completed_on"])) for one in document["plans"]]
+                found = [record_of(PlanHead, one) for one in document["plans"]]
                 digest = str(document["index_sha256"])
         except StoreNotFoundError:
             continue
@@ -265,8 +260,10 @@ def _write_rollup(history: History, block: range) -> None:
     indexes = (read_index(ledger, head.number, head.index_sha256) for head in heads)
     rows = [_with_plan(index, number) for index, number in zip(indexes, block, strict=True)]
     data = table_bytes(pa.concat_tables(rows), _KIND, SCHEMA)
-    plans = [asdict(head) | {"newest_arrival": head.newest_arrival.isoformat()} for head in heads]
-    document = {"plans": plans, "index_sha256": hashlib.sha256(data).hexdigest()}
+    document = {
+        "plans": [asdict(head) for head in heads],
+        "index_sha256": hashlib.sha256(data).hexdigest(),
+    }
     # Not created once: one that is damaged is replaced. Until both are there, nobody uses either.
     ledger.store.put(_rollup_key(ledger, first, "parquet"), data)
     ledger.store.put(_rollup_key(ledger, first, "json"), document_bytes(_KIND, document))

@@ -16,10 +16,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from chexradinet.artifacts import check_schema
 from chexradinet.errors import ArtifactError, StoreConflictError, StoreNotFoundError
@@ -29,6 +32,7 @@ from chexradinet.store.protocol import ObjectStore
 SCHEMA = 1
 """Version of every document and table of the ledger."""
 
+Record = TypeVar("Record")
 
 UNKNOWN_SIZE = -1
 """Size of an X-ray in an archive, which does not tell it."""
@@ -69,13 +73,14 @@ def open_ledger(results_uri: str) -> Ledger:
 
 
 def document_bytes(kind: str, content: Mapping[str, Any]) -> bytes:
-    """Return a document of the ledger; equal contents give equal bytes.
+    """Return a document of the ledger, times in ISO 8601; equal contents give equal bytes.
 
     Raises:
         ValueError: a number in it is not finite.
     """
     document = {"schema": SCHEMA, "kind": kind, **content}
-    return (json.dumps(document, sort_keys=True, allow_nan=False) + "\n").encode()
+    text = json.dumps(document, sort_keys=True, allow_nan=False, default=datetime.isoformat)
+    return (text + "\n").encode()
 
 
 @contextmanager
@@ -171,25 +176,13 @@ class Plan:
         return self.images[bisect.bisect_left(self.images, key, key=lambda image: image.key)]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; `plan_of` reads them back."""
-        left_out = {"num_unreadable": self.num_unreadable} if self.num_unreadable else {}
-        return {
-            **{name: getattr(self, name) for name in _PLAIN},
-            **left_out,
-            "planned_at": self.planned_at.isoformat(),
-            "findings": list(self.findings),
-            "calibrated": list(self.calibrated),
-            "settings": dict(self.settings),
-            "images": {
-                "key": [image.key for image in self.images],
-                "etag": [image.etag for image in self.images],
-                "size_bytes": [image.size_bytes for image in self.images],
-                "arrived": [image.arrived.isoformat() for image in self.images],
-            },
-        }
-
-
-_PLAIN = ("number", "date", "inbox_uri", "bundle_digest", "preprocessing_digest", "shard_size")
+        """Return what `document_bytes` stores; `plan_of` reads it back."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        names = [one.name for one in fields(PlannedImage)]
+        values["images"] = {name: [getattr(one, name) for one in self.images] for name in names}
+        if not self.num_unreadable:
+            del values["num_unreadable"]
+        return values
 
 
 def plan_of(document: Mapping[str, Any]) -> Plan:
@@ -198,36 +191,29 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
     Raises:
         LookupError, TypeError, ValueError: the document is malformed.
     """
-    columns = document["images"]
-    rows = zip(
-        columns["key"], columns["etag"], columns["size_bytes"], columns["arrived"], strict=True
-    )
-    images = tuple(
-        PlannedImage(
-            key=str(key), etag=str(etag), size_bytes=int(size),
-            arrived=datetime.fromisoformat(arrived),
-        )
-        for key, etag, size, arrived in rows
-    )  # fmt: skip
-    if [image.key for image in images] != sorted({image.key for image in images}):
+    names = [one.name for one in fields(PlannedImage)]
+    rows = zip(*(document["images"][name] for name in names), strict=True)
+    images = [dict(zip(names, row, strict=True)) for row in rows]
+    plan = record_of(Plan, {**document, "images": images})
+    if [image.key for image in plan.images] != sorted({image.key for image in plan.images}):
         raise ValueError("keys are not in order, or not unique")
-    number, shard_size = int(document["number"]), int(document["shard_size"])
-    if number < 1 or shard_size < 1:
+    if plan.number < 1 or plan.shard_size < 1:
         raise ValueError("a number is not positive")
-    return Plan(
-        number=number,
-        date=str(document["date"]),
-        planned_at=datetime.fromisoformat(document["planned_at"]),
-        inbox_uri=str(document["inbox_uri"]),
-        bundle_digest=str(document["bundle_digest"]),
-        preprocessing_digest=str(document["preprocessing_digest"]),
-        findings=tuple(document["findings"]),
-        calibrated=tuple(document["calibrated"]),
-        settings=dict(document["settings"]),
-        shard_size=shard_size,
-        images=images,
-        num_unreadable=int(document.get("num_unreadable", 0)),
-    )
+    return plan
+
+
+def record_of(kind: type[Record], document: Mapping[str, Any]) -> Record:
+    """Return the record that a document holds under the names of its fields.
+
+    Raises:
+        ValueError: a field is missing, or of another type.
+    """
+    return _reader(kind).validate_python(document)
+
+
+@cache
+def _reader(kind: type[Record]) -> TypeAdapter[Record]:
+    return TypeAdapter(kind)
 
 
 def create_plan(ledger: Ledger, plan: Plan) -> bool:

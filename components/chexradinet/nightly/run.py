@@ -270,9 +270,7 @@ def _read_run(ledger: Ledger, run_id: str) -> RunRecord | None:
         return None
     if document["run_id"] != run_id:
         return None
-    return RunRecord(
-        run_id=run_id, began=str(document["began"]), finished=document["finished"] is True
-    )
+    return RunRecord(run_id=run_id, began=document["began"], finished=document["finished"])
 
 
 def _seconds_since(ledger: Ledger, record: RunRecord) -> float:
