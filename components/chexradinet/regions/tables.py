@@ -143,8 +143,6 @@ class FeaturesArtifact:
 
     table: pd.DataFrame
     """`FEATURE_COLUMNS`, one row per region."""
-    values: NDArray[np.float64]
-    """The 102 features in the order of `FEATURE_NAMES`, shape (n, 102); NaN if not `ok`."""
     provenance: dict[str, Any]
     """What the features were made from."""
 
@@ -233,8 +231,7 @@ def read_features(path: Path) -> FeaturesArtifact:
     """
     table, provenance = read_table(path / FEATURES_FILE, "features", SCHEMA)
     table = checked_table(table, FEATURE_COLUMNS, path)
-    values = table[list(FEATURE_NAMES)].to_numpy(dtype=np.float64)
-    return FeaturesArtifact(table=table, values=values, provenance=provenance)
+    return FeaturesArtifact(table=table, provenance=provenance)
 
 
 def _check_maps(dimensions: int, num_maps: int, num_rows: int, where: Path) -> None:
@@ -254,11 +251,8 @@ def read_feature_shards(paths: Sequence[Path]) -> FeaturesArtifact:
     """
     shards = [read_features(path) for path in paths]
     order, provenance = arranged([shard.provenance for shard in shards])
-    return FeaturesArtifact(
-        table=pd.concat([shards[position].table for position in order], ignore_index=True),
-        values=np.concatenate([shards[position].values for position in order]),
-        provenance=provenance,
-    )
+    table = pd.concat([shards[position].table for position in order], ignore_index=True)
+    return FeaturesArtifact(table=table, provenance=provenance)
 
 
 def arranged(provenances: Sequence[Mapping[str, Any]]) -> tuple[list[int], dict[str, Any]]:

@@ -16,7 +16,6 @@ from chexradinet.errors import MismatchError, TrainingError
 from chexradinet.model.bundle import (
     BUNDLE_HEAD,
     BundleInfo,
-    LoadedBundle,
     load_bundle,
     model_card,
     read_bundle_info,
@@ -90,16 +89,7 @@ def retrain(
         Interrupted: the process was asked to end; the message says where its state is.
     """
     require_replaceable(target, BUNDLE_HEAD)
-    work = partial(
-        _retrain,
-        bundle,
-        dataset,
-        features,
-        target,
-        round_number=round_number,
-        guidance=guidance,
-        config=config,
-    )
+    work = partial(_retrain, bundle, dataset, features, target, round_number, guidance, config)
     inputs = [
         *(round_number, processes, guidance.record(), config.record()),
         *(read_bundle_info(bundle)[1], open_dataset(dataset, verify=False).digest),
@@ -128,7 +118,6 @@ def _retrain(
     dataset: Path,
     features: Sequence[Path],
     target: Path,
-    *,
     round_number: int,
     guidance: GuidanceConfig,
     config: TrainConfig,
@@ -146,10 +135,22 @@ def _retrain(
     parts = (loaded.network, loaded.heads, training_data(data), seeded, guidance)
     run = digest_of(["retrain", round_number, data.digest, run_digest(*parts, regions)])
     with trained(run, parts, data, progress, regions) as (history, validation):
+        summary = round_summary(round_number, guidance.arm, validation)
         info = replace(
-            _describe(loaded, round_number, guidance, validation, seeded), history=history
+            loaded.info,
+            round=round_number,
+            guidance=guidance.arm,
+            calibration=None,
+            thresholds=None,
+            reference=None,
+            metrics={
+                "validation": validation,
+                "history": [*loaded.info.metrics["history"], summary],
+                "num_guiding_regions": 0 if regions is None else len(regions.image_row),
+            },
+            settings={"train": seeded.record(), "guidance": guidance.record()},
+            history=history,
         )
-        info.metrics["num_guiding_regions"] = 0 if regions is None else len(regions.image_row)
         if Ranks.current().is_writer:
             stages = [*read_provenance(bundle), provenance("retrain", [data.digest], seeded)]
             save_bundle(target, info, loaded.network, loaded.heads, model_card(info), stages)
@@ -191,31 +192,6 @@ def without_contrast(guidance: GuidanceConfig) -> GuidanceConfig:
     """Return what is left of a round's guidance if no region has features."""
     recipe = GuidanceRecipe.SHARPEN if guidance.sharpens else GuidanceRecipe.NONE
     return guidance.changed(guidance=recipe)
-
-
-def _describe(
-    loaded: LoadedBundle,
-    round_number: int,
-    guidance: GuidanceConfig,
-    metrics: dict[str, object],
-    config: TrainConfig,
-) -> BundleInfo:
-    previous = loaded.info
-    summary = round_summary(round_number, guidance.arm, metrics)
-    return BundleInfo(
-        network=previous.network,
-        findings=previous.findings,
-        preprocessing=previous.preprocessing,
-        preprocessing_digest=previous.preprocessing_digest,
-        round=round_number,
-        guidance=guidance.arm,
-        training_data_digest=previous.training_data_digest,
-        metrics={
-            "validation": metrics,
-            "history": [*previous.metrics["history"], summary],
-        },
-        settings={"train": config.record(), "guidance": guidance.record()},
-    )
 
 
 def improved(values: Sequence[float | None], min_improvement: float) -> bool:
