@@ -14,11 +14,11 @@ from mapped pages. `writing` makes the directory.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,7 @@ from chexradinet.config import PreprocessingConfig, QualityConfig, digest_of
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.records import Box, Geometry, LabelledBox, RejectReason, Split, View
 
+Value = TypeVar("Value", bound=np.generic)
 Pixels = NDArray[np.uint8]
 """8-bit grey levels, 0 black."""
 
@@ -204,7 +205,6 @@ class Dataset:
             _mapped(path / shard_name(number), (size, self._side, self._side))
             for number, size in enumerate(info.shard_sizes)
         ]
-        self._ends = np.cumsum(info.shard_sizes, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -234,13 +234,8 @@ class Dataset:
             raise IndexError(
                 f"rows {wanted.min()} to {wanted.max()} asked of a data set of {len(self)} images"
             )
-        images = np.empty((len(wanted), self._side, self._side), dtype=np.uint8)
-        numbers = np.searchsorted(self._ends, wanted, side="right")
-        for number in np.unique(numbers):
-            chosen = np.flatnonzero(numbers == number)
-            start = self._ends[number] - self.info.shard_sizes[number]
-            images[chosen] = self._shards[number][wanted[chosen] - start]
-        return images
+        empty: Pixels = np.empty((0, self._side, self._side), dtype=np.uint8)
+        return gathered([(shard.__getitem__, len(shard)) for shard in self._shards], wanted, empty)
 
     def boxes(self, row: int) -> tuple[LabelledBox, ...]:
         """Return the boxes of one image, in pixels of the data set."""
@@ -326,6 +321,28 @@ def open_dataset(path: Path, verify: bool = True) -> Dataset:
                 "changed or cut short, make the data set again"
             )
     return Dataset(path, info)
+
+
+def gathered(
+    parts: Sequence[tuple[Callable[[NDArray[np.int64]], NDArray[Value]], int]],
+    rows: NDArray[np.int64],
+    empty: NDArray[Value],
+) -> NDArray[Value]:
+    """Return values of rows that are numbered through several parts.
+
+    Args:
+        parts: What gives the values of a part's own rows, and how many rows it has.
+        rows: Rows to give, in this order.
+        empty: Values of no row: their shape and type.
+    """
+    ends = np.cumsum([size for _, size in parts], dtype=np.int64)
+    numbers = np.searchsorted(ends, rows, side="right")
+    found = np.empty((len(rows), *empty.shape[1:]), empty.dtype)
+    for number in np.unique(numbers):
+        chosen = np.flatnonzero(numbers == number)
+        fetch, size = parts[number]
+        found[chosen] = fetch(rows[chosen] - (ends[number] - size))
+    return found
 
 
 def shard_name(number: int) -> str:

@@ -4,7 +4,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from chexradinet.artifacts import require_replaceable
 from chexradinet.config import NetworkConfig, Pretext, PretrainConfig, digest_of
-from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.dataset.dataset import Dataset, gathered, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
 from chexradinet.model.encoder import ENCODER_HEAD, read_encoder, save_encoder
 from chexradinet.model.pretext import PretextData, pretext_digest, pretrain_network
@@ -163,23 +163,24 @@ def _pretext_data(
     identity: list[Any] = [[s.data.digest for s in sources], config.pretext.value, stride]
 
     def images(wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return _gathered([s.data.images for s in sources], starts, wanted)
+        parts = [(source.data.images, len(source.data)) for source in sources]
+        return gathered(parts, wanted, sources[0].data.images(wanted[:0]))
 
+    number = num_targets(config.pretext, stride)
+    data = PretextData(
+        images=images, targets=None, num_targets=number, rows=rows, identity=digest_of(identity)
+    )
     if config.pretext is Pretext.PIXELS:
-        number = num_targets(config.pretext, stride)
-        whole = PretextData(
-            images=images, targets=None, num_targets=number, rows=rows, identity=digest_of(identity)
-        )
-        return whole, None
+        return data, None
     made: list[Targets] = [
         prepare_targets(s.data, config.pretext, stride, cache, num_workers) for s in sources
     ]
 
     def raw(wanted: NDArray[np.int64]) -> NDArray[np.float32]:
-        return _gathered([targets.of for targets in made], starts, wanted)
+        parts = [(of.of, len(source.data)) for of, source in zip(made, sources, strict=True)]
+        return gathered(parts, wanted, made[0].shards[0][:0])
 
     even = rows[np.linspace(0, len(rows) - 1, min(len(rows), SCALING_IMAGES)).astype(np.int64)]
-    number = num_targets(config.pretext, stride)
     scaling = fit_normalisation(_by_cell(raw(even)), number)
     partner = np.arange(starts[-1])
     if config.pretext is Pretext.PERMUTED:
@@ -192,36 +193,12 @@ def _pretext_data(
         cells = scaling.apply(_by_cell(found)).reshape(size, height, width, depth)
         return np.ascontiguousarray(cells.transpose(0, 3, 1, 2))
 
-    data = PretextData(
-        images=images,
-        targets=scaled,
-        num_targets=number,
-        rows=rows,
-        identity=digest_of([*identity, [targets.digest for targets in made]]),
-    )
-    return data, scaling
+    own = digest_of([*identity, [targets.digest for targets in made]])
+    return replace(data, targets=scaled, identity=own), scaling
 
 
 def _by_cell(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values.transpose(0, 2, 3, 1).reshape(-1, values.shape[1])
-
-
-def _gathered(
-    fetches: list[Callable[[NDArray[np.int64]], NDArray[Any]]],
-    starts: NDArray[np.int64],
-    wanted: NDArray[np.int64],
-) -> NDArray[Any]:
-    """Return values of rows that are numbered through several sources."""
-    number = np.searchsorted(starts[1:], wanted, side="right")
-    parts = [
-        (number == index, fetch(wanted[number == index] - starts[index]))
-        for index, fetch in enumerate(fetches)
-        if (number == index).any()
-    ]
-    found = np.empty((len(wanted), *parts[0][1].shape[1:]), parts[0][1].dtype)
-    for chosen, values in parts:
-        found[chosen] = values
-    return found
 
 
 def _record(

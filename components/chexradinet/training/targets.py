@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from chexradinet.artifacts import Head, read_document, sha256_of, write_document, writing_directory
 from chexradinet.config import Pretext, digest_of
-from chexradinet.dataset.dataset import Dataset
+from chexradinet.dataset.dataset import Dataset, gathered
 from chexradinet.errors import ArtifactError, WorkerError
 from chexradinet.parallel import Failure, Job, in_processes
 from chexradinet.regions.local_gradients import NUM_ORIENTATIONS, local_hog
@@ -45,14 +45,8 @@ class Targets:
 
     def of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the targets of some rows, (n, D, h, w)."""
-        ends = np.cumsum([len(shard) for shard in self.shards])
-        numbers = np.searchsorted(ends, rows, side="right")
-        found = np.empty((len(rows), *self.shards[0].shape[1:]), np.float32)
-        for number in np.unique(numbers):
-            chosen = numbers == number
-            shard = self.shards[number]
-            found[chosen] = shard[rows[chosen] - (ends[number] - len(shard))]
-        return found
+        parts = [(shard.__getitem__, len(shard)) for shard in self.shards]
+        return gathered(parts, rows, self.shards[0][:0])
 
 
 def prepare_targets(
