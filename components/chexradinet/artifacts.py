@@ -17,14 +17,18 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from chexradinet.errors import ArtifactError, ConfigError, SchemaError
+
+Record = TypeVar("Record")
 
 TABLE_KEY = b"chexradinet"
 """Key of a Parquet file's metadata under which its kind and schema version are."""
@@ -284,6 +288,20 @@ def read_document(path: Path, kind: str, version: int) -> dict[str, Any]:
         raise ArtifactError(f"{path} does not hold a JSON object; make the artifact again")
     check_schema(document, kind, version, path)
     return document
+
+
+def record_of(kind: type[Record], document: Mapping[str, Any]) -> Record:
+    """Return the record that a document holds under the names of its fields.
+
+    Raises:
+        ValueError: a field is missing, or of another type.
+    """
+    return _reader(kind).validate_python(document)
+
+
+@cache
+def _reader(kind: type[Record]) -> TypeAdapter[Record]:
+    return TypeAdapter(kind)
 
 
 def write_table(

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chexradinet.artifacts import Head, read_document, read_table, sha256_of
+from chexradinet.artifacts import Head, read_document, read_table, record_of, sha256_of
 from chexradinet.config import PreprocessingConfig, QualityConfig, digest_of
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.records import Box, Geometry, LabelledBox, RejectReason, Split, View
@@ -280,7 +280,7 @@ def _read_info(path: Path) -> DatasetInfo:
             f"{path / DOCUMENT} does not match its own digest; it was changed or cut short, "
             "make the data set again"
         )
-    info = _info_of(document)
+    info = record_of(DatasetInfo, document)
     if info.preprocessing_digest != document["preprocessing_digest"]:
         raise ArtifactError(
             f"{path / DOCUMENT} has preprocessing {document['preprocessing_digest'][:12]}, but "
@@ -288,17 +288,6 @@ def _read_info(path: Path) -> DatasetInfo:
             "the data set again"
         )
     return info
-
-
-def _info_of(document: Mapping[str, Any]) -> DatasetInfo:
-    names = ("source", "split_seed", "counts", "files", "deidentified", "ingest")
-    return DatasetInfo(
-        findings=tuple(document["findings"]),
-        preprocessing=PreprocessingConfig(**document["preprocessing"]),
-        shard_sizes=tuple(document["shard_sizes"]),
-        quality=QualityConfig(**document["quality"]) if "quality" in document else None,
-        **{name: document[name] for name in names if name in document},
-    )
 
 
 def open_dataset(path: Path, verify: bool = True) -> Dataset:

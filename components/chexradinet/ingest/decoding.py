@@ -10,10 +10,10 @@ worker already, so that no identifier leaves it.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,23 +93,6 @@ class Facts:
     sex: str = ""
     header: HeaderRow | None = None
     """None for files that are not DICOM."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; `facts_of` reads them back."""
-        return asdict(self)
-
-
-def facts_of(values: Mapping[str, Any]) -> Facts:
-    """Read what `Facts.as_dict` returned."""
-    header = values["header"]
-    return Facts(
-        **{
-            **values,
-            "geometry": Geometry(**values["geometry"]),
-            "view": View(values["view"]),
-            "header": None if header is None else HeaderRow(**header),
-        }
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,13 +124,11 @@ def ingest(
             ingest=task.settings,
         )
         made = None if finished is None else finished_dataset(finished, task.digest, target)
-        if made is not None and made.source == info.source:
-            check_rejected(made.counts["rejected"], made.counts["images"], config)
-            return made
         work = digest_of([task.digest, info.source])
         kept = FinishedWork("ingest", work, reuse=config.reuse, config=config.store)
-        if kept.take(target, DATASET_HEAD):
-            made = open_dataset(target).info
+        if made is None or made.source != info.source:
+            made = open_dataset(target).info if kept.take(target, DATASET_HEAD) else None
+        if made is not None:
             check_rejected(made.counts["rejected"], made.counts["images"], config)
             return made
         with working_on(target, task.digest, config.store) as checkpoint:

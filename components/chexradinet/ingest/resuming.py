@@ -20,10 +20,17 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chexradinet.artifacts import put_in_place, read_document, sha256_of, write_document
+from chexradinet.artifacts import (
+    put_in_place,
+    read_document,
+    record_of,
+    sha256_of,
+    write_document,
+)
 from chexradinet.config import IngestConfig, StoreConfig
 from chexradinet.dataset.dataset import DATASET_HEAD, DatasetInfo, open_dataset, shard_name
 from chexradinet.dataset.deidentification import DeidentificationKey, coded
@@ -36,7 +43,7 @@ from chexradinet.errors import (
     StoreIntegrityError,
     StoreNotFoundError,
 )
-from chexradinet.ingest.decoding import Decoded, Outcome, Refused, facts_of
+from chexradinet.ingest.decoding import Decoded, Facts, Outcome, Refused
 from chexradinet.ingest.sources import TABLE_SUFFIXES, Listed
 from chexradinet.store import open_store
 from chexradinet.store.uri import checkpoint_folder
@@ -264,7 +271,7 @@ def _lock(handle: int) -> bool:
 
 def _as_values(outcome: Outcome) -> dict[str, Any]:
     if isinstance(outcome, Decoded):
-        return outcome.facts.as_dict()
+        return asdict(outcome.facts)
     image_id = outcome.image_id if isinstance(outcome, Refused) else ""
     return {"reason": outcome.reason, "detail": outcome.detail, "image_id": image_id}
 
@@ -273,7 +280,7 @@ def _outcome_of(values: dict[str, Any]) -> Outcome:
     try:
         if "reason" in values:
             return Refused(**values)
-        return Decoded(facts_of(values), None)
+        return Decoded(record_of(Facts, values), None)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             "the folder that an interrupted ingest left beside the target is of another release; "

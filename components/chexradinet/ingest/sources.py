@@ -190,20 +190,24 @@ def open_source(source: str, config: IngestConfig, labels: str = "") -> Iterator
 
 @contextmanager
 def _opened(source: str, config: IngestConfig, labels: Path | None) -> Iterator[Source]:
-    # Here, because they say what this module says of a source.
-
-    if is_archive(source):
-        with _open_archive(source, config.store, labels) as archive:
-            yield archive
-        return
-    location = parse_uri(source)
-    if location.bucket is not None:
-        with _open_bucket(source, config.store, labels) as bucket:
-            yield bucket
-        return
-    path = Path(location.key) if "://" in source else Path(source)
-    _require_folder(path, source)
-    yield Folder(path, labels)
+    with tempfile.TemporaryDirectory(prefix="chexradinet-tables-") as scratch:
+        folder = Path(scratch)
+        if is_archive(source):
+            parse_archive(source, dates_needed=True)
+            yield Archive(source, config.store, labels or folder)
+            return
+        location = parse_uri(source)
+        if location.bucket is None:
+            path = Path(location.key) if "://" in source else Path(source)
+            _require_folder(path, source)
+            yield Folder(path, labels)
+            return
+        store, prefix = open_store(source, config.store)
+        if next(iter(store.list(prefix)), None) is None:
+            raise SourceError(f"{source} holds nothing; check bucket and prefix")
+        if labels is None:
+            _copy_tables(store, prefix, folder)
+        yield Bucket(source, config.store, labels or folder)
 
 
 def _require_folder(path: Path, source: str) -> None:
@@ -332,37 +336,6 @@ def _read(whole: Callable[[], bytes], source: str) -> bytes:
         raise type(error)(
             f"reading from {source} has failed: {said}, then run again: finished shards are kept"
         ) from None
-
-
-@contextmanager
-def _open_bucket(uri: str, config: StoreConfig, labels: Path | None) -> Iterator[Bucket]:
-    """Open a prefix of a bucket; its tables are copied into a temporary folder.
-
-    Raises:
-        SourceError: nothing is below the prefix.
-        StoreError: the store does not answer, or does not let us in.
-    """
-    store, prefix = open_store(uri, config)
-    if next(iter(store.list(prefix)), None) is None:
-        raise SourceError(f"{uri} holds nothing; check bucket and prefix")
-    if labels is not None:
-        yield Bucket(uri, config, labels)
-        return
-    with tempfile.TemporaryDirectory(prefix="chexradinet-tables-") as folder:
-        _copy_tables(store, prefix, Path(folder))
-        yield Bucket(uri, config, Path(folder))
-
-
-@contextmanager
-def _open_archive(uri: str, config: StoreConfig, labels: Path | None) -> Iterator[Archive]:
-    """Open an archive; it has no tables, unless `labels` has them.
-
-    Raises:
-        ConfigError: the URI has no valid address or dates.
-    """
-    parse_archive(uri, dates_needed=True)
-    with tempfile.TemporaryDirectory(prefix="chexradinet-tables-") as folder:
-        yield Archive(uri, config, labels or Path(folder))
 
 
 def _copy_tables(store: ObjectStore, prefix: str, folder: Path) -> None:

@@ -21,16 +21,9 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chexradinet.artifacts import table_bytes, table_of
+from chexradinet.artifacts import record_of, table_bytes, table_of
 from chexradinet.errors import ArtifactError, StoreIntegrityError, StoreNotFoundError
-from chexradinet.nightly.ledger import (
-    SCHEMA,
-    Ledger,
-    document_bytes,
-    read_json,
-    record_of,
-    well_formed,
-)
+from chexradinet.nightly.ledger import SCHEMA, Ledger, document_bytes, read_json, well_formed
 
 PLANS_PER_ROLLUP = 64
 """Plans that are rolled up together."""

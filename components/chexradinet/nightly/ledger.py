@@ -18,21 +18,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import TypeAdapter
-
-from chexradinet.artifacts import check_schema
+from chexradinet.artifacts import check_schema, record_of
 from chexradinet.errors import ArtifactError, StoreConflictError, StoreNotFoundError
 from chexradinet.store.opening import open_store
 from chexradinet.store.protocol import ObjectStore
 
 SCHEMA = 1
 """Version of every document and table of the ledger."""
-
-Record = TypeVar("Record")
 
 UNKNOWN_SIZE = -1
 """Size of an X-ray in an archive, which does not tell it."""
@@ -200,20 +195,6 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
     if plan.number < 1 or plan.shard_size < 1:
         raise ValueError("a number is not positive")
     return plan
-
-
-def record_of(kind: type[Record], document: Mapping[str, Any]) -> Record:
-    """Return the record that a document holds under the names of its fields.
-
-    Raises:
-        ValueError: a field is missing, or of another type.
-    """
-    return _reader(kind).validate_python(document)
-
-
-@cache
-def _reader(kind: type[Record]) -> TypeAdapter[Record]:
-    return TypeAdapter(kind)
 
 
 def create_plan(ledger: Ledger, plan: Plan) -> bool:

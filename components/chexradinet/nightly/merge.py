@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from chexradinet.artifacts import record_of
 from chexradinet.errors import ArtifactError, StoreNotFoundError
 from chexradinet.nightly.history import History, read_index
 from chexradinet.nightly.ledger import Ledger, Plan
@@ -230,9 +231,7 @@ def _keys(history: History, plan: Plan, *statuses: str) -> set[str]:
 def _night_images(table: pa.Table) -> Iterator[NightImage]:
     """Yield the rows of a shard's table of images, without the embeddings."""
     for row in table.drop_columns(["embedding"]).to_pylist():
-        row["arrived"] = datetime.fromisoformat(row["arrived"])
-        row |= {name: tuple(row[name]) for name in ("probabilities", "flags")}
-        yield NightImage(**row)
+        yield record_of(NightImage, row)
 
 
 def _split(
