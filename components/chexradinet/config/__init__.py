@@ -6,7 +6,6 @@ matters.
 
 from chexradinet.config.base import Settings as Settings
 from chexradinet.config.base import canonical_json as canonical_json
-from chexradinet.config.base import choice as choice
 from chexradinet.config.base import digest_of as digest_of
 from chexradinet.config.base import require as require
 from chexradinet.config.evaluation import EvaluationConfig as EvaluationConfig

@@ -10,14 +10,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from chexradinet.errors import ConfigError
-
-Choice = TypeVar("Choice", bound=StrEnum)
 
 _KINDS: dict[Any, str] = {
     int: "a whole number",
@@ -130,17 +128,6 @@ def require(holds: bool, setting: str, value: object, needed: str) -> None:
     """Raise a `ConfigError` that names a setting, what it was and what it must be."""
     if not holds:
         raise ConfigError(f"{setting} is {value!r}; it must be {needed}")
-
-
-def choice(kind: type[Choice], setting: str, value: str) -> Choice:
-    """Return the member of a setting's names, from plain text.
-
-    Raises:
-        ConfigError: no member has this name; it lists those that there are.
-    """
-    known = [member.value for member in kind]
-    require(value in known, setting, str(value), f"one of {', '.join(known)}")
-    return kind(value)
 
 
 def canonical_json(value: object) -> str:

@@ -239,10 +239,10 @@ def _run_lengths(frame: bytes, layout: PixelLayout) -> Stored:
     planes = [_unpacked(segment, size) for segment in segments]
     if layout.bits_allocated == 16:
         pairs = zip(planes[::2], planes[1::2], strict=True)
-        joined = [_joined(high, low) for high, low in pairs]
-        samples: list[Stored] = [plane.reshape(layout.rows, layout.columns) for plane in joined]
+        joined: list[Stored] = [high.astype(np.uint16) << 8 | low for high, low in pairs]
     else:
-        samples = [plane.reshape(layout.rows, layout.columns) for plane in planes]
+        joined = [*planes]
+    samples = [plane.reshape(layout.rows, layout.columns) for plane in joined]
     colour: Stored = np.stack(samples, axis=-1)
     return samples[0] if len(samples) == 1 else colour
 
@@ -286,12 +286,6 @@ def _num_bytes_needed(segment: bytes, size: int) -> int:
         else:
             place, filled = place + 2, filled + 257 - head
     return place
-
-
-def _joined(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    words = np.empty((high.size, 2), dtype=np.uint8)
-    words[:, 0], words[:, 1] = low, high
-    return words.view("<u2").reshape(-1)
 
 
 def codestream(frame: bytes) -> bytes:

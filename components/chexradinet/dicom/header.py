@@ -78,8 +78,8 @@ def read_radiograph_header(file: DicomFile, layout: PixelLayout) -> RadiographHe
     dataset = file.dataset
     row_mm, column_mm, source = _spacing(dataset)
     view = view_of(dataset)
-    study_date = _date(text(dataset, "StudyDate"))
-    acquired = _date(text(dataset, "AcquisitionDate"))
+    study_date = date_of(text(dataset, "StudyDate"))
+    acquired = date_of(text(dataset, "AcquisitionDate"))
     return RadiographHeader(
         sop_instance_uid=text(dataset, "SOPInstanceUID"),
         study_instance_uid=text(dataset, "StudyInstanceUID"),
@@ -114,9 +114,9 @@ def read_radiograph_header(file: DicomFile, layout: PixelLayout) -> RadiographHe
     )
 
 
-def _date(written: str) -> date | None:
+def date_of(written: str) -> date | None:
     """Read `YYYYMMDD`, and `YYYY.MM.DD` of ACR-NEMA."""
-    match = re.fullmatch(r"(\d{4})\.?(\d{2})\.?(\d{2})", written)
+    match = re.fullmatch(r"(\d{4})\.?(\d{2})\.?(\d{2})", written, re.ASCII)
     if match is None:
         return None
     try:
@@ -128,7 +128,7 @@ def _date(written: str) -> date | None:
 def _age(dataset: Dataset, on: date | None) -> float | None:
     """Return the age given, else from the birth date; `000Y` is what an empty field may become."""
     given = parse_age(text(dataset, "PatientAge"))
-    born = _date(text(dataset, "PatientBirthDate"))
+    born = date_of(text(dataset, "PatientBirthDate"))
     if given or born is None or on is None:
         return given
     years = (on - born).days / _DAYS_PER_YEAR

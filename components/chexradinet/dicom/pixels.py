@@ -116,7 +116,8 @@ def decoded(file: DicomFile, layout: PixelLayout) -> Frame:
     bits: int | None = None
     if file.transfer_syntax.is_encapsulated:
         frame = _frame(file)
-        if _num_bytes(layout) > len(frame) * MAX_EXPANSION:
+        size = layout.rows * layout.columns * layout.samples * layout.bits_allocated // 8
+        if size > len(frame) * MAX_EXPANSION:
             raise implausible(f"{len(frame)} bytes for {layout.rows}x{layout.columns} px")
         stored, bits = decode_frame(frame, file.transfer_syntax, layout)
         if contradicts_header(frame, file.transfer_syntax, layout):
@@ -130,10 +131,6 @@ def decoded(file: DicomFile, layout: PixelLayout) -> Frame:
     if as_read != layout:
         notes.append("stream_contradicts_bits_stored")
     return Frame(stored, as_read, tuple(notes))
-
-
-def _num_bytes(layout: PixelLayout) -> int:
-    return layout.rows * layout.columns * layout.samples * layout.bits_allocated // 8
 
 
 def _native(file: DicomFile, layout: PixelLayout) -> tuple[Stored, int]:

@@ -15,11 +15,12 @@ import struct
 import uuid
 import warnings
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import UTC, datetime, time, timedelta, timezone
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
+from chexradinet.dicom.header import date_of
 from chexradinet.errors import DicomResultError
 
 _DX = "1.2.840.10008.5.1.4.1.1.1.1"
@@ -170,7 +171,8 @@ def _patient_and_study(header: Dataset) -> Dataset:
 def _cleaned(keyword: str, text: str, longest: int) -> str:
     """Return the text if its attribute may hold it, cut to the longest allowed, else nothing."""
     if keyword.endswith("Date"):
-        return _date(text)
+        found = date_of(text)
+        return found.isoformat().replace("-", "") if found else ""
     if keyword.endswith("Time"):
         return _time(text)
     if keyword == "PatientSex":
@@ -180,16 +182,6 @@ def _cleaned(keyword: str, text: str, longest: int) -> str:
     if keyword.endswith("Name"):
         return _person_name(text, longest)
     return text[:longest].strip()
-
-
-def _date(text: str) -> str:
-    """Read `YYYYMMDD`, and `YYYY.MM.DD` of ACR-NEMA."""
-    match = re.fullmatch(r"(\d{4})\.?(\d{2})\.?(\d{2})", text, re.ASCII)
-    try:
-        parts = [int(part) for part in match.groups()] if match else []
-        return date(*parts).isoformat().replace("-", "") if parts else ""
-    except ValueError:
-        return ""
 
 
 def _time(text: str) -> str:

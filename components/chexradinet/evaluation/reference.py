@@ -320,9 +320,6 @@ def categorical_distribution(values: Values) -> dict[str, Any]:
     return {**distribution, "counts": count_in(distribution, values).tolist()}
 
 
-_DISTRIBUTIONS = {"numeric": numeric_distribution, "categorical": categorical_distribution}
-
-
 def count_in(distribution: Mapping[str, Any], values: Values) -> npt.NDArray[np.int64]:
     """Return how many values fall into each bin of a reference distribution."""
     if distribution["kind"] == "numeric":

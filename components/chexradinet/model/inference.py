@@ -122,9 +122,4 @@ def predict(
         empty = np.zeros((0, network.num_findings), np.float32)
         embedding = np.zeros((0, network.num_channels), np.float32)
         return Predictions(rows, empty, embedding, empty[..., None, None])
-    return Predictions(
-        rows,
-        np.concatenate([part.logits for part in parts]),
-        np.concatenate([part.embedding for part in parts]),
-        np.concatenate([part.maps for part in parts]),
-    )
+    return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -161,7 +161,7 @@ def _mean(values: Tensor) -> Tensor:
 
 
 class _Projection(nn.Module):
-    """Two linear layers with GELU between them."""
+    """Embeddings of images, or of radiomics: two linear layers with GELU between them."""
 
     def __init__(self, num_inputs: int) -> None:
         super().__init__()
@@ -177,21 +177,13 @@ class _Projection(nn.Module):
         __call__ = forward
 
 
-class RadiomicsEncoder(_Projection):
-    """Normalised radiomics features (P, R) to embeddings (P, 64)."""
-
-
-class ImageProjection(_Projection):
-    """The network's embeddings (P, C) to embeddings (P, 64)."""
-
-
 class GuidanceHeads(nn.Module):
     """Both heads of the contrastive term."""
 
     def __init__(self, num_channels: int, num_radiomics: int = NUM_RADIOMICS) -> None:
         super().__init__()
-        self.image = ImageProjection(num_channels)
-        self.radiomics = RadiomicsEncoder(num_radiomics)
+        self.image = _Projection(num_channels)
+        self.radiomics = _Projection(num_radiomics)
 
 
 def build_heads(num_channels: int, seed: int | None = None) -> GuidanceHeads:

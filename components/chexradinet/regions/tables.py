@@ -7,7 +7,7 @@ shards of one stage, and only those, can be merged.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,7 @@ def regions_table(
 ) -> pd.DataFrame:
     """Return the table of regions, one row each; `image_ids` and the others run along them."""
     missing = (np.nan,) * len(BOX_COLUMNS)
-    sides = [
-        (region.box.top, region.box.left, region.box.bottom, region.box.right)
-        if region.box is not None
-        else missing
-        for region in regions
-    ]
+    sides = [missing if region.box is None else astuple(region.box) for region in regions]
     frame = pd.DataFrame(sides, columns=list(BOX_COLUMNS), dtype=np.float64)
     peaks = [(region.peak_row, region.peak_column) for region in regions]
     frame[["peak_row", "peak_col"]] = np.asarray(peaks, dtype=np.float64).reshape(-1, 2)

@@ -24,6 +24,7 @@ from minio.error import InvalidResponseError, MinioException, S3Error, ServerErr
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, LocationValueError, MaxRetryError, SSLError
 
+from chexradinet.artifacts import sha256_of
 from chexradinet.config import StoreConfig
 from chexradinet.errors import (
     StoreAccessError,
@@ -36,7 +37,7 @@ from chexradinet.errors import (
     StoreUnavailableError,
 )
 from chexradinet.store import minio_private
-from chexradinet.store.checksums import CHUNK_BYTES, Expected, file_chunks, file_errors, verified
+from chexradinet.store.checksums import CHUNK_BYTES, Expected, file_errors, verified
 from chexradinet.store.credentials import provider_of
 from chexradinet.store.protocol import ObjectInfo, ObjectStore
 from chexradinet.store.retry import Backoff, retrying
@@ -152,10 +153,7 @@ class S3Store(ObjectStore):
             size = path.stat().st_size
             if size <= self._config.part_bytes:
                 return self._write(key, path.read_bytes(), {})
-            digest = hashlib.sha256()
-            for chunk in file_chunks(path):
-                digest.update(chunk)
-            return self._write_parts(key, path, size, digest.hexdigest())
+            return self._write_parts(key, path, size, sha256_of(path))
 
     def delete(self, key: str) -> None:
         """Remove an object; see `ObjectStore.delete`."""

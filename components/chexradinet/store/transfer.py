@@ -55,7 +55,7 @@ def upload_directory(path: Path, uri: str, config: StoreConfig = DEFAULT) -> Non
     store, prefix = open_store(uri, config)
     for file in heads:
         store.delete(prefix + file.name)
-    _upload(files, heads, lambda file: _put(store, prefix, path, file))
+    _upload(files, heads, lambda file: store.put_file(_key(prefix, path, file), file))
 
 
 def add_directory(path: Path, uri: str, config: StoreConfig = DEFAULT) -> None:
@@ -72,7 +72,7 @@ def add_directory(path: Path, uri: str, config: StoreConfig = DEFAULT) -> None:
     sizes = {info.key: info.size_bytes for info in store.list(prefix)}
 
     def add(file: Path) -> None:
-        key = prefix + file.relative_to(path).as_posix()
+        key = _key(prefix, path, file)
         if key in sizes:
             if sizes[key] == file.stat().st_size and _holds(store, key, file):
                 return
@@ -96,8 +96,8 @@ def _upload(files: list[Path], heads: list[Path], upload: Callable[[Path], None]
         upload(file)
 
 
-def _put(store: ObjectStore, prefix: str, path: Path, file: Path) -> None:
-    store.put_file(prefix + file.relative_to(path).as_posix(), file)
+def _key(prefix: str, path: Path, file: Path) -> str:
+    return prefix + file.relative_to(path).as_posix()
 
 
 def _holds(store: ObjectStore, key: str, file: Path) -> bool:
