@@ -177,8 +177,9 @@ class ScoreConfig(Settings):
     """Where the network runs; auto is the accelerator if there is one."""
     num_threads: int = internal(0, ge=0)
     """Torch threads on a CPU; 0 leaves torch's own choice."""
-    num_decoders: int = Field(default=2, ge=1)
-    """Processes that read and decode ahead of the network; 1 decodes in the same process."""
+    num_decoders: int = Field(default=2, ge=0)
+    """Processes that read and decode ahead of the network; 1 decodes in the same process, 0 takes
+    what processors and memory allow."""
     decode_timeout_s: float = internal(60.0, gt=0)
     """Most seconds that decoding one file may take in a worker process."""
 

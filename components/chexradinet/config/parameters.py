@@ -209,8 +209,9 @@ class NightlySettings(Settings):
     results_uri: str = Field(min_length=1)
     """Folder or s3:// prefix of the results and their ledger."""
     plan: PlanConfig = PlanConfig()
-    num_decoders: int = Field(default=2, ge=1)
-    """Processes that read and decode ahead of the network."""
+    num_decoders: int = Field(default=2, ge=0)
+    """Processes that read and decode ahead of the network; 0 takes what processors and memory
+    allow."""
     lease_ttl_s: float = Field(default=600.0, gt=0)
     """Seconds without a sign of life after which another run takes over."""
     placement: NightlyPlacement = NightlyPlacement()

@@ -166,7 +166,8 @@ def _read(
     reading = Reading(
         plan.inbox_uri, preprocessing, scorer.settings, plan.salt, config.decode_timeout_s
     )
-    outcomes = decode_in_order(images, partial(read_xray, reading), config.num_decoders)
+    workers = config.num_decoders
+    outcomes = decode_in_order(images, partial(read_xray, reading), workers, isolated=workers == 0)
     for image, outcome in zip(images, outcomes, strict=True):
         if isinstance(outcome, RejectedImageError):
             yield Excluded(image.key, REJECTED, str(outcome.reason), outcome.detail)

@@ -196,8 +196,9 @@ def test_an_inbox_that_is_lost_fails_the_shard_instead_of_rejecting_its_x_rays(
     assert not list(Path(world.results_uri).glob("ledger/plans/*/shards/*"))
 
 
+@pytest.mark.parametrize("num_decoders", [0, 2])
 def test_results_do_not_depend_on_processes_and_a_second_run_leaves_them_alone(
-    world: World,
+    world: World, num_decoders: int
 ) -> None:
     for number in range(9):
         world.add_png(number)
@@ -206,7 +207,7 @@ def test_results_do_not_depend_on_processes_and_a_second_run_leaves_them_alone(
     assert score(world.addresses, 1, 0, SCORING).status == "done_before"
     other = world.with_results("other")
     planned(other)
-    score(other.addresses, 1, 0, SCORING.changed(num_decoders=2))
+    score(other.addresses, 1, 0, SCORING.changed(num_decoders=num_decoders))
     found = first_shard(other)
     timings = list(TIMINGS)
     assert found.scores.drop_columns(timings).equals(alone.scores.drop_columns(timings))
@@ -217,7 +218,9 @@ def test_a_crash_while_decoding_costs_no_small_night_either(
 ) -> None:
     workers: list[int] = []
 
-    def noted(images: object, decode: object, num_workers: int) -> Iterator[RejectedImageError]:
+    def noted(
+        images: object, decode: object, num_workers: int, isolated: bool
+    ) -> Iterator[RejectedImageError]:
         workers.append(num_workers)
         yield RejectedImageError(RejectReason.UNREADABLE, "the decoder crashed on it")
 
