@@ -77,7 +77,7 @@ def in_processes(
     Raises:
         WorkerError: no process can be started.
     """
-    pool = _Pool(job, num_workers)
+    pool = Pool(job, num_workers)
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -127,7 +127,7 @@ class _Died(Exception):
         self.failure = failure
 
 
-class _Pool(Generic[Item, Result]):
+class Pool(Generic[Item, Result]):
     """Threads, each with a process that is replaced when it dies."""
 
     def __init__(self, job: Job[Item, Result], num_workers: int) -> None:

@@ -28,6 +28,7 @@ from chexradinet.model.inference import Predictions, choose_device, folded, pred
 from chexradinet.model.resnet import ChexRadiNet
 from chexradinet.nightly.dicom import write_dicom
 from chexradinet.nightly.ledger import Ledger, Plan, PlannedImage, open_ledger, read_plan
+from chexradinet.nightly.look import Look, Measure, looks_of, measuring, num_measurers
 from chexradinet.nightly.merge import read_shard
 from chexradinet.nightly.model import NightModel, fetched, read_model
 from chexradinet.nightly.outcome import ShardOutcome
@@ -48,10 +49,7 @@ from chexradinet.nightly.records import (
     table_from,
     urgency,
 )
-from chexradinet.records import Box, FeatureStatus, Geometry, Region, RejectReason
-from chexradinet.regions.extract import extract_region
-from chexradinet.regions.radiomics import features_of
-from chexradinet.regions.tables import FeatureRow, rejected_row
+from chexradinet.records import Box, Geometry, Region, RejectReason
 from chexradinet.reports.overlay import overlay, png_bytes
 
 NOT_FINITE_DETAIL = "the model gave a score or a map that is not a finite number"
@@ -141,13 +139,20 @@ def score_shard(
     started = time.perf_counter()
     collected = _Collected()
     outcomes = _read(plan, plan.shard(shard), scorer, config)
-    for batch in _batches(outcomes, scorer.settings.batch_size):
-        for one in batch:
-            if isinstance(one, Excluded):
-                collected.exclude(plan, one)
-        xrays = [one for one in batch if isinstance(one, XRay)]
-        if xrays:
-            _score_batch(collected, ledger, plan, scorer, xrays)
+    workers = num_measurers(config.num_measurers, next(scorer.network.parameters()).device.type)
+    with measuring(scorer.settings.radiomics, workers) as measure:
+        before: _Passed | None = None
+        for batch in _batches(outcomes, scorer.settings.batch_size):
+            for one in batch:
+                if isinstance(one, Excluded):
+                    collected.exclude(plan, one)
+            xrays = [one for one in batch if isinstance(one, XRay)]
+            passed = _pass(collected, plan, scorer, xrays, measure) if xrays else None
+            if before is not None:
+                _collect(collected, ledger, plan, scorer, before)
+            before = passed
+        if before is not None:
+            _collect(collected, ledger, plan, scorer, before)
     result = _result(collected, plan, time.perf_counter() - started)
     if not ledger.create(ledger.shard_key(plan.number, shard), pack(result)):
         _log.info("shard %d of plan %d was done meanwhile by another run", shard, plan.number)
@@ -191,9 +196,21 @@ def _batches(
         yield batch
 
 
-def _score_batch(
-    collected: _Collected, ledger: Ledger, plan: Plan, scorer: Scorer, xrays: Sequence[XRay]
-) -> None:
+@dataclass(frozen=True)
+class _Passed:
+    """A batch that passed the network; its radiomics may still be measured."""
+
+    xrays: Sequence[XRay]
+    found: Predictions
+    probabilities: npt.NDArray[np.float64]
+    looks: Sequence[Sequence[Look]]
+    seconds: dict[str, float]
+
+
+def _pass(
+    collected: _Collected, plan: Plan, scorer: Scorer, xrays: Sequence[XRay], measure: Measure
+) -> _Passed:
+    """Pass a batch through the network, and start to measure what it flags."""
     started = time.perf_counter()
     pixels = np.stack([xray.pixels for xray in xrays])
     found = predict_folded(scorer.network, pixels, np.arange(len(xrays)))
@@ -210,16 +227,26 @@ def _score_batch(
         found.rows[usable], found.logits[usable], found.embedding[usable], found.maps[usable]
     )
     kept = [xray for xray, is_usable in zip(xrays, usable, strict=True) if is_usable]
-    cases = cases_of(scorer, kept, found, probabilities[usable])
-    forward_s = (passed - started) / len(xrays)
-    regions_s = (time.perf_counter() - passed) / len(xrays)
+    looks = looks_of(scorer, kept, found, probabilities[usable], measure)
+    seconds = {"forward_s": passed - started, "regions_s": time.perf_counter() - passed}
+    each = {name: value / len(xrays) for name, value in seconds.items()}
+    return _Passed(kept, found, probabilities[usable], looks, each)
+
+
+def _collect(
+    collected: _Collected, ledger: Ledger, plan: Plan, scorer: Scorer, batch: _Passed
+) -> None:
+    """Add the rows of a batch, when its radiomics are there."""
+    started = time.perf_counter()
+    cases = cases_of(scorer, batch.xrays, batch.found, batch.probabilities, batch.looks)
+    waited_s = (time.perf_counter() - started) / max(1, len(batch.xrays))
     settings = scorer.settings
     rows: list[dict[str, Any]] = []
-    for case, embedding in zip(cases, found.embedding, strict=True):
+    for case, embedding in zip(cases, batch.found.embedding, strict=True):
         xray = case.xray
         image = plan.image(xray.object_key)
-        seconds = {"read_s": xray.read_s, "decode_s": xray.decode_s}
-        seconds |= {"forward_s": forward_s, "regions_s": regions_s}
+        seconds = {"read_s": xray.read_s, "decode_s": xray.decode_s, **batch.seconds}
+        seconds["regions_s"] += waited_s
         if settings.dicom_results:
             writing = time.perf_counter()
             write_dicom(ledger, plan, image, (case, scorer))
@@ -261,8 +288,12 @@ def cases_of(
     xrays: Sequence[XRay],
     found: Predictions,
     probabilities: npt.NDArray[np.float64],
+    looks: Sequence[Sequence[Look]] | None = None,
 ) -> list[NightCase]:
-    """Return the cases of a batch, in its order."""
+    """Return the cases of a batch, in its order; without `looks` the regions are measured here."""
+    if looks is None:
+        with measuring(model.settings.radiomics, 1) as measure:
+            looks = looks_of(model, xrays, found, probabilities, measure)
     distances: Sequence[float | None] = [None] * len(xrays)
     outside: Sequence[bool | None] = [None] * len(xrays)
     if model.reference is not None and xrays:
@@ -273,7 +304,7 @@ def cases_of(
     return [
         NightCase(
             xray=xray,
-            findings=_findings(model, xray, found, row, probabilities[row]),
+            findings=_findings(model, xray, found, row, probabilities[row], looks[row]),
             ood_score=distances[row],
             out_of_distribution=outside[row],
         )
@@ -287,41 +318,31 @@ def _findings(
     found: Predictions,
     row: int,
     probabilities: npt.NDArray[np.float64],
+    looks: Sequence[Look],
 ) -> tuple[NightFinding, ...]:
     fitted: Mapping[str, Any] = (model.info.calibration or {})["findings"]
     points = model.operating_points
     scored = []
-    for column, finding in enumerate(model.findings):
-        heatmap = found.maps[row, column]
-        threshold = fitted[finding]["threshold"]
-        probability = float(probabilities[column])
-        flagged = None if threshold is None else probability >= threshold
-        region = extract_region(heatmap, xray.pixels.shape[0], model.settings.regions)
-        features = _features(xray, region, model) if flagged else None
+    for column, (finding, look) in enumerate(zip(model.findings, looks, strict=True)):
+        features = look.features() if look.features is not None else None
         scored.append(
             NightFinding(
                 name=finding,
                 raw_score=float(found.logits[row, column]),
-                probability=probability,
+                probability=float(probabilities[column]),
                 calibrated=fitted[finding]["status"] != NOT_CALIBRATED,
-                threshold=threshold,
-                flagged=flagged,
+                threshold=fitted[finding]["threshold"],
+                flagged=look.flagged,
                 sensitivity=points.get(finding, {}).get("sensitivity"),
                 specificity=points.get(finding, {}).get("specificity"),
-                region=_original_box(region, xray.geometry),
+                region=_original_box(look.region, xray.geometry),
                 radiomics=features.by_name() if features else {},
-                radiomics_status=features.status.value if features else _NO_FEATURES[flagged],
-                model_region=region,
-                heatmap=heatmap,
+                radiomics_status=features.status.value if features else _NO_FEATURES[look.flagged],
+                model_region=look.region,
+                heatmap=found.maps[row, column],
             )
         )
     return tuple(scored)
-
-
-def _features(xray: XRay, region: Region, model: NightModel) -> FeatureRow:
-    if region.box is None:
-        return rejected_row(FeatureStatus.NO_REGION)
-    return features_of(xray.pixels, region.box, model.settings.radiomics)
 
 
 def _original_box(region: Region, geometry: Geometry) -> Box | None:

@@ -44,9 +44,14 @@ def features_of(image: NDArray[np.uint8], box: Box, config: RadiomicsConfig) -> 
             `BORDER_PX` free.
         config: Bin width and nominal spacing.
     """
-    if find_spec("radiomics") is None:
+    if not is_installed():
         return rejected_row(FeatureStatus.NOT_INSTALLED)
     return features_of_crop(crop_of(image, box), config)
+
+
+def is_installed() -> bool:
+    """Tell whether pyradiomics is there."""
+    return find_spec("radiomics") is not None
 
 
 def crop_of(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:

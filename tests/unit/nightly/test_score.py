@@ -24,10 +24,12 @@ from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import predict
 from chexradinet.nightly import read as nightly_read
 from chexradinet.nightly.ledger import open_ledger, read_plan
+from chexradinet.nightly.look import num_measurers
 from chexradinet.nightly.merge import read_shard
 from chexradinet.nightly.plan import plan
 from chexradinet.nightly.records import TIMINGS, ShardResult, XRay
 from chexradinet.nightly.score import score
+from chexradinet.processors import available_processors
 from chexradinet.records import RejectReason
 from chexradinet.store import open_store
 from tests.nightly_world import FINDINGS, SCORING, World, make_world
@@ -196,9 +198,11 @@ def test_an_inbox_that_is_lost_fails_the_shard_instead_of_rejecting_its_x_rays(
     assert not list(Path(world.results_uri).glob("ledger/plans/*/shards/*"))
 
 
-@pytest.mark.parametrize("num_decoders", [0, 2])
+@pytest.mark.parametrize(
+    "processes", [{"num_decoders": 0}, {"num_decoders": 2}, {"num_measurers": 2}]
+)
 def test_results_do_not_depend_on_processes_and_a_second_run_leaves_them_alone(
-    world: World, num_decoders: int
+    world: World, processes: dict[str, int]
 ) -> None:
     for number in range(9):
         world.add_png(number)
@@ -207,10 +211,11 @@ def test_results_do_not_depend_on_processes_and_a_second_run_leaves_them_alone(
     assert score(world.addresses, 1, 0, SCORING).status == "done_before"
     other = world.with_results("other")
     planned(other)
-    score(other.addresses, 1, 0, SCORING.changed(num_decoders=num_decoders))
+    score(other.addresses, 1, 0, SCORING.changed(**processes))
     found = first_shard(other)
     timings = list(TIMINGS)
     assert found.scores.drop_columns(timings).equals(alone.scores.drop_columns(timings))
+    assert "ok" in found.scores["radiomics_status"].to_pylist()
 
 
 def test_a_crash_while_decoding_costs_no_small_night_either(
@@ -289,3 +294,9 @@ def test_the_score_table_opens_with_plain_parquet_readers(world: World) -> None:
     name = next(name for name in world.results() if name.endswith("part-000001.parquet"))
     table: pa.Table = pq.read_table(io.BytesIO(world.results()[name]))
     assert table.num_rows == len(FINDINGS)
+
+
+def test_radiomics_are_measured_beside_an_accelerator_only() -> None:
+    assert num_measurers(0, "cpu") == 1
+    assert num_measurers(0, "cuda") == max(1, available_processors() // 4)
+    assert num_measurers(3, "cpu") == 3
