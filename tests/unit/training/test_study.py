@@ -23,6 +23,7 @@ from chexradinet.records import Split
 from chexradinet.training import study_cell
 from chexradinet.training.study import cells_of, labelled_rows, outcomes_of, run_study
 from chexradinet.training.study_cell import READOUTS, Cell, Outcome
+from chexradinet.training.study_parts import run_part
 from chexradinet.training.study_report import seed_interval, sentence, study_document, write_study
 
 PLAN = StudyPlan(
@@ -180,3 +181,27 @@ def test_parts_that_ran_apart_are_one_study(tiny_dataset: Path, tmp_path: Path) 
         stream.write(b"x")
     with pytest.raises(ArtifactError, match="was changed"):
         outcomes_of(data, GUIDED, [tmp_path / first.name])
+
+
+def test_each_cell_is_in_exactly_one_part_and_an_arm_keeps_its_encoder(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, plan = open_dataset(tiny_dataset), PLAN.changed(labels=[12, 24])
+    ran: list[list[Cell]] = []
+
+    def noted(_: Any, __: Any, folder: Path, cells: list[Cell]) -> None:  # noqa: ANN401
+        ran.append(cells)
+        (folder / "encoder-radiomics-0").mkdir(parents=True)
+        (folder / "plan.json").write_text("{}")
+
+    monkeypatch.setattr("chexradinet.training.study.run_study", noted)
+    for part in range(3):
+        run_part(data, plan, part, 3, tmp_path / str(part))
+    assert sorted((cell for cells in ran for cell in cells), key=str) == sorted(
+        cells_of(data, plan), key=str
+    )
+    for number in plan.labels:
+        pairs = [{(c.arm, c.seed) for c in cells if c.labels == number} for cells in ran]
+        assert pairs == [{(c.arm, c.seed) for c in cells} for cells in ran]
+    # What is kept of a part is its cells, not the encoders that they started from.
+    assert [path.name for path in (tmp_path / "0").iterdir()] == ["plan.json"]
