@@ -37,7 +37,12 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        populate_by_name=True,  # an alias is the name that stored records use
+        loc_by_alias=False,
     )
 
     def __init__(self, /, **values: Any) -> None:  # noqa: ANN401 - each field has its own type

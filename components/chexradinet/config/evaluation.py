@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Self
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from chexradinet.config.base import Settings, internal, require
 
@@ -11,13 +11,7 @@ from chexradinet.config.base import Settings, internal, require
 class RegionConfig(Settings):
     """How a heatmap becomes a region."""
 
-    region_threshold: float = Field(
-        default=0.6,
-        gt=0,
-        lt=1,
-        validation_alias=AliasChoices("region_threshold", "threshold"),
-        serialization_alias="threshold",
-    )
+    region_threshold: float = Field(default=0.6, gt=0, lt=1, alias="threshold")
     """Fraction of a map's maximum that its region reaches."""
     blur_px: int = internal(5, ge=1)
     """Side of the Gaussian kernel applied after upsampling, odd, 1 for none."""

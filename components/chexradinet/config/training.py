@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Any, Self
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import Field, model_validator
 
 from chexradinet.config.base import Settings, internal, require
 
@@ -51,11 +51,7 @@ class GuidanceRecipe(StrEnum):
 class GuidanceConfig(Settings):
     """Loss of a guided round: `(1 - s - c) * classification + s * entropy + c * contrastive`."""
 
-    guidance: GuidanceRecipe = Field(
-        default=GuidanceRecipe.SHARPEN_CONTRASTIVE,
-        validation_alias=AliasChoices("guidance", "recipe"),
-        serialization_alias="recipe",
-    )
+    guidance: GuidanceRecipe = Field(default=GuidanceRecipe.SHARPEN_CONTRASTIVE, alias="recipe")
     """Terms that take part in the loss; the weight of a term that does not is 0."""
     permute_radiomics: bool = internal(False)
     """Shuffle the features over the images: what it keeps of a gain is not radiomics."""
