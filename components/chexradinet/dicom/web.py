@@ -244,7 +244,8 @@ def _get(
 
     def once() -> tuple[str, bytes]:
         options = {"params": query, "headers": {"Accept": accept}, "stream": True}
-        with session_for().get(url, **options, timeout=_timeouts(config)) as answer:
+        timeout = (config.connect_timeout_s, config.read_timeout_s)
+        with session_for().get(url, **options, timeout=timeout) as answer:
             check_status(answer)
             chunks, size = [], 0
             for chunk in answer.iter_content(_CHUNK_BYTES):
@@ -255,10 +256,6 @@ def _get(
             return answer.headers.get("Content-Type", ""), b"".join(chunks)
 
     return retrying(once, is_transient, Backoff(config.retry_total_s, where=archive.host))
-
-
-def _timeouts(config: StoreConfig) -> tuple[float, float]:
-    return config.connect_timeout_s, config.read_timeout_s
 
 
 def parts_of(body: bytes, content_type: str) -> list[bytes]:

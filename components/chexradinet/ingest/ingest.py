@@ -117,7 +117,7 @@ def ingest(
         info = DatasetInfo(
             findings=config.finding_names if task.table is None else task.table.findings,
             preprocessing=config.preprocessing,
-            source=source if task.key is None else _coded_place(source, task.key),
+            source=f"source-{name_of(task.key, 'source', source)[:12]}" if task.key else source,
             split_seed=config.split_seed,
             quality=config.quality if task.has_headers else None,
             deidentified=task.key is not None,
@@ -184,10 +184,6 @@ class _Task:
             key=self.key,
             min_age_years=self.config.quality.min_age_years,
         )
-
-
-def _coded_place(source: str, key: DeidentificationKey) -> str:
-    return f"source-{name_of(key, 'source', source)[:12]}"
 
 
 def _prepared(

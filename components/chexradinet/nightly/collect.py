@@ -239,7 +239,9 @@ def write_scores(
     """
     number = f"{plan.number:06d}"
     names = (f"part-{number}.parquet", f"part-{number}.csv")
-    sampled = _sampled(merged)
+    # Image keys are hashes: the smallest are a random choice, and always the same one.
+    chosen = sorted(merged.images, key=lambda image: image.image_key)[:MAX_DRIFT_IMAGES]
+    sampled = {image.object_key for image in chosen}
     embeddings: dict[str, npt.NDArray[np.float32]] = {}
     pictures: dict[str, bytes] = {}
     with (
@@ -278,12 +280,6 @@ def put_files(ledger: Ledger, plan: Plan, files: Sequence[Path]) -> dict[str, st
         digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         ledger.store.put_file(night_key(ledger, plan, path.name), path)
     return digests
-
-
-def _sampled(merged: Merged) -> frozenset[str]:
-    # Image keys are hashes: the smallest are a random choice, and always the same one.
-    chosen = sorted(merged.images, key=lambda image: image.image_key)[:MAX_DRIFT_IMAGES]
-    return frozenset(image.object_key for image in chosen)
 
 
 def _without(scores: pa.Table, merged: Merged) -> pa.Table:

@@ -74,15 +74,17 @@ class Merged:
     """Seconds that the shards took, added up."""
 
 
-def read_shard(ledger: Ledger, plan: Plan, shard: int) -> ShardResult:
-    """Read the results of a shard.
+def read_shard(ledger: Ledger, plan: Plan, shard: int) -> ShardResult | None:
+    """Read the results of a shard; None if it was not scored yet.
 
     Raises:
-        StoreNotFoundError: it was not scored yet.
         ArtifactError: it is damaged, or was scored for another plan of this number.
     """
     key = ledger.shard_key(plan.number, shard)
-    result = unpack(ledger.store.get(key), key)
+    try:
+        result = unpack(ledger.store.get(key), key)
+    except StoreNotFoundError:
+        return None
     tables = (result.images, result.rejected)
     names = sorted(key for table in tables for key in table.column("object_key").to_pylist())
     if result.plan_sha256 != plan.digest or names != [image.key for image in plan.shard(shard)]:
@@ -102,13 +104,13 @@ def shards_of(ledger: Ledger, plan: Plan) -> Iterator[ShardResult]:
         ArtifactError: a shard was not scored yet, is damaged, or is of another plan.
     """
     for shard in range(plan.num_shards):
-        try:
-            yield read_shard(ledger, plan, shard)
-        except StoreNotFoundError as error:
+        result = read_shard(ledger, plan, shard)
+        if result is None:
             raise ArtifactError(
                 f"shard {shard} of plan {plan.number} is not scored; run `score` for it, or the "
                 "whole nightly run again"
-            ) from error
+            )
+        yield result
 
 
 def merge(plan: Plan, history: History, skipped: Collection[int] = ()) -> Merged:

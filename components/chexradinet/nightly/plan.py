@@ -184,11 +184,6 @@ def _champion(models_uri: str) -> tuple[BundleInfo, str]:
     return info, digest
 
 
-def _calibrated(info: BundleInfo) -> tuple[str, ...]:
-    fitted: Mapping[str, Any] = (info.calibration or {})["findings"]
-    return tuple(name for name in info.findings if fitted[name]["threshold"] is not None)
-
-
 def _check_inbox(found: Plan, inbox_uri: str) -> None:
     if not same_place(found.inbox_uri, inbox_uri):
         raise MismatchError(
@@ -220,6 +215,7 @@ def _new_plan(
     inbox: Inbox,
 ) -> Plan:
     info, digest = champion
+    fitted: Mapping[str, Any] = (info.calibration or {})["findings"]
     return Plan(
         number=number,
         date=now.date().isoformat(),
@@ -228,7 +224,7 @@ def _new_plan(
         bundle_digest=digest,
         preprocessing_digest=info.preprocessing_digest,
         findings=info.findings,
-        calibrated=_calibrated(info),
+        calibrated=tuple(one for one in info.findings if fitted[one]["threshold"] is not None),
         settings=config.results.record(),
         shard_size=config.shard_size,
         images=inbox.images,

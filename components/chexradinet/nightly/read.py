@@ -190,12 +190,14 @@ def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:
     shown = reading.settings.worklist.worklist_identifiers
     named = shown != WorklistIdentifiers.NONE
     study = header.study_instance_uid if _UID.match(header.study_instance_uid) else key
+    # The code tells a plan's patients apart; the ledger alone keeps the salt.
+    patient = header.patient_id or f"study {study}"
     return XRay(
         object_key=object_key,
         image_key=key,
         study_uid=study,
         sop_uid=instance,
-        patient_key=_patient_key(reading.salt, header.patient_id or f"study {study}"),
+        patient_key=hmac.new(reading.salt, patient.encode(), hashlib.sha256).hexdigest(),
         pixels=pixels,
         geometry=geometry,
         view=str(header.view),
@@ -207,8 +209,3 @@ def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:
         patient_id=header.patient_id if shown == WorklistIdentifiers.PATIENT else "",
         study_date=header.study_date.isoformat() if named and header.study_date else "",
     )
-
-
-def _patient_key(salt: bytes, patient: str) -> str:
-    """Return a code that tells a plan's patients apart; the ledger alone keeps it."""
-    return hmac.new(salt, patient.encode(), hashlib.sha256).hexdigest()

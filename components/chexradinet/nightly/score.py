@@ -19,7 +19,7 @@ import torch
 
 from chexradinet.config import require
 from chexradinet.config.nightly import ScoreConfig
-from chexradinet.errors import RejectedImageError, StoreNotFoundError
+from chexradinet.errors import RejectedImageError
 from chexradinet.evaluation.calibration import NOT_CALIBRATED, PLATT, apply_calibration
 from chexradinet.evaluation.reference import ood_flags, ood_scores
 from chexradinet.ingest.decoding import decode_in_order
@@ -112,29 +112,16 @@ def score(addresses: Addresses, number: int, shard: int, config: ScoreConfig) ->
     ledger = open_ledger(addresses.results_uri)
     plan = read_plan(ledger, number)
     require(0 <= shard < plan.num_shards, "shard", shard, f"in [0, {plan.num_shards})")
-    if is_scored(ledger, plan, shard):
+    if read_shard(ledger, plan, shard) is not None:
         return ShardOutcome(status="done_before")
     return score_shard(ledger, plan, shard, open_scorer(addresses, plan, config), config)
-
-
-def is_scored(ledger: Ledger, plan: Plan, shard: int) -> bool:
-    """Tell whether a shard's results are there.
-
-    Raises:
-        ArtifactError: what is there is damaged, or was scored for another plan of this number.
-    """
-    try:
-        read_shard(ledger, plan, shard)
-    except StoreNotFoundError:
-        return False
-    return True
 
 
 def score_shard(
     ledger: Ledger, plan: Plan, shard: int, scorer: Scorer, config: ScoreConfig
 ) -> ShardOutcome:
     """Score a shard with a model that is open already; see `score`."""
-    if is_scored(ledger, plan, shard):
+    if read_shard(ledger, plan, shard) is not None:
         return ShardOutcome(status="done_before")
     started = time.perf_counter()
     collected = _Collected()

@@ -90,10 +90,11 @@ def retrain(
     """
     require_replaceable(target, BUNDLE_HEAD)
     work = partial(_retrain, bundle, dataset, features, target, round_number, guidance, config)
+    files = (file for folder in features for file in folder.glob("*"))
     inputs = [
         *(round_number, processes, guidance.record(), config.record()),
         *(read_bundle_info(bundle)[1], open_dataset(dataset, verify=False).digest),
-        _digests(features) if guidance.contrasts else [],
+        sorted(map(sha256_of, files)) if guidance.contrasts else [],
     ]
     finished = FinishedWork("retrain", digest_of(inputs), reuse=reuse)
     if not finished.take(target, BUNDLE_HEAD):
@@ -106,11 +107,6 @@ def retrain(
     better = improved([entry["mean_auroc"] for entry in info.metrics["history"]], min_improvement)
     _log.info("round %d (%s): improved=%s", round_number, info.guidance, better)
     return RoundOutcome(info=info, improved=better)
-
-
-def _digests(features: Sequence[Path]) -> list[str]:
-    files = (file for folder in features for file in folder.glob("*"))
-    return sorted(sha256_of(file) for file in files)
 
 
 def _retrain(

@@ -269,7 +269,9 @@ def test_files_without_a_score_are_counted_by_what_they_came_to_last(world: Worl
     junk = {("rejected", "not_an_image"): 1, ("rejected", "truncated"): 1}
     assert unscored_files(history, [], merged[0]) == {("postponed", "changed"): 1, **junk}
     assert unscored_files(history, plans[:1], merged[1]) == junk
-    assert read_shard(ledger, plans[1], 0).images.num_rows == 1
+    result = read_shard(ledger, plans[1], 0)
+    assert result is not None
+    assert result.images.num_rows == 1
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,9 @@ def planned(world: World, **settings: object) -> None:
 def first_shard(world: World) -> ShardResult:
     """Return what the first shard of the first plan holds."""
     ledger = open_ledger(world.results_uri)
-    return read_shard(ledger, read_plan(ledger, 1), 0)
+    result = read_shard(ledger, read_plan(ledger, 1), 0)
+    assert result is not None
+    return result
 
 
 def scored(world: World) -> ShardResult:
