@@ -3,10 +3,8 @@
 import contextlib
 import io
 import json
-import os
 import re
 import secrets
-import shutil
 import socket
 import socketserver
 import ssl
@@ -50,9 +48,9 @@ from chexradinet.errors import (
 )
 from chexradinet.nightly.run import upload_stage
 from chexradinet.records import Box, Geometry
+from tests.integration.orthanc import running_orthanc
 from tests.nightly_world import make_world
 
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 NAMES = ("DICOMWEB_TOKEN", "DICOMWEB_USER", "DICOMWEB_PASSWORD", "DICOMWEB_CA_BUNDLE")
 QUICK = StoreConfig(retry_total_s=0.5)
 AT_ONCE = StoreConfig(retry_total_s=0)
@@ -171,26 +169,9 @@ def orthanc(
     certificate: Path,
 ) -> Iterator[SimpleNamespace]:
     """Return an archive behind TLS that wants a user and a password."""
-    if shutil.which("Orthanc") is None or not PLUGIN.exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail("orthanc and orthanc-dicomweb are not installed; CI must not skip this")
-        pytest.skip("Debian's packages orthanc and orthanc-dicomweb are not installed")
     folder, port, password = tmp_path_factory.mktemp("orthanc"), free_port(), secrets.token_hex(8)
-    settings = {
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "index"),
-        "HttpPort": port,
-        "DicomServerEnabled": False,
-        "AuthenticationEnabled": True,
-        "RegisteredUsers": {"sender": password},
-        "Plugins": [str(PLUGIN)],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "log").open("wb") as log:
-        command = ["Orthanc", str(folder / "orthanc.json")]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
+    settings = {"AuthenticationEnabled": True, "RegisteredUsers": {"sender": password}}
+    with running_orthanc(folder, port, **settings) as process:
         wait_until_listening(port, process)
         with behind_tls(port, certificate) as secure_port:
             yield SimpleNamespace(
@@ -198,9 +179,6 @@ def orthanc(
                 url=f"https://127.0.0.1:{secure_port}/dicom-web",
                 password=password,
             )
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def wait_until_listening(port: int, process: "subprocess.Popen[bytes]") -> None:

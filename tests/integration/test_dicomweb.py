@@ -1,12 +1,7 @@
 """A real PACS (Orthanc with its DICOMweb plug-in) as a source of X-rays."""
 
 import io
-import json
 import logging
-import os
-import shutil
-import subprocess
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +18,8 @@ from chexradinet.errors import (
     StoreNotFoundError,
     StoreUnavailableError,
 )
+from tests.integration.orthanc import running_orthanc, store
 
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 AT_ONCE = StoreConfig(retry_total_s=0)
 JANUARY = "?study_date=20260101-20260131"
 
@@ -36,36 +31,12 @@ def orthanc(
     wait_until_up: Callable[..., None],
 ) -> Iterator[SimpleNamespace]:
     """Return an archive with seven X-rays, three of them radiographs of January 2026."""
-    if shutil.which("Orthanc") is None or not PLUGIN.exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail("orthanc and orthanc-dicomweb are not installed; CI must not skip this")
-        pytest.skip("Debian's packages orthanc and orthanc-dicomweb are not installed")
-    folder = tmp_path_factory.mktemp("orthanc")
-    port = free_port()
-    settings = {
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "index"),
-        "HttpPort": port,
-        "DicomServerEnabled": False,
-        "AuthenticationEnabled": False,
-        "Plugins": [str(PLUGIN)],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    open_to_all = f"http://127.0.0.1:{port}"
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "log").open("wb") as log:
-        command = ["Orthanc", str(folder / "orthanc.json")]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        wait_until_up(f"{open_to_all}/system", process)
-        yield SimpleNamespace(
-            url=open_to_all,
-            uri=f"dicomweb://127.0.0.1:{port}/dicom-web",
-            files=fill(open_to_all),
-        )
-    finally:
-        process.terminate()
-        process.wait()
+    folder, port = tmp_path_factory.mktemp("orthanc"), free_port()
+    url = f"http://127.0.0.1:{port}"
+    with running_orthanc(folder, port) as process:
+        wait_until_up(f"{url}/system", process)
+        uri = f"dicomweb://127.0.0.1:{port}/dicom-web"
+        yield SimpleNamespace(url=url, uri=uri, files=fill(url))
 
 
 def fill(url: str) -> dict[str, bytes]:
@@ -88,13 +59,6 @@ def fill(url: str) -> dict[str, bytes]:
         if dataset in wanted:
             files[str(dataset.SOPInstanceUID)] = buffer.getvalue()
     return files
-
-
-def store(url: str, data: bytes) -> None:
-    """Give a file to the archive."""
-    request = urllib.request.Request(f"{url}/instances", data=data, method="POST")  # noqa: S310
-    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
-        response.read()
 
 
 def radiograph(study_date: str, modality: str, study: str | None = None) -> FileDataset:

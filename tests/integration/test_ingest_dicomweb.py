@@ -1,10 +1,5 @@
 """Ingest from a real PACS (Orthanc with its DICOMweb plug-in)."""
 
-import json
-import os
-import shutil
-import subprocess
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +12,8 @@ from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import ConfigError, StoreUnavailableError
 from chexradinet.ingest.ingest import ingest
 from tests.ingest_world import KEY_VARIABLE, SECRET, dicom, dicom_config, sop_uid
+from tests.integration.orthanc import running_orthanc, store
 
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 NOVEMBER = "?study_date=20231101-20231130"
 
 
@@ -34,27 +29,9 @@ def archive(
     wait_until_up: Callable[..., None],
 ) -> Iterator[SimpleNamespace]:
     """Return an archive with five radiographs of November and one of another month."""
-    if shutil.which("Orthanc") is None or not PLUGIN.exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail("orthanc and orthanc-dicomweb are not installed; CI must not skip this")
-        pytest.skip("Debian's packages orthanc and orthanc-dicomweb are not installed")
     folder, port = tmp_path_factory.mktemp("orthanc"), free_port()
-    settings = {
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "index"),
-        "HttpPort": port,
-        "DicomServerEnabled": False,
-        "AuthenticationEnabled": False,
-        "Plugins": [str(PLUGIN)],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            ["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log
-        )
     url = f"http://127.0.0.1:{port}"
-    try:
+    with running_orthanc(folder, port) as process:
         wait_until_up(f"{url}/system", process)
         for number in range(5):
             store(url, xray(number))
@@ -66,9 +43,6 @@ def archive(
             process.wait()
 
         yield SimpleNamespace(uri=uri, stop=stop)
-    finally:
-        process.kill()
-        process.wait()
 
 
 def xray(number: int) -> bytes:
@@ -76,13 +50,6 @@ def xray(number: int) -> bytes:
     view = "LL" if number == 4 else "PA"
     series = f"1.2.826.0.1.3680043.8.500.{number}"
     return dicom(number, StudyDate="20231119", SeriesInstanceUID=series, ViewPosition=view)
-
-
-def store(url: str, data: bytes) -> None:
-    """Give a file to the archive."""
-    request = urllib.request.Request(f"{url}/instances", data=data, method="POST")  # noqa: S310
-    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
-        response.read()
 
 
 def test_radiographs_of_the_dates_are_those_of_a_folder_with_labels_beside(
