@@ -1,4 +1,4 @@
-"""The nightly pipeline: plan what arrived, score it shard by shard, collect the results.
+"""The nightly pipeline: plan what arrived, score it shard by shard, collect and send the results.
 
 The loop is alone in a sub-pipeline: only there does all that its body needs reach it, and a loop
 directly in an exit handler fails on the backend. Nothing here is served from the cache.
@@ -14,12 +14,15 @@ from chexradinet.steps.collect import collect
 from chexradinet.steps.plan import plan
 from chexradinet.steps.report_outcome import report_outcome
 from chexradinet.steps.score import score
+from chexradinet.steps.upload import upload
 from pipelines.describe import described_pipeline
 from pipelines.parameters import NIGHTLY
 from pipelines.resources import (
+    RESULTS_ARCHIVE_SECRET,
     Placement,
     on_accelerator,
     on_processor,
+    with_archive,
     with_store,
 )
 
@@ -65,7 +68,7 @@ def score_shards(
             accelerators=accelerators,
         )
         on_accelerator(scored, placement, scoring_memory, accelerators)
-        with_store(scored)
+        with_archive(with_store(scored))
         scored.set_caching_options(enable_caching=False)
 
 
@@ -90,7 +93,7 @@ def nightly_pipeline() -> Callable[..., Any]:
         last.set_caching_options(enable_caching=False)
         with dsl.ExitHandler(last, name="night"):
             planned = plan(**vars(given), run_id=run_id, max_loop=MAX_PODS)
-            with_store(on_processor(planned, place, "4Gi"))
+            with_archive(with_store(on_processor(planned, place, "4Gi")))
             planned.set_caching_options(enable_caching=False)
             scored = score_shards(
                 shards=planned.outputs["shards"],
@@ -113,8 +116,14 @@ def nightly_pipeline() -> Callable[..., Any]:
                 status=planned.outputs["status"],
                 **addresses,
             ).after(scored)
-            with_store(on_processor(collected, place, "4Gi"))
+            with_archive(with_store(on_processor(collected, place, "4Gi")))
             collected.set_caching_options(enable_caching=False)
+            with dsl.If(given.archive_uri != "", name="archive"):
+                sent = upload(results_uri=given.results_uri, archive_uri=given.archive_uri).after(
+                    collected
+                )
+                with_archive(with_store(on_processor(sent, place, "2Gi")), RESULTS_ARCHIVE_SECRET)
+                sent.set_caching_options(enable_caching=False)
 
     return described_pipeline(
         nightly, NightlySettings, name=NIGHTLY, display_name="ChexRadiNet nightly"

@@ -29,7 +29,10 @@ STORE_CONFIG = "chexradinet-run"
 """ConfigMap with the addresses that a stage reads from its environment."""
 
 ARCHIVE_SECRET = "chexradinet-dicomweb"  # noqa: S105 - the name of a Secret, not a secret
-"""Secret with the credentials of a PACS, keys `token`, or `user` and `password`."""
+"""Secret with the credentials of the PACS to read, keys `token`, or `user` and `password`."""
+
+RESULTS_ARCHIVE_SECRET = "chexradinet-archive"  # noqa: S105 - the name of a Secret, not a secret
+"""Secret with the credentials of the archive that results are sent to, with the same keys."""
 
 AUTHORITIES = "chexradinet-ca"
 """ConfigMap with the certificates of private authorities, key `ca.crt`."""
@@ -103,6 +106,7 @@ STAGES = {
     "study-plan": Stage(pipeline=STUDY, timeout_s=_HOUR_S, retries=1),
     "study-run": Stage(pipeline=STUDY, timeout_s=72 * _HOUR_S, retries=2),
     "study-report": Stage(pipeline=STUDY, timeout_s=4 * _HOUR_S, retries=2),
+    "upload": Stage(pipeline=NIGHTLY, timeout_s=4 * _HOUR_S, retries=2),
     "report-outcome": Stage(pipeline=NIGHTLY, timeout_s=_HOUR_S // 2, retries=2),
 }
 """Every stage by the name of its component."""
@@ -210,11 +214,11 @@ def with_store(task: dsl.PipelineTask) -> dsl.PipelineTask:
     return _with_addresses(task, "AWS_ENDPOINT_URL", "AWS_REGION")
 
 
-def with_archive(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Give a task what it needs to read a PACS over DICOMweb."""
+def with_archive(task: dsl.PipelineTask, secret: str = ARCHIVE_SECRET) -> dsl.PipelineTask:
+    """Give a task what it needs to speak DICOMweb with a PACS."""
     kubernetes.use_secret_as_env(
         task,
-        secret_name=ARCHIVE_SECRET,
+        secret_name=secret,
         secret_key_to_env={
             "token": "DICOMWEB_TOKEN",
             "user": "DICOMWEB_USER",

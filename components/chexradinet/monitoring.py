@@ -40,7 +40,7 @@ JOB = "chexradinet"
 
 STAGES = (
     "ingest", "pretrain", "train", "heatmap", "radiomics", "retrain", "evaluate", "publish",
-    "plan", "score", "collect",
+    "plan", "score", "collect", "upload",
 )  # fmt: skip
 """Every stage of both pipelines."""
 DRIFT_KINDS = (
@@ -154,6 +154,9 @@ class NightlyTelemetry(RunTelemetry):
     out_of_distribution_ratio: float | None = _metric(
         "Part of the scored X-rays that lie outside the reference."
     )
+    dicom_results_archived: int | None = _metric("DICOM results that the archive confirmed.")
+    dicom_results_refused: int | None = _metric("DICOM results that the archive refused.")
+    plans_to_archive: int | None = _metric("Plans whose DICOM results wait for the archive.")
 
     def __post_init__(self) -> None:
         """Check every label and number."""

@@ -235,3 +235,38 @@ def scene() -> Callable[..., NDArray[np.integer]]:
         return np.asarray(values - offset, dtype=dtype)
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory, tool: Callable[[str, str], str]) -> Path:
+    """Return a certificate for this machine with its key in one file."""
+    folder = tmp_path_factory.mktemp("certificate")
+    openssl = tool("openssl", "install Debian's package openssl")
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    subprocess.run(command, check=True, capture_output=True)
+    both = folder / "both.pem"
+    both.write_bytes((folder / "cert.pem").read_bytes() + (folder / "key.pem").read_bytes())
+    return both
+
+
+@pytest.fixture(scope="session")
+def receiver(
+    tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int], certificate: Path
+) -> Iterator[SimpleNamespace]:
+    """Return a running Orthanc that takes X-rays by C-STORE and speaks DICOMweb over TLS."""
+    from tests.integration.receiver import running_receiver  # which needs this module
+
+    with running_receiver(tmp_path_factory.mktemp("orthanc"), free_port, certificate) as server:
+        yield server
+
+
+@pytest.fixture
+def trusted(receiver: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Return the receiver, with the environment that lets us in."""
+    monkeypatch.delenv("DICOMWEB_TOKEN", raising=False)
+    monkeypatch.setenv("DICOMWEB_USER", receiver.user)
+    monkeypatch.setenv("DICOMWEB_PASSWORD", receiver.password)
+    monkeypatch.setenv("DICOMWEB_CA_BUNDLE", str(receiver.certificate))
+    return receiver

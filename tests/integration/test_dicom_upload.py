@@ -1,16 +1,9 @@
 """DICOM results in a real archive (Orthanc over TLS), and an archive that fails in known ways."""
 
-import contextlib
 import io
 import json
 import re
-import secrets
-import socket
-import socketserver
-import ssl
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,8 +17,7 @@ import pytest
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
-from chexradinet.config import QualityConfig, StoreConfig
-from chexradinet.config.nightly import ResultSettings
+from chexradinet.config import StoreConfig
 from chexradinet.dicom.web import session_for
 from chexradinet.dicom_results.cases import (
     DicomResults,
@@ -36,7 +28,6 @@ from chexradinet.dicom_results.cases import (
 from chexradinet.dicom_results.results import write_dicom_results
 from chexradinet.dicom_results.upload import UploadOutcome, upload_instance, upload_results
 from chexradinet.errors import (
-    ArtifactError,
     ConfigError,
     StoreAccessError,
     StoreError,
@@ -46,10 +37,7 @@ from chexradinet.errors import (
     StoreRefusedError,
     StoreUnavailableError,
 )
-from chexradinet.nightly.run import upload_stage
 from chexradinet.records import Box, Geometry
-from tests.integration.orthanc import running_orthanc
-from tests.nightly_world import make_world
 
 NAMES = ("DICOMWEB_TOKEN", "DICOMWEB_USER", "DICOMWEB_PASSWORD", "DICOMWEB_CA_BUNDLE")
 QUICK = StoreConfig(retry_total_s=0.5)
@@ -109,100 +97,6 @@ def folder(results: DicomResults, tmp_path: Path) -> Path:
     (path / f"{results.secondary_capture_uid}.dcm").write_bytes(results.secondary_capture)
     (path / "note.txt").write_text("no DICOM")
     return path
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory, tool: Callable[[str, str], str]) -> Path:
-    """Return a certificate for this machine with its key in one file."""
-    folder = tmp_path_factory.mktemp("certificate")
-    openssl = tool("openssl", "install Debian's package openssl")
-    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
-    subprocess.run(command, check=True, capture_output=True)
-    both = folder / "both.pem"
-    both.write_bytes((folder / "cert.pem").read_bytes() + (folder / "key.pem").read_bytes())
-    return both
-
-
-def passed_on(source: socket.socket, target: socket.socket) -> None:
-    """Copy bytes until one side ends."""
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_RDWR)
-
-
-@contextlib.contextmanager
-def behind_tls(port: int, certificate: Path) -> Iterator[int]:
-    """Speak TLS in front of a port, as a gateway does; yield its own port.
-
-    Orthanc 1.10 of Debian 12 crashes where it is to speak TLS itself.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-
-    class Gateway(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            with (
-                contextlib.suppress(OSError),
-                context.wrap_socket(self.request, server_side=True) as client,
-                socket.create_connection(("127.0.0.1", port)) as server,
-            ):
-                back = threading.Thread(target=passed_on, args=(server, client), daemon=True)
-                back.start()
-                passed_on(client, server)
-                back.join()
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Gateway) as gateway:
-        gateway.daemon_threads = True
-        threading.Thread(target=gateway.serve_forever, daemon=True).start()
-        yield int(gateway.server_address[1])
-        gateway.shutdown()
-
-
-@pytest.fixture(scope="module")
-def orthanc(
-    tmp_path_factory: pytest.TempPathFactory,
-    free_port: Callable[[], int],
-    certificate: Path,
-) -> Iterator[SimpleNamespace]:
-    """Return an archive behind TLS that wants a user and a password."""
-    folder, port, password = tmp_path_factory.mktemp("orthanc"), free_port(), secrets.token_hex(8)
-    settings = {"AuthenticationEnabled": True, "RegisteredUsers": {"sender": password}}
-    with running_orthanc(folder, port, **settings) as process:
-        wait_until_listening(port, process)
-        with behind_tls(port, certificate) as secure_port:
-            yield SimpleNamespace(
-                uri=f"dicomweb+https://127.0.0.1:{secure_port}/dicom-web",
-                url=f"https://127.0.0.1:{secure_port}/dicom-web",
-                password=password,
-            )
-
-
-def wait_until_listening(port: int, process: "subprocess.Popen[bytes]") -> None:
-    """Wait until a server takes connections; without credentials it answers nothing else."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    pytest.fail(f"{process.args!r} does not listen on port {port}")
-
-
-@pytest.fixture
-def trusted(
-    orthanc: SimpleNamespace, certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> SimpleNamespace:
-    """Return the archive with the environment that lets us in."""
-    monkeypatch.setenv("DICOMWEB_USER", "sender")
-    monkeypatch.setenv("DICOMWEB_PASSWORD", orthanc.password)
-    monkeypatch.setenv("DICOMWEB_CA_BUNDLE", str(certificate))
-    return orthanc
 
 
 def archived(archive: SimpleNamespace) -> list[Dataset]:
@@ -440,30 +334,12 @@ def test_one_refused_result_does_not_hold_up_the_others(
     archive: SimpleNamespace, folder: Path
 ) -> None:
     archive.answers = [(409, answered(0xC122)), (200, answered())]
-    with pytest.raises(StoreError, match=r"^1 of 2 DICOM results were refused.*C122H"):
-        upload_results(str(folder), archive.uri, AT_ONCE)
-    assert len(archive.asked) == 2
+    outcome = upload_results(str(folder), archive.uri, AT_ONCE)
+    assert (outcome.stored, outcome.refused, len(archive.asked)) == (1, 1, 2)
+    with pytest.raises(StoreRefusedError, match=r"^1 of 2 DICOM results were refused.*C122H"):
+        outcome.require_all()
 
 
 def test_a_folder_that_is_not_there_is_said_before_anything_is_sent(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFoundError, match="give a night's folder"):
         upload_results(str(tmp_path / "nowhere"), "dicomweb://127.0.0.1:1/dicom-web")
-
-
-def test_a_plans_results_are_sent_by_the_nights_step_once_it_is_complete(
-    archive: SimpleNamespace, tmp_path: Path
-) -> None:
-    world = make_world(tmp_path)
-    settings = ResultSettings(quality=QualityConfig(check_inversion=False), dicom_results=True)
-    for number in range(2):
-        world.add_dicom(number)
-        world.run(results=settings)
-    outcome = upload_stage(world.results_uri, "2:1", archive.uri)
-    assert (outcome.stored, len(archive.asked)) == (2, 2)
-    (noted,) = Path(world.results_uri).glob("scores/*/upload-000002.json")
-    assert json.loads(noted.read_text("utf-8"))["stored"] == 2
-    archive.answers = [(409, answered(0x0111))]
-    assert upload_stage(world.results_uri, "1:1,2:1", archive.uri).already_there == 4
-    (Path(world.results_uri) / "ledger/plans/000002/complete.json").unlink()
-    with pytest.raises(ArtifactError, match="plan 2 is not complete"):
-        upload_stage(world.results_uri, "2:1", archive.uri)

@@ -63,8 +63,8 @@ def test_no_step_may_be_served_from_the_cache_and_none_loops_in_the_exit_handler
     document = load_compiled(compiled)
     assert document["pipelineInfo"]["name"] == NIGHTLY
     steps = {name: task for _, name, task in tasks(document)}
-    assert {"plan", "score", "collect", "report-outcome"} <= set(steps)
-    for name in ("plan", "score", "collect", "report-outcome"):
+    assert {"plan", "score", "collect", "upload", "report-outcome"} <= set(steps)
+    for name in ("plan", "score", "collect", "upload", "report-outcome"):
         assert not steps[name].get("cachingOptions", {}).get("enableCache")
     policy = steps["report-outcome"]["triggerPolicy"]
     assert policy["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"

@@ -15,7 +15,7 @@ ROOT = HERE.parents[1]
 ALERTS = {
     "ChexRadiNetNoSuccess", "ChexRadiNetManyRejects", "ChexRadiNetDrift",
     "ChexRadiNetOutOfDistribution", "ChexRadiNetBacklog", "ChexRadiNetSlowNight",
-    "ChexRadiNetIdleGpu",
+    "ChexRadiNetIdleGpu", "ChexRadiNetArchiveBehind",
 }  # fmt: skip
 
 

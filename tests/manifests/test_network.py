@@ -14,10 +14,12 @@ INGEST_POD = RUN_POD | {
     "app.kubernetes.io/part-of": "chexradinet",
     "app.kubernetes.io/component": "ingest",
 }
+UPLOAD_POD = INGEST_POD | {"app.kubernetes.io/component": "upload"}
 # Labels of pods that others make: Kubeflow's runs and services, the cluster's DNS, Prometheus.
 FOREIGN_PODS = [
     RUN_POD,
     INGEST_POD,
+    UPLOAD_POD,
     {"app": "ml-pipeline"},
     {"app": "ml-pipeline-ui"},
     {"app": "ml-pipeline-ui-artifact"},
@@ -143,10 +145,21 @@ def test_every_pod_that_asks_for_names_may_ask_node_local_dns(
         assert reaches(overlays["production"], pod, {"cidr": "169.254.20.10/32"}, 53)
 
 
-def test_only_ingest_reaches_a_pacs(overlays: dict[str, list[Object]]) -> None:
-    (policy,) = [o for o in overlays["production"] if o["metadata"]["name"] == "chexradinet-pacs"]
-    assert matches(policy["spec"]["podSelector"], INGEST_POD)
-    assert not matches(policy["spec"]["podSelector"], RUN_POD)
+def test_only_stages_that_read_reach_a_pacs_and_only_the_upload_reaches_the_archive(
+    overlays: dict[str, list[Object]],
+) -> None:
+    reached = {}
+    for stage in ("ingest", "plan", "score", "collect", "upload", "train", "report-outcome"):
+        pod = INGEST_POD | {"app.kubernetes.io/component": stage}
+        reached[stage] = [
+            reaches(overlays["production"], pod, {"cidr": address}, 443)
+            for address in ("192.0.2.3/32", "192.0.2.4/32")
+        ]
+    assert reached == {
+        **{key: [True, False] for key in ("ingest", "plan", "score", "collect")},
+        "upload": [False, True],
+        **{key: [False, False] for key in ("train", "report-outcome")},
+    }
 
 
 @pytest.mark.parametrize("overlay", NAMES)

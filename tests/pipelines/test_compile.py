@@ -57,7 +57,8 @@ def test_the_nightly_pipeline_has_exactly_these_tasks(compiled_nightly: Path) ->
     found = _tasks(document)
     assert {frozenset(names) for names in found.values()} == {
         frozenset({"exit-handler-1", "report-outcome"}),
-        frozenset({"plan", "score-shards", "collect"}),
+        frozenset({"plan", "score-shards", "collect", "condition-2"}),
+        frozenset({"upload"}),
         frozenset({"for-loop-1"}),
         frozenset({"score"}),
     }

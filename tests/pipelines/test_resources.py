@@ -16,6 +16,7 @@ from pipelines.parameters import load_documents
 from pipelines.resources import (
     ARCHIVE_SECRET,
     DEIDENTIFICATION_SECRET,
+    RESULTS_ARCHIVE_SECRET,
     SCRATCH_LIMIT,
     SHARED_MEMORY_LIMIT,
     STAGES,
@@ -28,7 +29,8 @@ Container = tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]
 """Stage, task, container and Kubernetes settings."""
 
 CHECKPOINT_STAGES = {"ingest", "train", "retrain", "study-run"}
-NIGHT_STAGES = {"plan", "score", "collect", "report-outcome"}
+NIGHT_STAGES = {"plan", "score", "collect", "upload", "report-outcome"}
+INBOX_STAGES = {"ingest", "plan", "score", "collect"}
 STORE_STAGES = CHECKPOINT_STAGES | NIGHT_STAGES | {"publish"}
 ACCELERATOR_STAGES = {"train", "heatmap", "retrain", "evaluate", "score", "study-run"}
 SEVERAL_ACCELERATORS = {"train", "retrain"}
@@ -38,7 +40,8 @@ SECRETS = {
     STORE_SECRET.format(identity="publish"): {"publish"},
     STORE_SECRET.format(identity="night"): NIGHT_STAGES,
     DEIDENTIFICATION_SECRET: {"ingest"},
-    ARCHIVE_SECRET: {"ingest"},
+    ARCHIVE_SECRET: INBOX_STAGES,
+    RESULTS_ARCHIVE_SECRET: {"upload"},
 }
 """Stages that hold each Secret; the threat model of docs/security.md says so too."""
 
@@ -164,11 +167,13 @@ def test_each_secret_is_in_the_pods_of_its_stages_alone_and_may_be_missing(
     assert found == SECRETS
 
 
-def test_ingest_gets_the_credentials_of_a_pacs_by_the_names_that_it_reads(
-    containers: list[Container],
+@pytest.mark.parametrize("stage", [*sorted(INBOX_STAGES), "upload"])
+def test_stages_get_the_credentials_of_a_pacs_by_the_names_that_they_read(
+    containers: list[Container], stage: str
 ) -> None:
-    settings, *_ = [settings for stage, *_, settings in containers if stage == "ingest"]
-    (secret,) = [one for one in settings["secretAsEnv"] if one["secretName"] == ARCHIVE_SECRET]
+    settings, *_ = [settings for name, *_, settings in containers if name == stage]
+    wanted = RESULTS_ARCHIVE_SECRET if stage == "upload" else ARCHIVE_SECRET
+    (secret,) = [one for one in settings["secretAsEnv"] if one["secretName"] == wanted]
     assert {pair["secretKey"]: pair["envVar"] for pair in secret["keyToEnv"]} == {
         "token": "DICOMWEB_TOKEN",
         "user": "DICOMWEB_USER",

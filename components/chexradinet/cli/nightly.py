@@ -14,6 +14,7 @@ from chexradinet.config.nightly import Device, PlanConfig, Run, ScoreConfig
 from chexradinet.errors import RejectedImageError, SourceError
 
 if TYPE_CHECKING:
+    from chexradinet.dicom_results.upload import UploadOutcome
     from chexradinet.nightly.outcome import Night
 
 InboxUri = Annotated[str, typer.Option(help="Folder or s3:// prefix that X-rays arrive in.")]
@@ -99,19 +100,34 @@ def collect(
 
 @with_settings(NightlyCommand)
 def nightly(
-    inbox_uri: InboxUri, models_uri: ModelsUri, results_uri: ResultsUri, *, settings: NightlyCommand
+    inbox_uri: InboxUri,
+    models_uri: ModelsUri,
+    results_uri: ResultsUri,
+    archive_uri: Annotated[
+        str, typer.Option(help="Archive that DICOM results are sent to; empty sends none.")
+    ] = "",
+    *,
+    settings: NightlyCommand,
 ) -> None:
-    """Plan, score and collect in one go; after a failure, run it again and it continues."""
+    """Plan, score, collect and send in one go; after a failure, run it again and it continues."""
+    from chexradinet.nightly.archive import archive_results
     from chexradinet.nightly.records import Addresses
     from chexradinet.nightly.run import nightly as run
 
-    addresses = Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri)
+    addresses = Addresses(
+        inbox_uri=inbox_uri,
+        models_uri=models_uri,
+        results_uri=results_uri,
+        archive_uri=archive_uri,
+    )
     with bar("nightly", "shards") as progress:
         outcome, night = run(addresses, settings.plan, settings.score, progress=progress)
     if night is None:
         show(outcome.as_text(), status=outcome.status, scored=0, not_scored={})
     else:
         _show_night(night)
+    if archive_uri:
+        _show_upload(archive_results(results_uri, archive_uri))
 
 
 def upload(
@@ -122,11 +138,11 @@ def upload(
     from chexradinet.dicom_results.upload import upload_results
 
     outcome = upload_results(results_uri, archive_uri)
-    stored, before = outcome.stored, outcome.already_there
-    if not stored + before:
+    outcome.require_all()
+    if not outcome.stored + outcome.already_there:
         show(f"nothing to send: no DICOM results below {results_uri}", stored=0, already_there=0)
         raise typer.Exit(3)
-    show(f"{stored} stored, {before} already there", stored=stored, already_there=before)
+    _show_upload(outcome)
 
 
 def predict(
@@ -158,6 +174,10 @@ def predict(
                     said.save_heatmap(one.finding, heatmaps / f"{path.stem}-{one.finding}.png")
     if num_failed:
         raise typer.Exit(4)
+
+
+def _show_upload(outcome: "UploadOutcome") -> None:
+    show(outcome.as_text(), stored=outcome.stored, already_there=outcome.already_there)
 
 
 def _show_night(night: "Night") -> None:

@@ -208,6 +208,8 @@ class NightlySettings(Settings):
     """Folder or s3:// prefix that models are published under."""
     results_uri: str = Field(min_length=1)
     """Folder or s3:// prefix of the results and their ledger."""
+    archive_uri: str = ""
+    """Archive that DICOM results are sent to, as dicomweb://host/path; empty sends none."""
     plan: PlanConfig = PlanConfig()
     num_decoders: int = Field(default=2, ge=0)
     """Processes that read and decode ahead of the network; 0 takes what processors and memory
@@ -215,6 +217,13 @@ class NightlySettings(Settings):
     lease_ttl_s: float = Field(default=600.0, gt=0)
     """Seconds without a sign of life after which another run takes over."""
     placement: NightlyPlacement = NightlyPlacement()
+
+    @model_validator(mode="after")
+    def _archive_gets_something(self) -> Self:
+        written = self.plan.results.dicom_results or not self.archive_uri
+        needed = "empty unless dicom_results is true: only DICOM results are sent"
+        require(written, "archive_uri", self.archive_uri, needed)
+        return self
 
 
 class StudyPlacement(Placement):

@@ -30,7 +30,6 @@ from chexradinet.dicom.archive import Archive, parse_archive
 from chexradinet.dicom.web import RAW_ERRORS, check_status, is_transient, session_for, translated
 from chexradinet.errors import (
     StoreAccessError,
-    StoreError,
     StoreFullError,
     StoreIntegrityError,
     StoreNotFoundError,
@@ -60,12 +59,41 @@ class UploadOutcome:
     """Taken by the archive; many archives count what they had before here as well."""
     already_there: int = 0
     """Refused only because the archive had them."""
+    refused: int = 0
+    """Refused for another reason."""
+    refusal: str = ""
+    """The first of these reasons, without patient data."""
+
+    def __add__(self, other: "UploadOutcome") -> "UploadOutcome":
+        return UploadOutcome(
+            stored=self.stored + other.stored,
+            already_there=self.already_there + other.already_there,
+            refused=self.refused + other.refused,
+            refusal=self.refusal or other.refusal,
+        )
+
+    def as_text(self) -> str:
+        """Return the counts as one phrase."""
+        refused = f", {self.refused} refused" if self.refused else ""
+        return f"{self.stored} stored, {self.already_there} already there{refused}"
+
+    def require_all(self) -> None:
+        """Raise an error if a result was refused.
+
+        Raises:
+            StoreRefusedError: says how many, and the first reason.
+        """
+        if self.refused:
+            total = self.stored + self.already_there + self.refused
+            raise StoreRefusedError(
+                f"{self.refused} of {total} DICOM results were refused; {self.refusal}"
+            )
 
 
 def upload_results(
     results_uri: str, archive_uri: str, config: StoreConfig = DEFAULT, start: str = ""
 ) -> UploadOutcome:
-    """Send every DICOM result below a location to an archive, in key order.
+    """Send every DICOM result below a location to an archive, in key order; see `require_all`.
 
     Args:
         results_uri: A folder such as `s3://bucket/results/dicom/date=2026-01-31`.
@@ -78,7 +106,6 @@ def upload_results(
         StoreAccessError: the archive or the store does not let us in.
         StoreFullError: the archive has no space left.
         StoreUnavailableError: one of them cannot be reached, also after retries.
-        StoreError: the archive refused some results, after all others were sent; says how many.
         StoreNotFoundError: there is no such folder.
     """
     if not exists(results_uri, config):
@@ -87,24 +114,17 @@ def upload_results(
             "RESULTS/dicom/date=2026-01-31"
         )
     store, prefix = open_store(results_uri, config)
-    stored = already_there = 0
-    refused: list[StoreError] = []
+    outcome = UploadOutcome()
     for info in store.list(prefix + start):
         if not info.key.endswith(DICOM_SUFFIX):
             continue
         try:
-            outcome = upload_instance(store.get(info.key), archive_uri, config)
+            outcome += upload_instance(store.get(info.key), archive_uri, config)
         except StoreRefusedError as error:
-            refused.append(error)
-            continue
-        stored += outcome.stored
-        already_there += outcome.already_there
+            outcome += UploadOutcome(refused=1, refusal=str(error))
     # Counts only: keys and UIDs lead to patients.
-    _logger.info("sent %d DICOM results, %d were there", stored, already_there)
-    if refused:
-        total = stored + already_there + len(refused)
-        raise StoreError(f"{len(refused)} of {total} DICOM results were refused; {refused[0]}")
-    return UploadOutcome(stored=stored, already_there=already_there)
+    _logger.info("DICOM results: %s", outcome.as_text())
+    return outcome
 
 
 def upload_instance(

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from chexradinet.artifacts import CsvWriter
 from chexradinet.errors import ArtifactError, StoreConflictError, StoreError, StoreNotFoundError
 from chexradinet.nightly.dicom import keep_dicom
-from chexradinet.nightly.history import History, read_history, write_index
+from chexradinet.nightly.history import History, PlanHead, read_history, write_index
 from chexradinet.nightly.lease import store_time
 from chexradinet.nightly.ledger import (
     Ledger,
@@ -80,7 +81,8 @@ def collect_plan(ledger: Ledger, plan: Plan, model: NightModel) -> Night:
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files, drift, report, pictures = _write(ledger, plan, merged, model, folder)
+        archived = plan.number in history.for_archive
+        files, drift, report, pictures = _write(ledger, plan, merged, model, folder, archived)
         digests = put_files(ledger, plan, files)
         scores_digest = digest_without_timings(folder / f"part-{plan.number:06d}.csv")
         _put_of_night(ledger, plan, "report.html", report.read_bytes())
@@ -135,7 +137,7 @@ def _not_seen(history: History, plan: Plan, skipped: Sequence[int]) -> dict[tupl
 
 
 def _write(
-    ledger: Ledger, plan: Plan, merged: Merged, model: NightModel, folder: Path
+    ledger: Ledger, plan: Plan, merged: Merged, model: NightModel, folder: Path, archived: bool
 ) -> tuple[list[Path], dict[str, Any] | None, Path, dict[str, bytes]]:
     """Write all files of the plan into a folder.
 
@@ -149,7 +151,7 @@ def _write(
     measured = folder / f"drift-{number}.json"
     measured.write_bytes(document_bytes("nightly-drift", drift or {"status": "no_reference"}))
     page = folder / f"report-{number}.html"
-    report = night_report(plan, merged, model, drift, pictures)
+    report = replace(night_report(plan, merged, model, drift, pictures), archived=archived)
     scores = folder / f"part-{number}.parquet"
     write_night_report(page, with_timings(report, scores, model.findings[0], merged.score_s))
     shown_cases = {case.study_uid: case.png for case in reversed(report.cases)}
@@ -216,7 +218,7 @@ def _complete(ledger: Ledger, plan: Plan, merged: Merged, written: Mapping[str, 
         _log.info("plan %d was completed meanwhile by another run", plan.number)
 
 
-def night_key(ledger: Ledger, plan: Plan, name: str) -> str:
+def night_key(ledger: Ledger, plan: Plan | PlanHead, name: str) -> str:
     """Return the key of a file of a night's results."""
     return ledger.key("scores", f"date={plan.date}", name)
 

@@ -17,6 +17,7 @@ from chexradinet.errors import (
     StoreConflictError,
     StoreNotFoundError,
 )
+from chexradinet.nightly.history import PlanHead
 from chexradinet.nightly.ledger import Ledger, Plan, PlannedImage
 from chexradinet.nightly.model import NightModel
 from chexradinet.nightly.read import planned_content
@@ -73,7 +74,7 @@ def keep_dicom(ledger: Ledger, plan: Plan, object_keys: Iterable[str]) -> None:
             ledger.store.delete(info.key)
 
 
-def dicom_start(plan: Plan) -> str:
+def dicom_start(plan: Plan | PlanHead) -> str:
     """Return what the names of all DICOM results of a plan start with, below the results."""
     return f"dicom/date={plan.date}/{plan.number:06d}-"
 

@@ -33,7 +33,7 @@ MAX_FAILED_NIGHTS = 3
 _KIND = "nightly-rollup"
 _NAME = re.compile(
     r"^(?P<plan>\d{6})/(?P<name>plan\.json|complete\.json|index\.parquet|shards/\d{5}\.zip"
-    r"|tries/(?P<day>\d{4}-\d{2}-\d{2}))$"
+    r"|to-archive|archived\.json|tries/(?P<day>\d{4}-\d{2}-\d{2}))$"
 )
 _log = logging.getLogger(__name__)
 
@@ -68,6 +68,10 @@ class History:
     """First plan of each roll-up to the SHA-256 of its index."""
     tries: Mapping[int, frozenset[str]] = field(default_factory=dict)
     """Days on which scoring of a plan began, `YYYY-MM-DD`."""
+    for_archive: frozenset[int] = frozenset()
+    """Plans whose DICOM results are for the archive."""
+    archived: frozenset[int] = frozenset()
+    """Those of which the archive has answered for each result."""
     damaged: set[int] = field(default_factory=set)
     """Roll-ups whose index cannot be read, once that was seen."""
 
@@ -83,6 +87,11 @@ class History:
     def unfinished(self) -> tuple[int, ...]:
         """Return the plans that are not complete."""
         return tuple(number for number in self.numbers if number not in self.heads)
+
+    def waiting_for_archive(self) -> list[PlanHead]:
+        """Return the complete plans whose DICOM results are still to be sent."""
+        waiting = self.for_archive - self.archived
+        return [head for head in self.heads.values() if head.number in waiting]
 
     def before(self, number: int, skipped: Collection[int]) -> list[PlanHead]:
         """Return the plans that were complete when a plan was, or is, completed.
@@ -154,6 +163,8 @@ def read_history(ledger: Ledger) -> History:
         heads=dict(sorted(heads.items())),
         rollups=rollups,
         tries={number: frozenset(days) for number, days in tries.items()},
+        for_archive=frozenset(number for number in names if "to-archive" in names[number]),
+        archived=frozenset(number for number in names if "archived.json" in names[number]),
     )
 
 

@@ -5,6 +5,8 @@
     <results>/ledger/plans/000001/index.parquet       what became of each X-ray of the plan
     <results>/ledger/plans/000001/complete.json       the results of the plan are all written
     <results>/ledger/plans/000001/tries/2026-01-31    the plan was worked on that day
+    <results>/ledger/plans/000001/to-archive          its DICOM results are for the archive
+    <results>/ledger/plans/000001/archived.json       what the archive said to each of them
 
 Numbers have no gaps, so of two runs that plan at once one creates the next number and the other
 finds it there. Plans are completed in the order of their numbers, except for those that were set

@@ -21,7 +21,7 @@ import pyarrow as pa
 from chexradinet.artifacts import check_schema, table_bytes, table_of
 from chexradinet.config import require
 from chexradinet.config.nightly import ResultSettings
-from chexradinet.dicom.archive import is_dicomweb
+from chexradinet.dicom.archive import is_dicomweb, parse_archive
 from chexradinet.dicom_results.cases import ScoredFinding
 from chexradinet.errors import ArtifactError
 from chexradinet.records import Geometry, Region
@@ -115,6 +115,8 @@ class Addresses:
     """Folder that models are published under."""
     results_uri: str
     """Folder of the results and the ledger; not within the inbox, nor around it."""
+    archive_uri: str = ""
+    """Archive that DICOM results are sent to, as `dicomweb://host/path`; empty sends none."""
 
     def __post_init__(self) -> None:
         """Refuse an inbox in which results would arrive as X-rays.
@@ -122,6 +124,8 @@ class Addresses:
         Raises:
             ConfigError: an address cannot be read, or one of inbox and results holds the other.
         """
+        if self.archive_uri:
+            parse_archive(self.archive_uri, dates_needed=False)
         if is_dicomweb(self.inbox_uri):
             return
         inbox, results = (_folder(uri) for uri in (self.inbox_uri, self.results_uri))

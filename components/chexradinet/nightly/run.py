@@ -10,20 +10,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from chexradinet.config.nightly import PlanConfig, Run, ScoreConfig
-from chexradinet.errors import ArtifactError, ChexRadiNetError, StoreNotFoundError
+from chexradinet.errors import ChexRadiNetError, StoreNotFoundError
 from chexradinet.monitoring import NightlyTelemetry, push
-from chexradinet.nightly.collect import collect, collect_plan, night_key
-from chexradinet.nightly.dicom import dicom_start
+from chexradinet.nightly.archive import mark_for_archive
+from chexradinet.nightly.collect import collect, collect_plan
 from chexradinet.nightly.history import note_try
 from chexradinet.nightly.lease import holding, release, store_time, this_process
 from chexradinet.nightly.ledger import (
     Ledger,
     document_bytes,
     open_ledger,
-    read_completion,
     read_json,
     read_plan,
 )
@@ -31,9 +29,6 @@ from chexradinet.nightly.outcome import Night, ShardOutcome, combine
 from chexradinet.nightly.plan import PlanOutcome, parts_of, place_of, plan
 from chexradinet.nightly.records import Addresses
 from chexradinet.nightly.summary import night_telemetry
-
-if TYPE_CHECKING:
-    from chexradinet.dicom_results.upload import UploadOutcome
 
 ENDED_WELL = frozenset({"SUCCEEDED", "COMPLETE", "CACHED"})
 """Names of success: of the local runner and of the API, and of the backend's metadata store."""
@@ -75,7 +70,7 @@ def plan_stage(addresses: Addresses, config: PlanConfig, run: Run) -> PlanOutcom
             _log.warning("%s", outcome.as_text())
             return outcome
         _begin(ledger, run.run_id)
-        outcome = plan(addresses, config)
+        outcome = _planned(ledger, addresses, config)
     stages = {"plan": time.monotonic() - started}
     if outcome.parts:
         push(NightlyTelemetry(stage_seconds=stages))
@@ -116,41 +111,6 @@ def collect_stage(addresses: Addresses, work: str, run: Run) -> Night:
     return night
 
 
-def upload_stage(results_uri: str, work: str, archive_uri: str) -> "UploadOutcome":
-    """Send the DICOM results of every collected plan of the work to an archive by STOW-RS.
-
-    Results that the archive has already count as done, so the step is simply repeated. What came of
-    it is left beside each plan's report, as `upload-NNNNNN.json`.
-
-    Args:
-        results_uri: Folder of the results.
-        work: What planning gave.
-        archive_uri: `dicomweb://host[:port]/path`.
-
-    Raises:
-        ArtifactError: a plan is not complete: some of its results may still be removed.
-        StoreError: as `upload_results`; running the step again sends what is missing.
-    """
-    from chexradinet.dicom_results.upload import UploadOutcome, upload_results
-
-    ledger, total = open_ledger(results_uri), UploadOutcome()
-    for number, _ in parts_of(work):
-        plan = read_plan(ledger, number)
-        if read_completion(ledger, number) is None:
-            raise ArtifactError(f"plan {number} is not complete; collect it before its upload")
-        found = upload_results(results_uri, archive_uri, start=dicom_start(plan))
-        ledger.store.put(
-            night_key(ledger, plan, f"upload-{number:06d}.json"),
-            document_bytes("nightly-upload", asdict(found)),
-        )
-        total = UploadOutcome(
-            stored=total.stored + found.stored,
-            already_there=total.already_there + found.already_there,
-        )
-    _log.info("sent %d DICOM results, %d were there", total.stored, total.already_there)
-    return total
-
-
 def nightly(
     addresses: Addresses,
     config: PlanConfig,
@@ -181,7 +141,7 @@ def nightly(
                 outcome = PlanOutcome(status="another_run_active")
                 _log.warning("%s", outcome.as_text())
                 return outcome, None
-            outcome = plan(addresses, config)
+            outcome = _planned(ledger, addresses, config)
             planned_s = time.monotonic() - started
             night = _work(addresses, outcome, scoring, progress)
             figures = night_telemetry(addresses, night)
@@ -193,6 +153,13 @@ def nightly(
     spent_s = time.monotonic() - started
     push(replace(figures, success=True, duration_seconds=spent_s, stage_seconds=stages))
     return outcome, night
+
+
+def _planned(ledger: Ledger, addresses: Addresses, config: PlanConfig) -> PlanOutcome:
+    outcome = plan(addresses, config)
+    if addresses.archive_uri:
+        mark_for_archive(ledger, (number for number, _ in outcome.parts))
+    return outcome
 
 
 def _work(

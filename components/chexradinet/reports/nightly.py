@@ -73,6 +73,8 @@ class NightReport:
     """Quality code to scored X-rays that have it."""
     cases: Sequence[FlaggedCase] = ()
     """The most urgent flagged X-rays."""
+    archived: bool = False
+    """Whether DICOM results are sent to an archive; the page gets what came of it afterwards."""
     timings: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     """What took time to its seconds: all together, the median and the longest of an X-ray."""
     score_s: float = 0.0

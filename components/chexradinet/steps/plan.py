@@ -32,6 +32,7 @@ def plan(
         inbox_uri=settings.inbox_uri,
         models_uri=settings.models_uri,
         results_uri=settings.results_uri,
+        archive_uri=settings.archive_uri,
     )
     run = Run(run_id=run_id, lease_ttl_s=settings.lease_ttl_s)
     outcome = plan_stage(addresses, settings.plan, run)
