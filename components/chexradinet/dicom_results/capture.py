@@ -173,6 +173,7 @@ def _font(size_px: float) -> ImageFont.FreeTypeFont:
     return font
 
 
+@lru_cache(maxsize=256)
 def _line(
     text: str,
     color: tuple[int, int, int],
@@ -180,7 +181,7 @@ def _line(
     background: tuple[int, int, int] = (0, 0, 0),
     most_px: float = math.inf,
 ) -> Picture:
-    """Return a line of text with a margin around it, shrunk to at most so wide."""
+    """Return a line of text with a margin around it, shrunk to at most so wide; not to change."""
     margin = round(size_px / 4)
     drawn = _font(size_px).getlength(text)
     font = _font(size_px * min(1.0, (most_px - 2 * margin) / max(drawn, 1.0)))

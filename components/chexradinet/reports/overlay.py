@@ -20,6 +20,7 @@ TRUTH_COLOR = (100, 210, 255)
 _MAX_ALPHA = 0.55
 _ALPHA_POWER = 1.5
 _DASH = 4
+_STRIP_ROWS = 64
 
 
 def overlay(
@@ -52,9 +53,8 @@ def overlay(
     factor = max(1.0, min_side_px / min(image.shape))
     size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
     grey = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) if factor > 1 else image
-    canvas = np.repeat(np.asarray(grey, dtype=np.uint8)[:, :, None], 3, axis=2)
-    if heatmap is not None:
-        canvas = _blend(canvas, evidence(heatmap, size[1], size[0]))
+    strength = None if heatmap is None else evidence(heatmap, size[1], size[0])
+    canvas = cv2.merge([grey] * 3) if strength is None else _blend(grey, strength)
     thickness = max(1, round(min(size) / 160))
     for box in true_boxes:
         _draw_dashed(canvas, box, factor, thickness)
@@ -101,14 +101,20 @@ def png_bytes(image: npt.NDArray[np.uint8], compression: int = 6) -> bytes:
 
 
 def _blend(
-    canvas: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]
+    grey: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.uint8]:
-    levels = np.rint(strength * 255).astype(np.uint8)
-    colors = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    alpha = _MAX_ALPHA * strength[:, :, None] ** _ALPHA_POWER
-    mixed = canvas * (1 - alpha) + colors.astype(np.float32) * alpha
-    blended: npt.NDArray[np.uint8] = np.rint(mixed).astype(np.uint8)
-    return blended
+    """Cover grey values with colour, strip by strip: what is computed on stays in the cache."""
+    inferno = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO)
+    tables = cv2.split(np.asarray(inferno[:, :, ::-1], dtype=np.float32))
+    planes = [np.empty(grey.shape, np.uint8) for _ in tables]
+    for first in range(0, len(grey), _STRIP_ROWS):
+        rows = slice(first, first + _STRIP_ROWS)
+        levels = np.rint(strength[rows] * 255).astype(np.uint8)
+        alpha = _MAX_ALPHA * strength[rows] ** _ALPHA_POWER
+        kept = grey[rows] * (1 - alpha)
+        for plane, table in zip(planes, tables, strict=True):
+            plane[rows] = np.rint(cv2.LUT(levels, table) * alpha + kept)
+    return np.asarray(cv2.merge(planes), dtype=np.uint8)
 
 
 def _corners(
