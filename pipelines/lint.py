@@ -17,7 +17,9 @@ from pipelines.lint_settings import (
 )
 from pipelines.lint_size import runs_too_large
 
-ALWAYS_FRESH = frozenset({"ingest", "publish", "plan", "score", "collect", "report-outcome"})
+ALWAYS_FRESH = frozenset(
+    {"ingest", "publish", "plan", "score", "collect", "upload", "report-outcome"}
+)
 """Steps whose result depends on more than their inputs, so that a cached one would be stale."""
 
 

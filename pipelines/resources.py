@@ -240,6 +240,11 @@ def with_deidentification(task: dsl.PipelineTask) -> dsl.PipelineTask:
     return task
 
 
+def with_model_registry(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Give a task the address of the Model Registry."""
+    return _with_addresses(task, "MODEL_REGISTRY_URL")
+
+
 def with_checkpoints(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Give a task the store and a folder in it, so that its retry continues where it was ended."""
     return _with_addresses(with_store(task), "CHEXRADINET_CHECKPOINT_URI")

@@ -23,6 +23,7 @@ from pipelines.resources import (
     with_archive,
     with_checkpoints,
     with_deidentification,
+    with_model_registry,
     with_shared_memory,
     with_store,
 )
@@ -129,7 +130,7 @@ def training_pipeline(
             evaluation=judged.outputs["evaluation"],
             dataset=dataset,
         )
-        with_store(on_processor(published, place, "4Gi"))
+        with_model_registry(with_store(on_processor(published, place, "4Gi")))
         published.set_caching_options(enable_caching=False)
         return published.outputs["Output"]
 

@@ -196,6 +196,7 @@ class TrainingTelemetry(RunTelemetry):
         "Boxes located at IoU 0.1.", name="localization_ratio", label="round"
     )
     """By round, in [0, 1]."""
+    model_registered: bool | None = _metric("1 if the registry has the last model, 0 if not.")
 
 
 def _check(name: str, label: str, values: Mapping[str, float]) -> None:

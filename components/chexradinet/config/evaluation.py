@@ -103,6 +103,8 @@ class PublishConfig(Settings):
     """Most that the share of peaks in a true box may fall below the champion's."""
     max_calibration_error: float = Field(default=0.10, ge=0, le=1)
     """Calibration error on the test patients that a model may have if the champion's is less."""
+    model_name: str = Field(default="chexradinet", min_length=1)
+    """Name of the model in the Model Registry, if there is one (MODEL_REGISTRY_URL)."""
     min_cases: int = internal(10, ge=2)
     """Fewest positive test cases, or boxed cases, on which a loss is judged."""
 

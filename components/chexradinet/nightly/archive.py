@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from chexradinet.config import StoreConfig
-from chexradinet.dicom_results.upload import UploadOutcome, upload_results
 from chexradinet.errors import (
     StoreAccessError,
     StoreConflictError,
@@ -28,13 +28,16 @@ from chexradinet.nightly.history import PlanHead, read_history
 from chexradinet.nightly.ledger import Ledger, document_bytes, open_ledger
 from chexradinet.store.opening import DEFAULT
 
+if TYPE_CHECKING:
+    from chexradinet.dicom_results.upload import UploadOutcome
+
 _OF_ARCHIVE = (StoreUnavailableError, StoreAccessError, StoreFullError)
 """Errors that every further result would meet."""
 
 
 def archive_results(
     results_uri: str, archive_uri: str, config: StoreConfig = DEFAULT
-) -> UploadOutcome:
+) -> "UploadOutcome":
     """Send the DICOM results of every complete plan that waits for the archive; say so in reports.
 
     Results that the archive has already count as done, so that a run that broke off is repeated.
@@ -49,6 +52,9 @@ def archive_results(
             were.
         StoreError: as `upload_results`, once all that can be sent was; the next run sends the rest.
     """
+    # Here, not above: planning and scoring must also run where no DICOM reader is installed.
+    from chexradinet.dicom_results.upload import UploadOutcome, upload_results
+
     started, ledger, total = time.monotonic(), open_ledger(results_uri), UploadOutcome()
     waiting = read_history(ledger).waiting_for_archive()
     failed: dict[int, StoreError] = {}

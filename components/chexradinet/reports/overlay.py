@@ -100,9 +100,7 @@ def png_bytes(image: npt.NDArray[np.uint8], compression: int = 6) -> bytes:
     return bytes(encoded.tobytes())
 
 
-def _blend(
-    grey: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]
-) -> npt.NDArray[np.uint8]:
+def _blend(grey: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """Cover grey values with colour, strip by strip: what is computed on stays in the cache."""
     inferno = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO)
     tables = cv2.split(np.asarray(inferno[:, :, ::-1], dtype=np.float32))

@@ -21,6 +21,7 @@ from chexradinet.evaluation.metrics import read_metrics
 from chexradinet.model.bundle_info import CARD_FILE, BundleInfo, read_bundle_info, verify_bundle
 from chexradinet.monitoring import TrainingTelemetry, push
 from chexradinet.registry.champion import POINTER, fetch_bundle, move_pointer, read_pointer
+from chexradinet.registry.model_registry import register_model
 from chexradinet.store.transfer import add_directory
 from chexradinet.training.gate import Check, compare
 
@@ -115,7 +116,8 @@ def publish(
             note = " Another model was published meanwhile, and this was decided against it."
             continue
         _log.info("%s", decision.reason)
-        _report_success(info, digest, started)
+        registered = _register(candidate, evaluation, models_uri, decision, config)
+        _report_success(info, digest, started, registered)
         return decision
     raise StoreConflictError(
         f"{POINTER} changed {_ATTEMPTS} times while this candidate was compared with it; "
@@ -145,12 +147,35 @@ def _promote(
     move_pointer(models_uri, pointer, tag, digest, decision.reason)
 
 
-def _report_success(info: BundleInfo, digest: str, started: float) -> None:
+def _register(
+    candidate: Path, evaluation: Path, models_uri: str, decision: Publication, config: PublishConfig
+) -> bool | None:
+    """Tell the Model Registry of a published model; None if there is nothing to tell, or nobody."""
+    if not decision.published:
+        return None
+    test = read_metrics(evaluation / "metrics.json")["test"]
+    found = {"test_mean_auroc": test["mean_auroc"], "test_ece": test["ece"]}
+    found |= {name: test["localization"][name] for name in ("iou_0.1", "iou_0.3")}
+    digest = decision.candidate_digest
+    return register_model(
+        config.model_name,
+        digest,
+        f"{models_uri}/{digest}",
+        {name: float(value) for name, value in found.items() if value is not None},
+        (candidate / CARD_FILE).read_text(encoding="utf-8"),
+    )
+
+
+def _report_success(info: BundleInfo, digest: str, started: float, registered: bool | None) -> None:
     # Publication ends the training pipeline: a run that came here ended well.
     seconds = {"publish": time.monotonic() - started}
     push(
         TrainingTelemetry(
-            success=True, model_digest=digest, model_round=info.round, stage_seconds=seconds
+            success=True,
+            model_digest=digest,
+            model_round=info.round,
+            stage_seconds=seconds,
+            model_registered=registered,
         )
     )
 
