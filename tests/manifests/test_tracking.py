@@ -42,11 +42,8 @@ def test_only_publish_reaches_the_model_registry_whose_address_it_gets(
     tool("kubectl", "its `kustomize` renders the option")
     overlay = f"{os.path.relpath(MANIFESTS, tmp_path)}/overlays/production/run"
     objects = with_option(tmp_path, overlay, "model-registry", namespace="chexradinet")
-    (address,) = [
-        o["data"]["MODEL_REGISTRY_URL"]
-        for o in objects
-        if o["metadata"]["name"] == "chexradinet-run"
-    ]
+    maps = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
+    address = maps["chexradinet-run"]["MODEL_REGISTRY_URL"]
     assert address == "http://model-registry-service.kubeflow:8080"
     peer = {"namespace": "kubeflow", "labels": {"component": "model-registry-server"}}
     for stage, may in (("publish", True), ("train", False), ("score", False)):
