@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,28 +69,26 @@ def test_what_a_modality_sends_is_scored_once_and_its_results_are_archived_once(
     trusted: SimpleNamespace, tmp_path: Path
 ) -> None:
     world = make_world(tmp_path / "world")
+    inbox_uri = f"{trusted.uri}?last_days=3"
     compiled = compile_nightly(tmp_path)
     words = [
-        f"inbox_uri={trusted.uri}?last_days=3", f"models_uri={world.root / 'models'}",
+        f"inbox_uri={inbox_uri}", f"models_uri={world.root / 'models'}",
         f"results_uri={world.results_uri}", f"archive_uri={trusted.uri}",
         "dicom_results=true", "settle_s=0",
     ]  # fmt: skip
     arguments = parse_settings(load_compiled(compiled), words)
-
-    def night(name: str) -> None:
-        console = Console(file=io.StringIO())
-        run_locally(compiled, arguments, tmp_path / name, console, {"OMP_NUM_THREADS": "1"})
-
     send(trusted, world, 10, 11)
-    night("first")
+    console = Console(file=io.StringIO())
+    run_locally(compiled, arguments, tmp_path / "run", console, {"OMP_NUM_THREADS": "1"})
     assert modalities(trusted, 10) == {"DX": 2, "SR": 2, "OT": 2}
     report = next(Path(world.results_uri).glob("scores/*/report.html")).read_text("utf-8")
     assert "DICOM results: 4 stored, 0 already there." in report
     send(trusted, world, 10, 11, 12)
-    night("second")
+    nightly(replace(addresses(world, trusted.uri), inbox_uri=inbox_uri), CONFIG, SCORING)
+    archive.archive_results(world.results_uri, trusted.uri, AT_ONCE)
     assert modalities(trusted, 10) == {"DX": 3, "SR": 3, "OT": 3}
     assert len(world.scored_keys()) == 3
-    assert [archived["stored"] for archived in notes(world)] == [4, 2]
+    assert [note["stored"] for note in notes(world)] == [4, 2]
 
 
 def notes(world: World) -> list[dict[str, Any]]:
