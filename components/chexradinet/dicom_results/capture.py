@@ -69,7 +69,8 @@ def case_picture(case: ScoredCase) -> Picture:
     for finding in case.findings:
         if finding.flagged and finding is not shown and finding.region:
             _draw_further(canvas, finding, frame.box(finding.region))
-    canvas = _centred(canvas, MIN_WIDTH_PX)
+    missing = max(0, MIN_WIDTH_PX - canvas.shape[1])
+    canvas = np.pad(canvas, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)))
     width = canvas.shape[1]
     return np.ascontiguousarray(np.vstack([_banner(width), canvas, _caption(case, width)]))
 
@@ -192,12 +193,6 @@ def _line(
     return np.asarray(image)
 
 
-def _centred(canvas: Picture, min_width: int) -> Picture:
-    missing = max(0, min_width - canvas.shape[1])
-    sides = ((0, 0), (missing // 2, missing - missing // 2), (0, 0))
-    return np.pad(canvas, sides)
-
-
 def _banner(width: int) -> Picture:
     line = _line(BANNER, _WHITE, _BANNER_PX, _BANNER_COLOR, 0.9 * width)
     strip = np.full((line.shape[0] + 2 * _MARGIN_PX, width, 3), _BANNER_COLOR, dtype=np.uint8)
@@ -209,7 +204,9 @@ def _banner(width: int) -> Picture:
 def _caption(case: ScoredCase, width: int) -> Picture:
     lines = [(text, _WHITE) for text in finding_lines(case)]
     if case.out_of_distribution:
-        lines.insert(0, (_unlike_line(case), _WARNING))
+        distance = case.out_of_distribution_score
+        said = "" if distance is None else f" (distance {distance:.1f})"
+        lines.insert(0, (f"Out of distribution{said}: scores say little", _WARNING))
     model = case.model
     lines.append((f"ChexRadiNet {model.software_version}, round {model.round}", _GREY))
     lines.append((f"model {model.bundle_digest[:16]}", _GREY))
@@ -219,12 +216,6 @@ def _caption(case: ScoredCase, width: int) -> Picture:
         top = _MARGIN_PX + number * _LINE_PX
         strip[top : top + line.shape[0], _MARGIN_PX : _MARGIN_PX + line.shape[1]] = line
     return strip
-
-
-def _unlike_line(case: ScoredCase) -> str:
-    distance = case.out_of_distribution_score
-    said = "" if distance is None else f" (distance {distance:.1f})"
-    return f"Out of distribution{said}: scores say little"
 
 
 def finding_lines(case: ScoredCase) -> list[str]:

@@ -125,7 +125,9 @@ def _secondary_capture(source: SourceImage, case: ScoredCase) -> Dataset:
         f"Radiograph with {shown} and regions by {model_name(case.model)}, "
         f"bundle sha256 {case.model.bundle_digest}"
     )
-    capture.SourceImageSequence = [_source_reference(source)]
+    reference = _reference(source)
+    reference.PurposeOfReferenceCodeSequence = [_code_item(SOURCE_OF_DERIVATION)]
+    capture.SourceImageSequence = [reference]
     capture.update(source.lossy)
     capture.SamplesPerPixel = 3
     capture.PhotometricInterpretation = "RGB"
@@ -189,12 +191,6 @@ def _evidence(source: SourceImage) -> Dataset:
     study.StudyInstanceUID = source.study_instance_uid
     study.ReferencedSeriesSequence = [series]
     return study
-
-
-def _source_reference(source: SourceImage) -> Dataset:
-    item = _reference(source)
-    item.PurposeOfReferenceCodeSequence = [_code_item(SOURCE_OF_DERIVATION)]
-    return item
 
 
 def _code_item(code: Code) -> Dataset:

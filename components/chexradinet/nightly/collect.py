@@ -244,6 +244,7 @@ def write_scores(
     # Image keys are hashes: the smallest are a random choice, and always the same one.
     chosen = sorted(merged.images, key=lambda image: image.image_key)[:MAX_DRIFT_IMAGES]
     sampled = {image.object_key for image in chosen}
+    duplicates = pa.array(sorted(merged.duplicates), pa.string())
     embeddings: dict[str, npt.NDArray[np.float32]] = {}
     pictures: dict[str, bytes] = {}
     with (
@@ -251,7 +252,8 @@ def write_scores(
         _csv(folder / names[1], SCORES.names) as rows,
     ):
         for result in shards_of(ledger, plan):
-            scores = _without(result.scores, merged)
+            counts = pc.invert(pc.is_in(result.scores.column("object_key"), duplicates))
+            scores = result.scores.filter(counts)
             parquet.write_table(scores)
             rows.writerows(_lines(scores))
             pictures |= {key: png for key, png in result.pictures.items() if key in wanted}
@@ -282,15 +284,6 @@ def put_files(ledger: Ledger, plan: Plan, files: Sequence[Path]) -> dict[str, st
         digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         ledger.store.put_file(night_key(ledger, plan, path.name), path)
     return digests
-
-
-def _without(scores: pa.Table, merged: Merged) -> pa.Table:
-    if not merged.duplicates:
-        return scores
-    duplicate = pc.is_in(
-        scores.column("object_key"), pa.array(sorted(merged.duplicates), pa.string())
-    )
-    return scores.filter(pc.invert(duplicate))
 
 
 @contextmanager

@@ -170,16 +170,10 @@ def write_regions(
         )
     with writing_directory(target, REGIONS_HEAD) as directory:
         np.save(directory / MAPS_FILE, halved)
-        _write_regions_table(directory, table, provenance)
-
-
-def _write_regions_table(
-    directory: Path, table: pd.DataFrame, provenance: Mapping[str, Any]
-) -> None:
-    """Write `regions.parquet` beside a complete `maps.npy`, whose digest it keeps."""
-    sealed = {**provenance, MAPS_DIGEST: sha256_of(directory / MAPS_FILE)}
-    ordered = checked_table(table, REGION_COLUMNS, directory)
-    write_table(directory / REGIONS_FILE, ordered, "regions", SCHEMA, sealed)
+        # The digest ties the table to its maps.
+        sealed = {**provenance, MAPS_DIGEST: sha256_of(directory / MAPS_FILE)}
+        ordered = checked_table(table, REGION_COLUMNS, directory)
+        write_table(directory / REGIONS_FILE, ordered, "regions", SCHEMA, sealed)
 
 
 def read_regions(path: Path) -> RegionsArtifact:
