@@ -1,7 +1,7 @@
 """Forward passes over many images without gradients."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -60,31 +60,6 @@ def _fold(owner: nn.Module, conv: str, norm: str) -> None:
         setattr(owner, norm, nn.Identity())
 
 
-def predict_batches(
-    network: ChexRadiNet,
-    fetch: Fetch,
-    rows: NDArray[np.int64],
-    batch_size: int = 32,
-    device: str = "auto",
-    maps: bool = True,
-) -> Iterator[Predictions]:
-    """Yield the predictions of one batch after another; memory does not grow with the rows.
-
-    Args:
-        network: Left as it is; a folded copy does the work.
-        fetch: Gives the images of a batch.
-        rows: Rows to predict, in this order.
-        batch_size: Images a forward pass; results do not depend on it.
-        device: `auto`, `cpu` or `cuda`.
-        maps: Whether the maps are wanted.
-    """
-    place = choose_device(device)
-    working = folded(network).to(place)
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        yield predict_folded(working, fetch(batch), batch, maps)
-
-
 def predict_folded(
     working: ChexRadiNet, images: NDArray[np.uint8], rows: NDArray[np.int64], maps: bool = True
 ) -> Predictions:
@@ -116,8 +91,19 @@ def predict(
     device: str = "auto",
     maps: bool = True,
 ) -> Predictions:
-    """Return the predictions of all rows at once; see `predict_batches` for the arguments."""
-    parts = list(predict_batches(network, fetch, rows, batch_size, device, maps))
+    """Return the predictions of all rows.
+
+    Args:
+        network: Left as it is; a folded copy does the work.
+        fetch: Gives the images of a batch.
+        rows: Rows to predict, in this order.
+        batch_size: Images of a forward pass; results do not depend on it.
+        device: `auto`, `cpu` or `cuda`.
+        maps: Whether the maps are wanted.
+    """
+    working = folded(network).to(choose_device(device))
+    batches = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+    parts = [predict_folded(working, fetch(batch), batch, maps) for batch in batches]
     if not parts:
         empty = np.zeros((0, network.num_findings), np.float32)
         embedding = np.zeros((0, network.num_channels), np.float32)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from chexradinet.config import Backbone, NetworkConfig
-from chexradinet.model.inference import folded, predict, predict_batches
+from chexradinet.model.inference import folded, predict
 from chexradinet.model.resnet import ChexRadiNet, build_network
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 64, 64)).astype(np.uint8)
@@ -39,7 +39,7 @@ def test_results_do_not_depend_on_the_batch_size(network: ChexRadiNet, batch_siz
 
 
 def test_maps_are_left_out_where_not_wanted(network: ChexRadiNet) -> None:
-    (found,) = predict_batches(network, _fetch, np.arange(2), device="cpu", maps=False)
+    found = predict(network, _fetch, np.arange(2), device="cpu", maps=False)
     assert found.maps.shape[2:] == (0, 0)
 
 
