@@ -20,7 +20,7 @@ from chexradinet.parallel import Job, Pool
 from chexradinet.processors import available_processors
 from chexradinet.records import FeatureStatus, Region
 from chexradinet.regions.extract import extract_region
-from chexradinet.regions.radiomics import Crop, crop_of, features_of_crop, is_installed
+from chexradinet.regions.radiomics import Crop, crop_of, features_if_installed
 from chexradinet.regions.tables import FeatureRow, rejected_row
 
 Measured = Callable[[], FeatureRow]
@@ -51,7 +51,7 @@ def num_measurers(asked: int, device: str) -> int:
 @contextmanager
 def measuring(config: RadiomicsConfig, num_workers: int) -> Iterator[Measure]:
     """Give what measures regions, at once or in processes that end with the block."""
-    work = partial(_row_of, config)
+    work = partial(features_if_installed, config=config)
     if num_workers == 1:
         yield lambda crop: partial(_same, work(crop))
         return
@@ -98,12 +98,6 @@ def _look(
     if region.box is None:
         return Look(region, flagged, partial(rejected_row, FeatureStatus.NO_REGION))
     return Look(region, flagged, measure(crop_of(xray.pixels, region.box)))
-
-
-def _row_of(config: RadiomicsConfig, crop: Crop) -> FeatureRow:
-    if not is_installed():
-        return rejected_row(FeatureStatus.NOT_INSTALLED)
-    return features_of_crop(crop, config)
 
 
 def _same(row: FeatureRow) -> FeatureRow:

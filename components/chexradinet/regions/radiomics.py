@@ -35,23 +35,11 @@ _GREY_CLASSES: Classes = tuple(name for name in FEATURE_CLASSES if name != "shap
 _REFUSALS = (ValueError, RuntimeError, IndexError, ArithmeticError, MemoryError)
 
 
-def features_of(image: NDArray[np.uint8], box: Box, config: RadiomicsConfig) -> FeatureRow:
-    """Return the features of a box in an X-ray; whatever the pixels are, nothing is raised.
-
-    Args:
-        image: Grey levels, shape (H, W).
-        box: In pixels of the image. It is rounded outward to whole pixels and clipped to leave
-            `BORDER_PX` free.
-        config: Bin width and nominal spacing.
-    """
-    if not is_installed():
+def features_if_installed(crop: Crop, config: RadiomicsConfig) -> FeatureRow:
+    """Return the features of a crop, or the status of a host without pyradiomics."""
+    if find_spec("radiomics") is None:
         return rejected_row(FeatureStatus.NOT_INSTALLED)
-    return features_of_crop(crop_of(image, box), config)
-
-
-def is_installed() -> bool:
-    """Tell whether pyradiomics is there."""
-    return find_spec("radiomics") is not None
+    return features_of_crop(crop, config)
 
 
 def crop_of(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:

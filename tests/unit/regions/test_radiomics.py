@@ -17,13 +17,17 @@ from chexradinet.records import Box, FeatureStatus, Region, RegionStatus
 from chexradinet.regions import feature_classes as measured_module
 from chexradinet.regions.feature_classes import features_of_arrays
 from chexradinet.regions.feature_names import FEATURE_NAMES, NAMES_BY_CLASS
-from chexradinet.regions.radiomics import crop_of, extract_features, features_of
-from chexradinet.regions.tables import FEATURE_COLUMNS, regions_table
+from chexradinet.regions.radiomics import crop_of, extract_features, features_if_installed
+from chexradinet.regions.tables import FEATURE_COLUMNS, FeatureRow, regions_table
 
 SIDE = 96
 CONFIG = RadiomicsConfig()
 RELATIVE_TOLERANCE = 1e-6
 Reference = Callable[..., NDArray[np.float64]]
+
+
+def features_of(image: NDArray[np.uint8], box: Box, config: RadiomicsConfig) -> FeatureRow:
+    return features_if_installed(crop_of(image, box), config)
 
 
 def smooth_image(seed: int = 0) -> NDArray[np.uint8]:
