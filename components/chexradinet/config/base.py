@@ -41,7 +41,7 @@ class Settings(BaseModel):
         extra="forbid",
         use_attribute_docstrings=True,
         allow_inf_nan=False,
-        populate_by_name=True,  # an alias is the name that stored records use
+        populate_by_name=True,
         loc_by_alias=False,
     )
 
@@ -69,6 +69,11 @@ class Settings(BaseModel):
 def internal(default: Any, **bounds: Any) -> Any:  # noqa: ANN401 - as pydantic's Field
     """Return a field that code and stored records know, but neither pipelines nor commands show."""
     return Field(default, json_schema_extra={"internal": True}, **bounds)
+
+
+def stored_as(name: str, default: Any, **bounds: Any) -> Any:  # noqa: ANN401 - as pydantic's Field
+    """Return a field that stored records keep under another name, which is read as well."""
+    return Field(default, validation_alias=name, serialization_alias=name, **bounds)
 
 
 def is_internal(field: FieldInfo) -> bool:

@@ -5,13 +5,13 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from chexradinet.config.base import Settings, internal, require
+from chexradinet.config.base import Settings, internal, require, stored_as
 
 
 class RegionConfig(Settings):
     """How a heatmap becomes a region."""
 
-    region_threshold: float = Field(default=0.6, gt=0, lt=1, alias="threshold")
+    region_threshold: float = stored_as("threshold", 0.6, gt=0, lt=1)
     """Fraction of a map's maximum that its region reaches."""
     blur_px: int = internal(5, ge=1)
     """Side of the Gaussian kernel applied after upsampling, odd, 1 for none."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from chexradinet.config.base import Settings, digest_of, internal, require
+from chexradinet.config.base import Settings, digest_of, internal, require, stored_as
 from chexradinet.config.store import StoreConfig
 from chexradinet.errors import ConfigError, UnknownFindingError
 from chexradinet.findings import Vocabulary, canonical_finding, own_findings
@@ -156,7 +156,7 @@ class QualityConfig(Settings):
 class IngestConfig(Settings):
     """How a source becomes a data set."""
 
-    data_format: SourceFormat = Field(default=SourceFormat.AUTO, alias="format")
+    data_format: SourceFormat = stored_as("format", SourceFormat.AUTO)
     """Convention of the source's label table and files."""
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     """How an original becomes model pixels."""
@@ -167,7 +167,7 @@ class IngestConfig(Settings):
         json_schema_extra={"needed": "names of findings as in docs/datasets.md, or a YAML file"},
     )
     """Findings to learn, in order, own names with synonyms too: `Mass,Tuberculosis=TB/Koch`."""
-    uncertain_labels: str = Field(default="ignore", alias="uncertain")
+    uncertain_labels: str = stored_as("uncertain", "ignore")
     """What a label of -1 becomes: ignore, ones or zeros; `zeros,Edema=ones` for exceptions."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=0.9)
     """Part of the training patients that validates, if the table has no validation split."""
@@ -177,9 +177,9 @@ class IngestConfig(Settings):
     """Seed of the splits that no table gives; recorded in the data set."""
     max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
     """Rejected part of the source above which the run fails."""
-    ingest_shard_size: int = Field(default=4096, ge=1, alias="shard_size")
+    ingest_shard_size: int = stored_as("shard_size", 4096, ge=1)
     """Images per file of pixels; a killed ingest continues after the last full file."""
-    ingest_workers: int = Field(default=0, ge=0, alias="num_workers")
+    ingest_workers: int = stored_as("num_workers", 0, ge=0)
     """Processes that decode; 0 takes what processors and memory allow, 1 only this process."""
     decode_timeout_s: float = Field(default=60.0, gt=0)
     """Most seconds that decoding one file may take in a worker process."""

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from chexradinet.config.base import Settings, internal, require
+from chexradinet.config.base import Settings, internal, require, stored_as
 
 MAX_ROUNDS_LIMIT = 8
 """Most rounds a pipeline can be compiled for: each adds a sub-pipeline and an input."""
@@ -51,7 +51,7 @@ class GuidanceRecipe(StrEnum):
 class GuidanceConfig(Settings):
     """Loss of a guided round: `(1 - s - c) * classification + s * entropy + c * contrastive`."""
 
-    guidance: GuidanceRecipe = Field(default=GuidanceRecipe.SHARPEN_CONTRASTIVE, alias="recipe")
+    guidance: GuidanceRecipe = stored_as("recipe", GuidanceRecipe.SHARPEN_CONTRASTIVE)
     """Terms that take part in the loss; the weight of a term that does not is 0."""
     permute_radiomics: bool = internal(False)
     """Shuffle the features over the images: what it keeps of a gain is not radiomics."""
