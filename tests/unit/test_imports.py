@@ -90,7 +90,7 @@ def test_no_two_files_import_each_other_in_a_circle(package: str) -> None:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("components", {"kfp", "radiomics"}),
+        ("components", {"radiomics"}),
         ("pipelines", {"kfp"}),
         ("benchmarks", {"kfp", "radiomics", "dev"}),
         ("tests", {"kfp", "radiomics", "dev"}),
@@ -102,6 +102,7 @@ def test_what_is_imported_is_declared(folder: str, extras: set[str]) -> None:
     for extra in extras:
         declared += project["optional-dependencies"][extra]
     names = {re.split(r"[^\w.-]", one)[0].lower().replace("_", "-") for one in declared}
+    names.add("kfp")  # without the rest of its extra, as in the image
     ours = {"chexradinet", "pipelines", "tests", "benchmarks", "images"}
     imported = {
         one.partition(".")[0] for path in (ROOT / folder).rglob("*.py") for one in _imports(path)
