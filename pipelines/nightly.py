@@ -42,6 +42,7 @@ def score_shards(
     run_id: str,
     lease_ttl_s: float,
     num_decoders: int,
+    decode_timeout_s: float,
     worker_image: str,
     accelerator_type: str,
     accelerators: str,
@@ -64,6 +65,7 @@ def score_shards(
             run_id=run_id,
             lease_ttl_s=lease_ttl_s,
             num_decoders=num_decoders,
+            decode_timeout_s=decode_timeout_s,
             accelerator_type=accelerator_type,
             accelerators=accelerators,
         )
@@ -101,6 +103,7 @@ def nightly_pipeline() -> Callable[..., Any]:
                 work=planned.outputs["work"],
                 active=planned.outputs["active"],
                 num_decoders=given.num_decoders,
+                decode_timeout_s=given.decode_timeout_s,
                 worker_image=given.worker_image,
                 accelerator_type=given.accelerator_type,
                 accelerators=planned.outputs["accelerators"],

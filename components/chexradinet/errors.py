@@ -91,6 +91,10 @@ class StoreUnavailableError(StoreError):
     """The store could not be reached, also after retries."""
 
 
+class StoreItemError(StoreError):
+    """The archive answers, but fails on this one object, also after repeating."""
+
+
 class StoreFullError(StoreError):
     """No space is left where it was to be written."""
 

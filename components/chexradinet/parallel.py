@@ -1,8 +1,9 @@
 """Work on a pool of processes: in order, with bounded memory, whatever happens to a process.
 
 Each process works on one item at a time, and a thread here waits for its answer: so a process that
-dies is known to have died of its item, is replaced, and the others work on. Processes are spawned:
-a forked copy of a process that runs threads, torch's among them, can hang.
+dies is known to have died of its item, is replaced, and the others work on. Processes are forked
+from a server that has imported what the work needs and starts no threads: a fork of a process that
+runs threads, torch's among them, can hang, and a new one would import everything again.
 """
 
 import ctypes
@@ -20,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -33,7 +35,10 @@ KEPT_BYTES = 512 << 20
 ITEMS_AHEAD = 24
 """Items per worker that are read ahead."""
 
-_SPAWN = multiprocessing.get_context("spawn")
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
+_MOST_LIKELY_KILLED = "1000"
+
+_FORKSERVER = multiprocessing.get_context("forkserver")
 _logger = logging.getLogger(__name__)
 _is_worker = False
 
@@ -131,6 +136,7 @@ class Pool(Generic[Item, Result]):
     """Threads, each with a process that is replaced when it dies."""
 
     def __init__(self, job: Job[Item, Result], num_workers: int) -> None:
+        _preload(job.work)
         self._job = job
         self._is_closed = False
         self._threads = ThreadPoolExecutor(num_workers)
@@ -189,9 +195,10 @@ class _Worker(Generic[Item, Result]):
     """One process and the pipe to it."""
 
     def __init__(self, job: Job[Item, Result]) -> None:
-        self._pipe, theirs = _SPAWN.Pipe()
-        arguments = (theirs, job.work, job.memory_bytes)
-        self._process = _SPAWN.Process(target=_serve, args=arguments, daemon=True)
+        self._pipe, theirs = _FORKSERVER.Pipe()
+        # The server has the environment of its start.
+        arguments = (theirs, job.work, job.memory_bytes, dict(os.environ))
+        self._process = _FORKSERVER.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
         try:
@@ -199,8 +206,7 @@ class _Worker(Generic[Item, Result]):
         except (EOFError, OSError) as error:
             raise WorkerError(
                 "worker processes end before they do anything; a script that calls this must keep "
-                'its own work under `if __name__ == "__main__":`, they need memory, or set '
-                "num_workers to 1"
+                'its own work under `if __name__ == "__main__":`, and they need memory'
             ) from error
 
     def ask(self, item: Item) -> Result:
@@ -226,10 +232,22 @@ class _Worker(Generic[Item, Result]):
         return known.get(self._process.exitcode or 0, Failure.CRASHED)
 
 
+def _preload(work: Callable[[Item], Result]) -> None:
+    """Have the server import what the work needs, if it does not run yet."""
+    while isinstance(work, partial):
+        work = work.func
+    _FORKSERVER.set_forkserver_preload([work.__module__])
+
+
 def _serve(
-    pipe: "connection.Connection", work: Callable[[Item], Result], memory_bytes: int
+    pipe: "connection.Connection",
+    work: Callable[[Item], Result],
+    memory_bytes: int,
+    environment: dict[str, str],
 ) -> None:
     """Answer one item after the other until the pipe is closed."""
+    os.environ.clear()
+    os.environ.update(environment)
     _prepare_worker(memory_bytes)
     pipe.send(None)
     with suppress(EOFError):
@@ -249,6 +267,8 @@ def _prepare_worker(memory_bytes: int) -> None:
     # Ctrl-C reaches the whole process group; only the parent answers it, by closing the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(OSError):  # of all in the container, the kernel is to end this one
+        _OOM_SCORE.write_text(_MOST_LIKELY_KILLED, encoding="ascii")
     keep_freed_memory()
     if memory_bytes:
         most = _data_bytes() + memory_bytes

@@ -72,6 +72,8 @@ class RejectReason(StrEnum):
     """Several rows of the label table name this file."""
     TOO_SLOW = "too_slow"
     """Decoding took longer than a file may take."""
+    UNAVAILABLE = "unavailable"
+    """The archive failed on this file, also after repeating."""
 
 
 class RegionStatus(StrEnum):

@@ -12,7 +12,7 @@ from minio import Minio
 from minio.error import S3Error
 from minio.lifecycleconfig import LifecycleConfig
 
-from chexradinet.errors import StoreAccessError, StoreUnavailableError
+from chexradinet.errors import StoreAccessError, StoreError, StoreUnavailableError
 from chexradinet.store.administration import (
     User,
     apply_policies,
@@ -207,6 +207,26 @@ def test_a_sender_reaches_no_other_senders_folder(ready: Server) -> None:
     assert allowed(client, "put", INBOX, "second-sender/there")
     assert not allowed(client, "put", INBOX, "sender/there")
     assert not allowed(client, "put", INBOX, "second-sender-not/there")
+
+
+def test_minio_cannot_forbid_replacing_an_object_but_keeps_the_former_version(
+    ready: Server,
+) -> None:
+    policy = read_policies(FOLDER)["sender"]
+    once = {"Null": {"s3:if-none-match": "false"}}
+    forbidding = policy | {"Statement": [one | {"Condition": once} for one in policy["Statement"]]}
+    with pytest.raises(StoreError, match="invalid condition key"):
+        apply_policies({"sender": forbidding}, (), access_from_environment(ready.environment))
+    sender, root = ready.client("sender"), ready.administrator()
+    versions = [
+        sender.put_object(INBOX, "sender/x.dcm", io.BytesIO(text), 1).version_id
+        for text in (b"1", b"2")
+    ]
+    with pytest.raises(S3Error, match="AccessDenied"):
+        sender.remove_object(INBOX, "sender/x.dcm", version_id=versions[0])
+    back = root.get_object(INBOX, "sender/x.dcm", version_id=versions[0])
+    assert back.read() == b"1"
+    back.close()
 
 
 def test_no_user_can_make_buckets_or_change_their_lifecycle(ready: Server) -> None:

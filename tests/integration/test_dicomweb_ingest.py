@@ -18,6 +18,7 @@ TYPE = 'multipart/related; type="application/dicom"; boundary=cut'
 HEAD = b"--cut\r\nContent-Type: application/dicom\r\n\r\n"
 TAIL = b"\r\n--cut--\r\n"
 PAGE_SIZE = 2
+CUT_SHORT, NO_ANSWER = 1, 2
 ANSWERS = [
     (200, TYPE, HEAD + dicom(0) + TAIL),
     (200, TYPE, b"a preamble\r\n" + HEAD + dicom(1) + TAIL),
@@ -27,8 +28,14 @@ ANSWERS = [
     (404, "text/plain", b""),
     (406, "text/plain", b""),
     (200, "application/dicom", dicom(7)),
+    (500, "text/plain", b""),
+    (503, "text/plain", b""),
+    (403, "text/plain", b""),
+    (CUT_SHORT, TYPE, HEAD + dicom(11)[:500]),
+    (NO_ANSWER, "", b""),
 ]
-REJECTED = {"unreadable": 4, "missing": 1}
+UIDS = [sop_uid(number) for number in range(len(ANSWERS))]
+REJECTED = {"unreadable": 4, "missing": 1, "unavailable": 5}
 
 
 class Archive(BaseHTTPRequestHandler):
@@ -38,12 +45,15 @@ class Archive(BaseHTTPRequestHandler):
         """Answer a search or give an instance."""
         url = urlsplit(self.path)
         if "/instances/" in url.path:
-            status, kind, body = ANSWERS[int(url.path[-1])]
+            status, kind, body = ANSWERS[UIDS.index(url.path.rpartition("/")[2])]
         else:
             status, kind, body = 200, "application/dicom+json", self.found(url.path, url.query)
-        self.send_response(status)
+        self.close_connection = True
+        if status == NO_ANSWER:
+            return
+        self.send_response(200 if status == CUT_SHORT else status)
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) + 1000 * (status == CUT_SHORT)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -57,8 +67,7 @@ class Archive(BaseHTTPRequestHandler):
             items = [{"0020000E": {"vr": "UI", "Value": ["1.9"]}}]
             items.append({"0020000E": {"vr": "UI", "Value": ["1.3"]}, "00080060": dx})
         else:
-            uids = [sop_uid(number) for number in range(len(ANSWERS))]
-            items = [{"00080018": {"vr": "UI", "Value": [uid]}} for uid in uids]
+            items = [{"00080018": {"vr": "UI", "Value": [uid]}} for uid in UIDS]
         start = int(parse_qs(query).get("offset", ["0"])[0])
         return json.dumps(items[start : start + PAGE_SIZE]).encode()
 

@@ -15,7 +15,7 @@ from chexradinet.config import QualityConfig
 from chexradinet.config.nightly import ResultSettings
 from chexradinet.nightly.ledger import open_ledger, read_completion
 from chexradinet.store.local import LocalStore
-from tests.nightly_world import World, make_world
+from tests.nightly_world import World, fork, make_world
 
 NUM_POINTS = 20
 _WRITES = ("put", "create", "put_file", "delete")
@@ -40,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def in_child(work: Callable[[], object]) -> int:
     """Do something in a forked process; return its wait status."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         code = 1
         try:
@@ -144,7 +144,7 @@ def test_killed_at_any_of_twenty_points_and_run_again_gives_the_bytes_of_a_clean
 
 def test_two_runs_at_once_score_each_x_ray_once(world: World) -> None:
     both = world.with_results("both")
-    first = os.fork()
+    first = fork()
     if first == 0:
         try:
             torch.set_num_threads(1)

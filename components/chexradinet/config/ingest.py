@@ -180,9 +180,9 @@ class IngestConfig(Settings):
     ingest_shard_size: int = stored_as("shard_size", 4096, ge=1)
     """Images per file of pixels; a killed ingest continues after the last full file."""
     ingest_workers: int = stored_as("num_workers", 0, ge=0)
-    """Processes that decode; 0 takes what processors and memory allow, 1 only this process."""
+    """Processes that decode; 0 takes what processors and memory allow."""
     decode_timeout_s: float = Field(default=60.0, gt=0)
-    """Most seconds that decoding one file may take in a worker process."""
+    """Most seconds that decoding one file may take; over it the file is rejected."""
     reuse: bool = True
     """Take a finished result of equal inputs and settings instead of making it again."""
     store: StoreConfig = internal(StoreConfig())

@@ -178,13 +178,13 @@ class ScoreConfig(Settings):
     num_threads: int = internal(0, ge=0)
     """Torch threads on a CPU; 0 leaves torch's own choice."""
     num_decoders: int = Field(default=2, ge=0)
-    """Processes that read and decode ahead of the network; 1 decodes in the same process, 0 takes
-    what processors and memory allow."""
+    """Processes that read and decode ahead of the network; 0 takes what processors and memory
+    allow."""
     num_measurers: int = internal(0, ge=0)
     """Processes that measure radiomics beside the network; 1 measures in the same process, 0 does
     so on a CPU and takes a quarter of the processors beside an accelerator."""
-    decode_timeout_s: float = internal(60.0, gt=0)
-    """Most seconds that decoding one file may take in a worker process."""
+    decode_timeout_s: float = Field(default=60.0, gt=0)
+    """Most seconds that decoding one file may take; over it the file is rejected."""
 
 
 class Run(Settings):

@@ -214,6 +214,8 @@ class NightlySettings(Settings):
     num_decoders: int = Field(default=2, ge=0)
     """Processes that read and decode ahead of the network; 0 takes what processors and memory
     allow."""
+    decode_timeout_s: float = Field(default=60.0, gt=0)
+    """Most seconds that decoding one file may take; over it the file is rejected."""
     lease_ttl_s: float = Field(default=600.0, gt=0)
     """Seconds without a sign of life after which another run takes over."""
     placement: NightlyPlacement = NightlyPlacement()

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from functools import lru_cache
@@ -31,6 +31,7 @@ from chexradinet.errors import (
     StoreAccessError,
     StoreError,
     StoreIntegrityError,
+    StoreItemError,
     StoreNotFoundError,
     StoreUnavailableError,
 )
@@ -54,6 +55,9 @@ _NO_PAGES = {400, 404, 416, 501}
 """What an archive that does not know `offset` may say to it."""
 _TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _OF_ONE_FILE_STATUS = {400, 406, 409, 415, 422, 501}
+_REFUSED_STATUS = {401, 403}
+_MAX_INTERNAL_ERRORS = 3
+"""How often an archive may answer 500 for one file before the file is given up."""
 _CHUNK_BYTES = 1024 * 1024
 _PART_HEAD = re.compile(rb"(?:(?:[!-9;-~]+:|[ \t])[^\r\n]*\r?\n)*\r?\n")
 _DOCUMENT = "see docs/operations.md, 'PACS'"
@@ -112,6 +116,7 @@ def fetch(ref: InstanceRef | str, config: StoreConfig = DEFAULT) -> bytes:
     Raises:
         StoreNotFoundError: it is no longer there.
         StoreIntegrityError: something else came, or the archive cannot give this one.
+        StoreItemError: the archive fails on this one, also after retries, but answers a search.
         StoreAccessError: the archive does not let us in, or redirects.
         StoreUnavailableError: it cannot be reached, also after retries.
         RejectedImageError: `too_large`.
@@ -120,15 +125,20 @@ def fetch(ref: InstanceRef | str, config: StoreConfig = DEFAULT) -> bytes:
     archive = parse_archive(uri, dates_needed=False)
     sop_uid = uri.rpartition("/")[2]
     try:
-        kind, body = _get(archive, archive.url, _ACCEPT_DICOM, {}, config)
+        kind, body = _get(archive, archive.url, _ACCEPT_DICOM, {}, config, _patient())
     except HTTPError as error:
-        if error.response.status_code in _OF_ONE_FILE_STATUS:
+        status = error.response.status_code
+        if status in _TRANSIENT_STATUS | _REFUSED_STATUS:
+            raise _item_error(archive, config) from error
+        if status in _OF_ONE_FILE_STATUS:
             raise StoreIntegrityError(
                 f"the archive at {archive.host} cannot give a radiograph "
-                f"({error.response.status_code}); its log says more"
+                f"({status}); its log says more"
             ) from error
         raise translated(error, f"cannot fetch a radiograph at {archive.host}") from error
     except RAW_ERRORS as error:
+        if is_transient(error):
+            raise _item_error(archive, config) from error
         raise translated(error, f"cannot fetch a radiograph at {archive.host}") from error
     parts = [body] if body[_MAGIC] == b"DICM" else parts_of(body, kind)
     if len(parts) != 1 or sop_uid.encode() not in parts[0]:
@@ -237,8 +247,41 @@ def _no_answer(start: str) -> StoreError:
     )
 
 
+def _item_error(archive: Archive, config: StoreConfig) -> StoreError:
+    """Tell an archive that fails on one file from one that fails altogether, by a search."""
+    start = f"cannot fetch a radiograph at {archive.host}"
+    url = f"{archive.url.partition('/studies/')[0]}/studies"
+    try:
+        _get(archive, url, _ACCEPT_JSON, {"limit": "1"}, config.changed(retry_total_s=0.0))
+    except RAW_ERRORS as error:
+        if is_transient(error) or not isinstance(error, HTTPError):
+            return translated(error, start)
+        if error.response.status_code in _REFUSED_STATUS:
+            return translated(error, start)
+    except RejectedImageError:
+        pass  # a long answer is one
+    return StoreItemError(f"{start}, which answers a search; its log says more")
+
+
+def _patient() -> Callable[[Exception], bool]:
+    """Return an `is_transient` that gives up after a few answers of 500: this file's fault."""
+    left = _MAX_INTERNAL_ERRORS
+
+    def is_worth_repeating(error: Exception) -> bool:
+        nonlocal left
+        left -= isinstance(error, HTTPError) and error.response.status_code == 500
+        return left > 0 and is_transient(error)
+
+    return is_worth_repeating
+
+
 def _get(
-    archive: Archive, url: str, accept: str, query: Mapping[str, str], config: StoreConfig
+    archive: Archive,
+    url: str,
+    accept: str,
+    query: Mapping[str, str],
+    config: StoreConfig,
+    is_worth_repeating: Callable[[Exception], bool] | None = None,
 ) -> tuple[str, bytes]:
     """Return content type and body of an answer; repeats what may pass."""
 
@@ -255,7 +298,8 @@ def _get(
                 chunks.append(chunk)
             return answer.headers.get("Content-Type", ""), b"".join(chunks)
 
-    return retrying(once, is_transient, Backoff(config.retry_total_s, where=archive.host))
+    backoff = Backoff(config.retry_total_s, where=archive.host)
+    return retrying(once, is_worth_repeating or is_transient, backoff)
 
 
 def parts_of(body: bytes, content_type: str) -> list[bytes]:

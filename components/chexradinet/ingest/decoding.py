@@ -1,15 +1,11 @@
 """The files of a source to model pixels and records of the data set, or to the reason why not.
 
-Files are decoded in worker processes, in order and with bounded memory. Processes, because some
-decoders are Python and because compiled ones can crash: a file that kills the process it is decoded
-in costs itself, not the run. What is decoded in this process takes the run with it: everything if
-one worker is asked for, and pictures if more are not worth it. DICOM files, whose many codecs are
-the likely ones to crash, never are by default. Each file has a limit of time, and each worker of
-memory. What comes out of a DICOM header is coded in the
+Files are decoded in worker processes, in order and with bounded memory, never in this process: a
+file that crashes a decoder, hangs in it or fills the memory costs itself, not the run. Each file
+has a limit of time, and each worker of memory. What comes out of a DICOM header is coded in the
 worker already, so that no identifier leaves it.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,9 +28,9 @@ from chexradinet.dataset.images import fit_to_model, pixel_digest, read_image
 from chexradinet.dataset.labels.table import TableRow
 from chexradinet.dataset.quality import accepted_picture
 from chexradinet.dataset.writing import DatasetWriter
-from chexradinet.errors import RejectedImageError
+from chexradinet.errors import RejectedImageError, StoreUnavailableError
 from chexradinet.ingest.sources import DICOM_SUFFIXES, Source
-from chexradinet.parallel import KEPT_BYTES, Failure, Job, in_processes, keep_freed_memory
+from chexradinet.parallel import KEPT_BYTES, Failure, Job, in_processes
 from chexradinet.processors import available_memory_bytes, workers_for
 from chexradinet.records import (
     Box,
@@ -59,9 +55,9 @@ _FAILURES = {
     Failure.KILLED: RejectReason.TOO_LARGE,
 }
 FEW_FILES = 64
-"""So many are decoded in this process, to see how long a file takes."""
-START_S = 5.0
-"""Less work than this is done in this process: starting others would take as long."""
+"""So many are decoded by one worker."""
+MAX_FAILURES_IN_A_ROW = 10
+"""An archive that answers, but fails on so many files in a row, is down."""
 
 _MOST_WORKER_BYTES, _LEAST_WORKER_BYTES = 2 << 30, 512 << 20
 """Most that a worker may allocate, if there is so much, and in any case."""
@@ -221,51 +217,36 @@ def _facts(
 
 
 def decode_in_order(
-    files: Sequence[Item],
-    decode: Callable[[Item], Result],
-    num_workers: int,
-    isolated: bool = False,
+    files: Sequence[Item], decode: Callable[[Item], Result], num_workers: int
 ) -> Iterator[Result | RejectedImageError]:
-    """Yield the outcome of each file, in order; a file that kills its process is a rejection.
+    """Yield the outcome of each file, in order; a file that ends its process is a rejection.
 
     Args:
         files: What `decode` takes, such as names; a few per worker are decoded ahead.
         decode: Picklable, as what `decoder` returned.
-        num_workers: Processes; 1 decodes in this one; 0 takes one a core, as far as memory allows,
-            where it is worth while.
-        isolated: With `num_workers` 0, decode nothing in this process, however little there is.
+        num_workers: Processes; 0 takes one per core, as far as memory allows, or one for few files.
 
     Raises:
         WorkerError: no process can be started.
+        StoreUnavailableError: the archive failed on several files in a row.
     """
-    keep_freed_memory()
-    if num_workers == 0 and isolated:
-        workers = 1 if len(files) <= FEW_FILES else workers_for(_WORKER_BYTES, _OWN_BYTES)
-        yield from _decode_in_processes(files, decode, workers)
-        return
     if num_workers == 0:
-        started = time.perf_counter()
-        yield from map(decode, files[:FEW_FILES])
-        seconds_each = (time.perf_counter() - started) / FEW_FILES
-        files = files[FEW_FILES:]
-        worthwhile = seconds_each * len(files) > START_S
-        num_workers = workers_for(_WORKER_BYTES, _OWN_BYTES) if worthwhile else 1
-    if num_workers == 1:
-        yield from map(decode, files)
-    else:
-        yield from _decode_in_processes(files, decode, num_workers)
-
-
-def _decode_in_processes(
-    files: Sequence[Item], decode: Callable[[Item], Result], num_workers: int
-) -> Iterator[Result | RejectedImageError]:
+        num_workers = 1 if len(files) <= FEW_FILES else workers_for(_WORKER_BYTES, _OWN_BYTES)
     share = (available_memory_bytes() - _OWN_BYTES) // num_workers
     job: Job[Item, Result | RejectedImageError] = Job(
         work=decode,
         failed=_failed,
         memory_bytes=max(_LEAST_WORKER_BYTES, min(_MOST_WORKER_BYTES, share)),
     )
-    yield from in_processes(files, job, num_workers)
+    in_a_row = 0
+    for outcome in in_processes(files, job, num_workers):
+        failed = getattr(outcome, "reason", "") == RejectReason.UNAVAILABLE
+        in_a_row = in_a_row + 1 if failed else 0
+        if in_a_row == MAX_FAILURES_IN_A_ROW:
+            raise StoreUnavailableError(
+                f"the archive failed on {in_a_row} X-rays in a row; bring it back, then run again"
+            )
+        yield outcome
 
 
 def _failed(failure: Failure) -> RejectedImageError:
@@ -372,11 +353,8 @@ def add_review_samples(
         for item in [one for one in rejections if one.reason is reason][:_MAX_EACH]
     ]
     files = [item.source_uri for item in chosen]
-    any_dicom = any(is_dicom(file, b"", config) for file in files)
     # A view that the header tells was rejected before its pixels were decoded: limits hold here.
-    decoded = decode_in_order(
-        files, partial(_picture, source, config), config.ingest_workers, any_dicom
-    )
+    decoded = decode_in_order(files, partial(_picture, source, config), config.ingest_workers)
     names, pictures = [], []
     for item, picture in zip(chosen, decoded, strict=True):
         if isinstance(picture, np.ndarray):

@@ -240,9 +240,7 @@ def _fill(
     """Decode what is not decoded yet, and give everything to the writer."""
     config, plan = task.config, task.plan
     decode = decoder(task.source, config, task.key)
-    fresh = decode_in_order(
-        plan.files[len(checkpoint.restored) :], decode, config.ingest_workers, task.has_headers
-    )
+    fresh = decode_in_order(plan.files[len(checkpoint.restored) :], decode, config.ingest_workers)
     rejections, images = list(plan.rejections), []
     headers: dict[HeaderRow, HeaderRow] = {}
     for settled in outcomes_of(plan, checkpoint.outcomes(fresh), task.build):

@@ -25,6 +25,7 @@ from chexradinet.errors import (
     StoreConflictError,
     StoreError,
     StoreIntegrityError,
+    StoreItemError,
     StoreNotFoundError,
     StoreUnavailableError,
 )
@@ -57,6 +58,7 @@ _OF_ONE_FILE: dict[type[StoreError], tuple[RejectReason, str]] = {
     StoreNotFoundError: (RejectReason.MISSING, "it is gone since the source was listed"),
     StoreConflictError: (RejectReason.UNREADABLE, "it was replaced while it was read"),
     StoreIntegrityError: (RejectReason.UNREADABLE, "it came damaged, or something else came"),
+    StoreItemError: (RejectReason.UNAVAILABLE, "the archive failed on it, also after repeating"),
 }
 _OF_ALL: dict[type[StoreError], str] = {
     StoreAccessError: "the credentials are refused: they have expired, were withdrawn, or do not "

@@ -52,6 +52,8 @@ class Inbox:
     """Left for the next night because the plan is full."""
     num_unreadable: int = 0
     """Links that lead nowhere or out of the inbox, and folders that may not be read."""
+    num_replaced: int = 0
+    """Under a name whose object an earlier plan has done: the sender has written it again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +90,19 @@ class PlanOutcome:
             "another_run_active": "another run is at work: nothing to do (one that was stopped "
             "between two stages gives way when its lease runs out)",
         }[self.status]
-        young, left, unreadable = (
-            getattr(self.inbox, f"num_{kind}") for kind in ("young", "left", "unreadable")
+        young, left, unreadable, replaced = (
+            getattr(self.inbox, f"num_{kind}")
+            for kind in ("young", "left", "unreadable", "replaced")
         )
         if young or left:
             said += f" ({young} still settling, {left} over the plan's size)"
         if unreadable:
             said += f"; {unreadable} links or folders of the inbox cannot be read and are left out"
+        if replaced:
+            said += (
+                f"; {replaced} objects were written again since they were scored: compare their "
+                "versions if no sender should do so"
+            )
         if self.set_aside:
             said += (
                 f"; set aside after {MAX_FAILED_NIGHTS} nights without an end: plan "
@@ -159,8 +167,12 @@ def plan(addresses: Addresses, config: PlanConfig) -> PlanOutcome:
         left_out: list[str] = []
         listed = inbox_images(addresses.inbox_uri, now, left_out)
         waiting = {image.key: image for image in listed}
-        drop_taken(waiting, history, pending, (champion[1], config.rescore_since))
-        inbox = replace(new_images(waiting.values(), now, config), num_unreadable=len(left_out))
+        replaced = drop_taken(waiting, history, pending, (champion[1], config.rescore_since))
+        inbox = replace(
+            new_images(waiting.values(), now, config),
+            num_unreadable=len(left_out),
+            num_replaced=len(replaced),
+        )
         roll_up(history)
         if not inbox.images:
             status = "continued" if unfinished else "nothing_new"
@@ -297,8 +309,11 @@ def drop_taken(
     history: History,
     unfinished: Sequence[Plan],
     model: tuple[str, str] = ("", ""),
-) -> None:
+) -> set[str]:
     """Drop the listed objects that earlier plans have done or are at.
+
+    Returns:
+        Keys of those left that an earlier plan did with another content.
 
     Args:
         waiting: Key to object of the inbox; loses what is taken.
@@ -308,6 +323,7 @@ def drop_taken(
             a plan counts only if it used this model.
     """
     digest, rescore_since = model
+    replaced: set[str] = set()
 
     def counts(bundle_digest: str, date: str) -> bool:
         return not rescore_since or bundle_digest == digest or date < rescore_since
@@ -317,7 +333,7 @@ def drop_taken(
             _drop(waiting, ((image.key, image.etag) for image in plan.images))
     oldest = min((image.arrived for image in waiting.values()), default=None)
     if oldest is None:
-        return
+        return replaced
     if any(image.size_bytes == UNKNOWN_SIZE for image in waiting.values()):
         oldest = datetime.min.replace(tzinfo=UTC)  # listed now, and perhaps scored long ago
     # A plan whose newest X-ray is older than all that is listed did nothing of it.
@@ -329,11 +345,17 @@ def drop_taken(
     for index in history.indexes(wanted):
         done = index.filter(~pc.field("status").isin(sorted(NOT_DONE)))
         columns = (done.column(name).to_pylist() for name in ("key", "etag"))
-        _drop(waiting, zip(*columns, strict=True))
+        replaced |= _drop(waiting, zip(*columns, strict=True))
+    return replaced & waiting.keys()
 
 
-def _drop(waiting: dict[str, PlannedImage], taken: Iterable[tuple[str, str]]) -> None:
+def _drop(waiting: dict[str, PlannedImage], taken: Iterable[tuple[str, str]]) -> set[str]:
+    """Drop what is taken; return the keys that were taken with another content."""
+    replaced = set()
     for key, etag in taken:
         found = waiting.get(key)
         if found is not None and found.etag == etag:
             del waiting[key]
+        elif found is not None:
+            replaced.add(key)
+    return replaced

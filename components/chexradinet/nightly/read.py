@@ -17,10 +17,10 @@ from chexradinet.dicom.archive import is_dicomweb
 from chexradinet.errors import (
     RejectedImageError,
     StoreAccessError,
-    StoreBucketError,
     StoreConflictError,
     StoreError,
     StoreIntegrityError,
+    StoreItemError,
     StoreNotFoundError,
 )
 from chexradinet.ingest.sources import MAX_FILE_BYTES, too_large
@@ -39,6 +39,13 @@ from chexradinet.store import open_store
 _SHORTEST_NAME = 3
 _UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*\Z")
 """What counts as a UID (DICOM PS3.5 chapter 9): anything else may be a formula or a name."""
+_OF_ONE_OBJECT: dict[type[StoreError], tuple[str, str, str]] = {
+    StoreNotFoundError: (VANISHED, VANISHED, "gone since it was planned"),
+    StoreConflictError: (POSTPONED, "changed", "changed since it was planned"),
+    # The listing was allowed, so this is about one object; the next night tries it again.
+    StoreAccessError: (POSTPONED, "no_access", "it may not be read"),
+    StoreItemError: (POSTPONED, RejectReason.UNAVAILABLE, "the archive failed on it repeatedly"),
+}
 _IMAGE_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 
@@ -63,18 +70,11 @@ def read_xray(reading: Reading, image: PlannedImage) -> XRay | Excluded:
     started = time.perf_counter()
     try:
         content = planned_content(reading.inbox_uri, image)
-    except StoreBucketError as error:
-        raise _unnamed(error, image) from None
-    except StoreNotFoundError:
-        return _excluded(image, VANISHED, VANISHED, "gone since it was planned")
-    except StoreConflictError:
-        return _excluded(image, POSTPONED, "changed", "changed since it was planned")
-    except StoreAccessError:
-        # The listing was allowed, so this is about one object; the next night tries it again.
-        return _excluded(image, POSTPONED, "no_access", "it may not be read")
     except RejectedImageError as error:
         return _excluded(image, REJECTED, error.reason, error.detail)
     except StoreError as error:
+        if type(error) in _OF_ONE_OBJECT:
+            return _excluded(image, *_OF_ONE_OBJECT[type(error)])
         raise _unnamed(error, image) from None
     read = time.perf_counter()
     try:

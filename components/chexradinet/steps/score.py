@@ -16,6 +16,7 @@ def score(
     run_id: str,
     lease_ttl_s: float,
     num_decoders: int,
+    decode_timeout_s: float,
     accelerator_type: str,
     accelerators: str,
 ) -> None:
@@ -30,7 +31,7 @@ def score(
 
     check_accelerator(accelerator_type, accelerators)
     addresses = Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri)
-    config = ScoreConfig(num_decoders=num_decoders)
+    config = ScoreConfig(num_decoders=num_decoders, decode_timeout_s=decode_timeout_s)
     run = Run(run_id=run_id, lease_ttl_s=lease_ttl_s)
     for index in range(int(shard), num_shards, max_loop):
         score_stage(addresses, work, index, config, run)

@@ -9,9 +9,9 @@ import pytest
 
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.dataset.deidentification import DeidentificationKey, coded
-from chexradinet.errors import ChexRadiNetError, ConfigError, SourceError
+from chexradinet.errors import ChexRadiNetError, ConfigError, RejectedImageError, SourceError
 from chexradinet.ingest.ingest import ingest
-from chexradinet.ingest.sources import MAX_FILE_BYTES
+from chexradinet.ingest.sources import MAX_FILE_BYTES, Folder
 from chexradinet.ingest.upload import WORK_VARIABLE, ingest_to
 from tests.ingest_world import KEY_VARIABLE, SECRET, chest, dicom, dicom_config
 
@@ -138,20 +138,14 @@ def test_file_too_large_to_be_an_xray_is_not_read(
 
 
 def test_file_that_may_not_be_read_is_a_rejection(
-    source: Path, run: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+    source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (source / "closed.dcm").write_bytes(dicom(2))
-    read_bytes = Path.read_bytes
-
     def refuse(path: Path) -> bytes:
-        if path.name == "closed.dcm":
-            raise PermissionError(13, "Permission denied", str(path))
-        return read_bytes(path)
+        raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    dataset = run()
-    assert rejected(dataset, ["closed.dcm"]) == {"closed.dcm": "unreadable"}
-    assert dataset.rejected["detail"].tolist() == ["Permission denied"]
+    with pytest.raises(RejectedImageError, match="unreadable: Permission denied"):
+        Folder(source).read("good.dcm")
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_every_reason_code_reaches_the_rejections(
     expected = {code(name): name for name in [*files, "missing", "duplicate"]}
     assert reasons(dataset) == expected | {code("duplicate-uid"): "duplicate"}
     # In tests of their own.
-    elsewhere = {"not_labelled", "ambiguous", "too_slow", "too_large", "not_finite"}
+    elsewhere = {"not_labelled", "ambiguous", "too_slow", "too_large", "not_finite", "unavailable"}
     assert set(dataset.info.counts["rejected"]) | elsewhere == set(RejectReason)
     assert len(dataset) == 1
 

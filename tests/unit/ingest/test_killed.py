@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,8 @@ import pytest
 from chexradinet.config import IngestConfig, PreprocessingConfig
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import SourceError, StoreFullError, TooManyRejectsError
+from chexradinet.ingest.decoding import Decode, Outcome, decode_in_order
 from chexradinet.ingest.ingest import ingest
-from chexradinet.ingest.sources import Folder
 from chexradinet.phantom import write_phantom
 from chexradinet.store.uri import CHECKPOINT_VARIABLE
 
@@ -57,17 +57,16 @@ def is_alive(process: int) -> bool:
 
 
 class CountingDecodes:
-    """Notes the files that are read from now on."""
+    """Notes the files that are decoded from now on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files: list[str] = []
-        read = Folder.read
 
-        def noted(folder: Folder, file: str) -> bytes:
-            self.files.append(file)
-            return read(folder, file)
+        def noted(files: Sequence[str], decode: Decode, num_workers: int) -> Iterator[Outcome]:
+            self.files += files
+            return decode_in_order(files, decode, num_workers)
 
-        monkeypatch.setattr(Folder, "read", noted)
+        monkeypatch.setattr("chexradinet.ingest.ingest.decode_in_order", noted)
 
 
 def files_of(directory: Path) -> dict[str, bytes]:

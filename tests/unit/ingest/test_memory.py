@@ -19,6 +19,7 @@ ALLOWED_KIB = 32
 
 PROGRAM = """
 import json, re, sys
+from multiprocessing import active_children
 from pathlib import Path
 from chexradinet.config import PreprocessingConfig
 from tests.ingest_world import dicom_config
@@ -26,10 +27,21 @@ from chexradinet.ingest.ingest import ingest
 
 preprocessing = PreprocessingConfig(image_side=int(sys.argv[3]))
 config = dicom_config(shard_size=32, preprocessing=preprocessing)
-info = ingest(sys.argv[1], Path(sys.argv[2]), config)
-# Not ru_maxrss: it starts with the memory of the process that started this one.
-peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
-print(json.dumps({"images": info.counts["images"], "peak_kib": int(peak[1])}))
+peaks = {}
+
+def note(process):
+    # Not ru_maxrss: it starts with the memory of the process that started this one.
+    status = Path(f"/proc/{process}/status").read_text()
+    peaks[process] = int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1])
+
+def progress(done, total):
+    for worker in active_children() if done == total - 1 else ():
+        note(worker.pid)
+
+info = ingest(sys.argv[1], Path(sys.argv[2]), config, progress)
+note("self")
+assert len(peaks) == 2
+print(json.dumps({"images": info.counts["images"], "peak_kib": sum(peaks.values())}))
 """
 
 

@@ -43,6 +43,15 @@ def test_a_file_that_changed_is_scored_once_with_what_it_became(world: World) ->
     assert [row["reason"] for row in world.table("rejected-")] == ["changed"]
 
 
+def test_an_object_that_is_written_again_after_it_was_scored_is_counted(world: World) -> None:
+    for number in range(2):
+        world.add_dicom(number, "a.dcm")
+        outcome, _ = world.run()
+        assert outcome.inbox.num_replaced == number
+    assert "; 1 objects were written again since they were scored" in outcome.as_text()
+    assert world.run()[0].inbox.num_replaced == 0
+
+
 def test_a_file_that_vanished_and_came_back_is_scored(world: World) -> None:
     path = world.add_png(0)
     kept = path.stat()

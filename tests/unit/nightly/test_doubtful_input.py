@@ -179,7 +179,7 @@ def test_a_file_that_is_too_large_or_decodes_too_slowly_costs_itself_alone(
     with (world.inbox / "huge.dcm").open("wb") as stream:
         stream.truncate(600 << 20)
     plan(world.addresses, CONFIG)
-    slow = SCORING.model_copy(update={"num_decoders": 2, "decode_timeout_s": 1e-4})
+    slow = SCORING.changed(decode_timeout_s=1e-4)
     outcome = score(world.addresses, 1, 0, slow)
     assert (outcome.num_scored, outcome.num_excluded) == (0, 3)
     collect(world.addresses, 1)

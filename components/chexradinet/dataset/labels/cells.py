@@ -17,6 +17,8 @@ from chexradinet.records import Box, LabelledBox, RejectReason, Split, View
 
 MAX_AGE_YEARS = 120
 """An age above it is an error of entry; NIH has 411 years."""
+_MAX_COMBINATIONS = 1 << 17
+"""Most different rows of labels: each takes a kilobyte."""
 _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"}
 NOT_SAID = frozenset(
@@ -159,9 +161,18 @@ class LabelMappings:
         self._made: dict[tuple[float | None, ...], Mapping[str, float]] = {}
 
     def of_values(self, values: Sequence[float]) -> Mapping[str, float]:
-        """Return a mapping from finding to 1, 0 or NaN."""
+        """Return a mapping from finding to 1, 0 or NaN.
+
+        Raises:
+            LabelTableError: there are too many different ones to be of one table.
+        """
         key = tuple(None if math.isnan(value) else value for value in values)
         if key not in self._made:
+            if len(self._made) >= _MAX_COMBINATIONS:
+                raise LabelTableError(
+                    f"a table has more than {_MAX_COMBINATIONS} combinations of labels; split it, "
+                    "or name fewer findings"
+                )
             self._made[key] = dict(zip(self._findings, values, strict=True))
         return self._made[key]
 

@@ -228,6 +228,19 @@ def test_small_compressed_table_that_inflates_without_end_is_refused(
     (tmp_path / "labels.csv.gz").write_bytes(gzip.compress(SHORT.encode() + rows))
     with pytest.raises(LabelTableError, match="more than 1048576 characters; split it"):
         read_generic_table(tmp_path, IngestConfig())
+    monkeypatch.setattr(tables, "_MAX_LINES", 1000)
+    with pytest.raises(LabelTableError, match="more than 1000 lines; split it"):
+        read_generic_table(tmp_path, IngestConfig())
+
+
+def test_a_table_of_more_different_rows_than_fit_in_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chexradinet.dataset.labels.cells._MAX_COMBINATIONS", 2)
+    rows = ["a.png,1,Mass", "b.png,2,Nodule", "c.png,3,Mass", "d.png,4,Mass|Nodule"]
+    assert len(generic(tmp_path, *rows[:3], head=SHORT).rows) == 3
+    with pytest.raises(LabelTableError, match="more than 2 combinations of labels"):
+        generic(tmp_path, *rows, head=SHORT)
 
 
 def test_own_findings_are_learnt_under_their_name_with_their_synonyms(tmp_path: Path) -> None:
