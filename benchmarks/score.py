@@ -86,7 +86,7 @@ def cpu_seconds(call: Callable[[], object]) -> float:
 
 
 def decoding_seconds(results: Path) -> float:
-    """Return what the worker process spent on X-rays by the clock; its processor time ends there."""
+    """Return what the worker process spent on X-rays, by the clock."""
     spent: dict[str, float] = {}
     for path in results.rglob("part-*.parquet"):
         table = pq.read_table(path, columns=["object_key", "read_s", "decode_s"])
