@@ -64,6 +64,8 @@ class Job(Generic[Item, Result]):
     """What comes of an item that ends the process it is worked on in."""
     memory_bytes: int = 0
     """Most that a process may allocate beside what it has when it starts; 0 for no limit."""
+    preload: tuple[str, ...] = ()
+    """Modules that the work imports in mid-way: imported once, before there is a process."""
 
 
 def in_processes(
@@ -136,7 +138,7 @@ class Pool(Generic[Item, Result]):
     """Threads, each with a process that is replaced when it dies."""
 
     def __init__(self, job: Job[Item, Result], num_workers: int) -> None:
-        _preload(job.work)
+        _preload(job)
         self._job = job
         self._is_closed = False
         self._threads = ThreadPoolExecutor(num_workers)
@@ -232,11 +234,12 @@ class _Worker(Generic[Item, Result]):
         return known.get(self._process.exitcode or 0, Failure.CRASHED)
 
 
-def _preload(work: Callable[[Item], Result]) -> None:
+def _preload(job: Job[Item, Result]) -> None:
     """Have the server import what the work needs, if it does not run yet."""
+    work = job.work
     while isinstance(work, partial):
         work = work.func
-    _FORKSERVER.set_forkserver_preload([work.__module__])
+    _FORKSERVER.set_forkserver_preload([work.__module__, *job.preload])
 
 
 def _serve(

@@ -150,16 +150,30 @@ def agreed(patterns: Stored, layout: PixelLayout, bits: int, *, is_told: bool) -
     if not len(rows):
         return layout
     rows = rows[:: len(rows) // _MAX_SAMPLE_ROWS + 1]
-    header, stream = (_roughness(patterns, rows, way) for way in (layout, by_stream))
+    drops_bits = int(patterns.max()) >> min(bits, layout.bits_stored) > 0
+    header, stream = (_roughness(patterns, rows, way, drops_bits) for way in (layout, by_stream))
     return layout if header < stream or (header == stream and not is_told) else by_stream
 
 
-def _roughness(patterns: Stored, rows: NDArray[np.intp], layout: PixelLayout) -> float:
-    """Return the mean step between neighbours in and above these rows, by their middle range."""
+def _roughness(
+    patterns: Stored, rows: NDArray[np.intp], layout: PixelLayout, is_scaled: bool
+) -> float:
+    """Return the mean step between neighbours in and above these rows.
+
+    Args:
+        patterns: Grey words.
+        rows: Which rows.
+        layout: How to read them.
+        is_scaled: Whether steps are to be compared with those of a reading that has other bits:
+            then they are divided by the middle range. Where the sign alone differs, that range
+            would decide, not the jumps.
+    """
     values, above = (
         values_of(patterns[place], layout) for place in (rows, np.maximum(rows, 1) - 1)
     )
     steps = np.abs(np.diff(values, axis=1)).mean() + np.abs(values - above).mean()
+    if not is_scaled:
+        return float(steps)
     # Neither a few specks nor many low bits without their high ones change where the middle lies.
     low, high = np.percentile(values, (25, 75))
     return float(steps / max(high - low, 1.0))

@@ -237,6 +237,7 @@ def decode_in_order(
         work=decode,
         failed=_failed,
         memory_bytes=max(_LEAST_WORKER_BYTES, min(_MOST_WORKER_BYTES, share)),
+        preload=(__name__, "chexradinet.dicom.reader"),
     )
     in_a_row = 0
     for outcome in in_processes(files, job, num_workers):
