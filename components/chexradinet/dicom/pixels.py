@@ -5,6 +5,7 @@ Source: DICOM PS3.3 section C.7.6.3 (Image Pixel Module), PS3.5 section 8 and an
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import cv2
@@ -13,7 +14,16 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from chexradinet.dicom.codecs import PixelLayout, Stored, agreed, contradicts_header, decode_frame
-from chexradinet.dicom.file import DicomFile, implausible, integer, text, truncated, unreadable
+from chexradinet.dicom.file import (
+    MAX_ELEMENTS,
+    DicomFile,
+    implausible,
+    integer,
+    text,
+    too_large,
+    truncated,
+    unreadable,
+)
 from chexradinet.errors import RejectedImageError
 from chexradinet.records import RejectReason
 
@@ -194,7 +204,9 @@ def _frame(file: DicomFile) -> bytes:
     The offset table, the first item, is not used: writers fill it with an entry for each fragment
     or for the end, or leave it out. A stream tells itself where it begins.
     """
-    fragments = list(_fragments(file.pixel_data))
+    fragments = list(islice(_fragments(file.pixel_data), MAX_ELEMENTS + 1))
+    if len(fragments) > MAX_ELEMENTS:
+        raise too_large(f"more than {MAX_ELEMENTS} fragments of pixels")
     if fragments and not _begins_stream(fragments[0]):
         del fragments[0]
     num_frames = sum(map(_begins_stream, fragments))

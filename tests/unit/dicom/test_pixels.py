@@ -280,6 +280,11 @@ def test_the_byte_that_makes_the_length_even_is_no_excess() -> None:
     assert frame_of(content).notes == ()
 
 
+def test_more_fragments_than_an_x_ray_has_are_too_large() -> None:
+    content = encode_radiograph(scene(0, 4095), uid.JPEG2000Lossless)
+    assert reason_of(with_items(content, *[b"ab"] * 60_000)).startswith("too_large: more than")
+
+
 def test_uncompressed_bytes_of_a_second_frame_are_not_padding() -> None:
     truth = scene(0, 4095)
     content = with_pixel_bytes(encode_radiograph(truth, PLAIN), truth.tobytes() * 2, "OW")
