@@ -15,6 +15,7 @@ skipped; enlarging interpolates linearly. Both treat a pixel as a square, which 
 import hashlib
 import io
 import logging
+import re
 import struct
 import warnings
 import zlib
@@ -37,13 +38,15 @@ MIN_SIDE_PX = 32
 MAX_PIXELS = 64_000_000
 """Most pixels of an image; the largest detectors have 18 million."""
 _MAX_LAYERED_PIXELS = 20_000_000
-"""Most pixels of a picture that is decoded into several layers (transparency, CMYK, 16-bit colour):
-up to 20 bytes per pixel, so no more than 512 MiB with the file itself."""
+"""Most pixels of a picture that is decoded into several layers (transparency, CMYK, 16-bit colour,
+colour in several passes): up to 20 bytes per pixel, so no more than 512 MiB with the file itself."""
 _MAX_BYTES = 96 << 20
 """Largest picture file; 16-bit grey levels of all of `MAX_PIXELS` fill 128 MB uncompressed."""
 _MAX_SCANS = 256
 """Most passes of a progressive JPEG over its pixels; encoders make about ten."""
 
+_PASS = re.compile(rb"\xff\xda\x00[\x08\x0a][\x01\x02]")
+"""Head of a pass over some colours alone: then libjpeg keeps all coefficients until the last."""
 _FORMATS = ("PNG", "JPEG")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {_PNG: b"IEND", b"\xff\xd8\xff": b"\xff\xd9"}
@@ -128,6 +131,7 @@ def pixel_digest(pixels: NDArray[np.integer]) -> str:
 
 def _check_head(image: Image.Image, content: bytes) -> None:
     layered = image.mode == "CMYK" or image.has_transparency_data or _has_wide_layers(content)
+    layered = layered or (image.mode == "RGB" and bool(_PASS.search(content)))
     most = _MAX_LAYERED_PIXELS if layered else MAX_PIXELS
     if image.width * image.height > most:
         raise _too_large(f"{image.height}x{image.width}", most)

@@ -253,10 +253,11 @@ def test_the_first_picture_of_a_jpeg_with_a_preview_is_read() -> None:
     np.testing.assert_allclose(read_image(stream.getvalue()), RAMP, atol=4)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "CMYK"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "CMYK", "RGB"])
 def test_picture_of_layers_that_would_fill_memory_is_not_decoded(mode: str) -> None:
     stream = io.BytesIO()
-    Image.new(mode, (5000, 4001)).save(stream, "JPEG" if mode == "CMYK" else "PNG")
+    kind = "PNG" if mode.endswith("A") else "JPEG"
+    Image.new(mode, (5000, 4001)).save(stream, kind, progressive=True)
     assert reason_of(stream.getvalue()) is RejectReason.IMPLAUSIBLE
 
 
