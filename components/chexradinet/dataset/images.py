@@ -39,7 +39,7 @@ MAX_PIXELS = 64_000_000
 """Most pixels of an image; the largest detectors have 18 million."""
 _MAX_LAYERED_PIXELS = 20_000_000
 """Most pixels of a picture that is decoded into several layers (transparency, CMYK, 16-bit colour,
-colour in several passes): up to 20 bytes per pixel, so no more than 512 MiB with the file itself."""
+colour in several passes): up to 20 bytes per pixel, so at most 512 MiB with the file itself."""
 _MAX_BYTES = 96 << 20
 """Largest picture file; 16-bit grey levels of all of `MAX_PIXELS` fill 128 MB uncompressed."""
 _MAX_SCANS = 256
