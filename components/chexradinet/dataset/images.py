@@ -19,6 +19,7 @@ import re
 import struct
 import warnings
 import zlib
+from itertools import islice
 from typing import Any
 
 import cv2
@@ -42,11 +43,16 @@ _MAX_LAYERED_PIXELS = 20_000_000
 colour in several passes): up to 20 bytes per pixel, so at most 512 MiB with the file itself."""
 _MAX_BYTES = 96 << 20
 """Largest picture file; 16-bit grey levels of all of `MAX_PIXELS` fill 128 MB uncompressed."""
+_MAX_PARTS = 50_000
+"""Most chunks of a PNG or segments of a JPEG, of which Pillow keeps each; libpng writes one for
+8 KiB."""
 _MAX_SCANS = 256
 """Most passes of a progressive JPEG over its pixels; encoders make about ten."""
 
 _PASS = re.compile(rb"\xff\xda\x00[\x08\x0a][\x01\x02]")
 """Head of a pass over some colours alone: then libjpeg keeps all coefficients until the last."""
+_SEGMENT = re.compile(rb"\xff[\xe0-\xef\xfe]")
+"""Head of a segment that is not for decoding; coded pixels hold none."""
 _FORMATS = ("PNG", "JPEG")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {_PNG: b"IEND", b"\xff\xd8\xff": b"\xff\xd9"}
@@ -94,6 +100,9 @@ def read_image(content: bytes) -> NDArray[np.uint8]:
     if len(content) > _MAX_BYTES:
         detail = f"{len(content)} bytes; a picture has at most {_MAX_BYTES}"
         raise RejectedImageError(RejectReason.TOO_LARGE, detail)
+    if _num_parts(content) > _MAX_PARTS:
+        detail = f"more than {_MAX_PARTS} chunks or segments"
+        raise RejectedImageError(RejectReason.TOO_LARGE, detail)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -127,6 +136,17 @@ def pixel_digest(pixels: NDArray[np.integer]) -> str:
     """Return the SHA-256 of decoded pixels with their type and shape, in hex."""
     head = f"{pixels.dtype.str}{pixels.shape}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def _num_parts(content: bytes) -> int:
+    """Count chunks of a PNG or segments of a JPEG, up to one too many."""
+    if not content.startswith(_PNG):
+        return sum(1 for _ in islice(_SEGMENT.finditer(content), _MAX_PARTS + 1))
+    position, found = len(_PNG), 0
+    while position < len(content) and found <= _MAX_PARTS:
+        position += 12 + int.from_bytes(content[position : position + 4])
+        found += 1
+    return found
 
 
 def _check_head(image: Image.Image, content: bytes) -> None:
