@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from pydicom import uid
 
 from chexradinet.config import NetworkConfig, PreprocessingConfig, QualityConfig
@@ -48,6 +49,15 @@ def _without_timings(name: str, data: bytes) -> bytes:
         pq.write_table(table.drop_columns(table.column_names[-5:]), stream)
         return stream.getvalue()
     return _TIMINGS.sub(b"", data)
+
+
+def decode_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the night decode in this process, where other things can be patched too."""
+
+    def here(images: list[Any], decode: Callable[..., Any], _: int) -> Iterator[Any]:
+        return map(decode, images)
+
+    monkeypatch.setattr("chexradinet.nightly.score.decode_in_order", here)
 
 
 def fork() -> int:

@@ -16,7 +16,7 @@ from chexradinet.nightly.ledger import PlannedImage
 from chexradinet.nightly.read import Reading, read_xray
 from chexradinet.nightly.records import Excluded, XRay
 from chexradinet.store import opening, upload_directory
-from tests.nightly_world import FINDINGS, World, make_world
+from tests.nightly_world import FINDINGS, World, decode_in_this_process, make_world
 
 
 def bucket_world(root: Path, bucket_uri: str, num_png: int) -> World:
@@ -55,6 +55,7 @@ def test_a_server_lost_in_mid_run_fails_the_run_and_the_next_one_goes_on(
             server.kill()
         return read_xray(reading, image)
 
+    decode_in_this_process(monkeypatch)
     monkeypatch.setattr(score, "read_xray", losing)
     with pytest.raises(StoreUnavailableError):
         world.run()

@@ -3,9 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +18,14 @@ from chexradinet.nightly.collect import collect
 from chexradinet.nightly.model import NightModel
 from chexradinet.nightly.plan import plan
 from chexradinet.nightly.score import score
-from tests.nightly_world import FINDINGS, SCORING, World, calibration, make_world
+from tests.nightly_world import (
+    FINDINGS,
+    SCORING,
+    World,
+    calibration,
+    decode_in_this_process,
+    make_world,
+)
 
 CONFIG = PlanConfig(
     settle_s=0.0, results=ResultSettings(quality=QualityConfig(check_inversion=False))
@@ -94,10 +99,7 @@ def test_what_is_not_a_uid_is_not_taken_for_one(world: World, uid: str) -> None:
 def test_no_error_and_no_log_names_an_object_of_the_inbox(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    def in_this_process(images: list[Any], decode: Callable[..., Any], _: int) -> Iterator[Any]:
-        return map(decode, images)
-
-    monkeypatch.setattr("chexradinet.nightly.score.decode_in_order", in_this_process)
+    decode_in_this_process(monkeypatch)
     caplog.set_level(logging.DEBUG)
     path = world.add_png(0, name)
     for said in (f"cannot read {path}: disk", f"cannot read {name}", "cannot read 'DOE^JANE'"):

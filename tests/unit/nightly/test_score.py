@@ -32,7 +32,7 @@ from chexradinet.nightly.score import score
 from chexradinet.processors import available_processors
 from chexradinet.records import RejectReason
 from chexradinet.store import open_store
-from tests.nightly_world import FINDINGS, SCORING, World, make_world
+from tests.nightly_world import FINDINGS, SCORING, World, decode_in_this_process, make_world
 
 
 @pytest.fixture
@@ -181,6 +181,7 @@ def test_a_file_that_grows_while_it_is_read_is_postponed(
                 stream.write(b"more")
         return store, prefix
 
+    decode_in_this_process(monkeypatch)
     monkeypatch.setattr(nightly_read, "open_store", growing)
     assert [row["reason"] for row in scored(world).rejected.to_pylist()] == ["changed"]
 
@@ -194,6 +195,7 @@ def test_an_inbox_that_is_lost_fails_the_shard_instead_of_rejecting_its_x_rays(
     def lost(_: object, __: object) -> bytes:
         raise StoreUnavailableError("the store is gone")
 
+    decode_in_this_process(monkeypatch)
     monkeypatch.setattr(nightly_read, "planned_content", lost)
     with pytest.raises(StoreUnavailableError):
         scored(world)
@@ -249,6 +251,7 @@ def test_a_fault_of_the_reader_costs_one_x_ray_and_quotes_nothing_of_it(
     def fault(*_: object) -> None:
         raise ValueError("SECRET^NAME")
 
+    decode_in_this_process(monkeypatch)
     monkeypatch.setattr(nightly_read, "_dicom", fault)
     result = scored(world)
     assert result.images.num_rows == 1
