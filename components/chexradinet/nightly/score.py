@@ -158,8 +158,7 @@ def _read(
     reading = Reading(
         plan.inbox_uri, preprocessing, scorer.settings, plan.salt, config.decode_timeout_s
     )
-    workers = config.num_decoders
-    outcomes = decode_in_order(images, partial(read_xray, reading), workers, isolated=workers == 0)
+    outcomes = decode_in_order(images, partial(read_xray, reading), config.num_decoders)
     for image, outcome in zip(images, outcomes, strict=True):
         if isinstance(outcome, RejectedImageError):
             yield Excluded(image.key, REJECTED, str(outcome.reason), outcome.detail)

@@ -265,7 +265,7 @@ def test_picture_of_more_parts_than_encoders_write_is_not_opened() -> None:
     png, jpeg = (encoded(Image.fromarray(RAMP), kind) for kind in ("PNG", "JPEG"))
     empty_chunk = b"\0\0\0\0teXt" + zlib.crc32(b"teXt").to_bytes(4)
     for content, place, part in ((png, 33, empty_chunk), (jpeg, 2, b"\xff\xe5\x00\x02")):
-        read(content[:place] + part * 40_000 + content[place:])
+        read_image(content[:place] + part * 40_000 + content[place:])
         refused = content[:place] + part * 50_001 + content[place:]
         assert reason_of(refused) is RejectReason.TOO_LARGE
 

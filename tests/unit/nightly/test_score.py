@@ -227,9 +227,7 @@ def test_a_crash_while_decoding_costs_no_small_night_either(
 ) -> None:
     workers: list[int] = []
 
-    def noted(
-        images: object, decode: object, num_workers: int, isolated: bool
-    ) -> Iterator[RejectedImageError]:
+    def noted(images: object, decode: object, num_workers: int) -> Iterator[RejectedImageError]:
         workers.append(num_workers)
         yield RejectedImageError(RejectReason.UNREADABLE, "the decoder crashed on it")
 
