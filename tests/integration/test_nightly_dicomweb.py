@@ -23,7 +23,7 @@ CONFIG = PlanConfig(results=SETTINGS)
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[SimpleNamespace]:
     """Return an archive of one study with the DICOM files of a folder, by SOP Instance UID."""
-    state = SimpleNamespace(files={}, uri="")
+    state = SimpleNamespace(files={}, uri="", failing=set())
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -33,7 +33,7 @@ def archive(tmp_path: Path) -> Iterator[SimpleNamespace]:
                 body, kind = state.files.get(name, b""), "application/dicom"
             else:
                 body, kind = self.found(name, url.query), "application/dicom+json"
-            self.send_response(200 if body else 404)
+            self.send_response(500 if name in state.failing else 200 if body else 404)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -92,3 +92,24 @@ def test_each_radiograph_of_an_archive_is_scored_once_and_nothing_of_it_is_kept(
     assert not any(
         content in path.read_bytes() for path in kept for content in archive.files.values()
     )
+
+
+def test_a_radiograph_that_the_archive_fails_on_waits_for_the_next_night(
+    archive: SimpleNamespace, tmp_path: Path
+) -> None:
+    world = make_world(tmp_path)
+    addresses = Addresses(
+        inbox_uri=archive.uri, models_uri=str(tmp_path / "models"), results_uri=world.results_uri
+    )
+    for number in range(2):
+        add(world, archive, number)
+    archive.failing.add("1.2.3.4.1")
+    _, night = nightly(addresses, CONFIG, SCORING, Run(run_id="first"))
+    assert night is not None
+    assert (night.num_scored, night.num_planned) == (1, 2)
+    (row,) = world.table("rejected-")
+    assert (row["status"], row["reason"]) == ("postponed", "unavailable")
+    archive.failing.clear()
+    _, night = nightly(addresses, CONFIG, SCORING, Run(run_id="next"))
+    assert night is not None
+    assert (night.num_scored, night.num_planned) == (1, 1)

@@ -18,6 +18,12 @@ from chexradinet.errors import ConfigError
 HTTP_VARIABLE = "CHEXRADINET_ALLOW_HTTP_PACS"
 """Environment variable that, set to 1, allows plain HTTP to other machines."""
 
+UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*\Z")
+"""What counts as a UID (DICOM PS3.5 chapter 9): anything else may be a formula, path or name."""
+
+MAX_FAILURES_IN_A_ROW = 10
+"""An archive that answers, but fails on so many files or studies in a row, is down."""
+
 _FORM = "dicomweb://host[:port]/path?study_date=YYYYMMDD-YYYYMMDD"
 _SCHEMES = ("dicomweb", "dicomweb+http", "dicomweb+https")
 _DATES = re.compile(r"^(\d{8})?(-)?(\d{8})?$")

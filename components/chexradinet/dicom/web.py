@@ -24,7 +24,7 @@ import requests  # type: ignore[import-untyped]
 from requests.exceptions import ChunkedEncodingError, HTTPError, SSLError  # type: ignore[import-untyped]
 
 from chexradinet.config import StoreConfig
-from chexradinet.dicom.archive import Archive, parse_archive
+from chexradinet.dicom.archive import MAX_FAILURES_IN_A_ROW, UID, Archive, parse_archive
 from chexradinet.dicom.file import MAX_FILE_BYTES, too_large
 from chexradinet.errors import (
     RejectedImageError,
@@ -43,11 +43,10 @@ MODALITIES = ("CR", "DX", "DR", "RG")
 films of many frames, and OT and SC, mostly captures of something else in studies of CT."""
 PAGE_SIZE = 500
 """Most results a search asks for at once; an archive may give fewer."""
-RAW_ERRORS = (requests.RequestException, OSError, ValueError)
+RAW_ERRORS = (requests.RequestException, OSError, RecursionError, ValueError)
 """Everything that a request raises of its own."""
 
 _STUDY_UID, _SERIES_UID, _SOP_UID, _MODALITY = "0020000D", "0020000E", "00080018", "00080060"
-_UID = re.compile(r"[0-9.]{1,64}")
 _ACCEPT_DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _ACCEPT_JSON = "application/dicom+json"
 _MAGIC = slice(128, 132)
@@ -81,29 +80,42 @@ class InstanceRef:
     """Modality (0008,0060), one of `MODALITIES`."""
 
 
-def list_instances(uri: str, config: StoreConfig = DEFAULT) -> Iterator[InstanceRef]:
+def list_instances(
+    uri: str, config: StoreConfig = DEFAULT, left_out: list[str] | None = None
+) -> Iterator[InstanceRef]:
     """Yield the radiographs of an archive whose study is of the given dates, each once.
 
     Args:
         uri: The archive with `?study_date=`: a day, `first-last`, `first-` or `-last`, as YYYYMMDD;
             or with `?last_days=`.
         config: How often and how long to try.
+        left_out: Collects the UIDs of studies that the archive fails on; without it they are
+            errors.
 
     Raises:
         ConfigError: the URI has no valid address or no valid dates.
         StoreAccessError: the archive does not let us in, or redirects.
         StoreNotFoundError: there is no DICOMweb service at this address.
         StoreUnavailableError: it cannot be reached, also after retries.
+        StoreItemError: it fails on a study, or on several in a row.
     """
     archive = parse_archive(uri, dates_needed=True)
     search = _Search(archive, config)
     listed: set[str] = set()
+    in_a_row = 0
     for modality in MODALITIES:
         of_study = {"StudyDate": archive.study_date, "ModalitiesInStudy": modality}
         for study in search("studies", _STUDY_UID, of_study):
             if study[_STUDY_UID] not in listed:
                 listed.add(study[_STUDY_UID])
-                yield from _instances(search, study[_STUDY_UID])
+                try:
+                    yield from _instances(search, study[_STUDY_UID])
+                    in_a_row = 0
+                except StoreItemError:
+                    in_a_row += 1
+                    if left_out is None or in_a_row == MAX_FAILURES_IN_A_ROW:
+                        raise
+                    left_out.append(study[_STUDY_UID])
 
 
 def fetch(ref: InstanceRef | str, config: StoreConfig = DEFAULT) -> bytes:
@@ -155,18 +167,15 @@ class _Search:
     def __init__(self, archive: Archive, config: StoreConfig) -> None:
         self.archive = archive
         self._config = config
-        self._largest_pages: dict[str, int] = {}
 
     def __call__(
         self, path: str, tag: str, filters: Mapping[str, str] | None = None
     ) -> Iterator[dict[str, str]]:
         """Yield each result once: its values by tag, of those that are asked for here.
 
-        An archive may give fewer than `PAGE_SIZE` at once. Its limit is at least the largest page
-        it has given, so a smaller one is the last; so is one without anything new, as archives that
-        do not know `offset` repeat the first.
+        An archive may give fewer than `PAGE_SIZE` at once, and not always as many. The last page is
+        the one without anything new: archives that do not know `offset` repeat the first.
         """
-        level = path.rpartition("/")[2]
         seen: set[str] = set()
         offset = 0
         while True:
@@ -177,9 +186,7 @@ class _Search:
             new = {values[tag]: values for values in named if values[tag] not in seen}
             yield from new.values()
             seen.update(new)
-            largest = max(self._largest_pages.get(level, 0), len(found))
-            self._largest_pages[level] = largest
-            if not new or len(found) < largest:
+            if not new:
                 return
 
     def _page(self, path: str, query: Mapping[str, str]) -> list[Any]:
@@ -187,21 +194,27 @@ class _Search:
         url = f"{self.archive.url}/{path}"
         asked = {**query, "limit": str(PAGE_SIZE)}
         try:
-            _, body = _get(self.archive, url, _ACCEPT_JSON, asked, self._config)
+            patience = _patient() if "/" in path else is_transient
+            _, body = _get(self.archive, url, _ACCEPT_JSON, asked, self._config, patience)
             found = json.loads(body) if body.strip() else []
         except HTTPError as error:
             status = error.response.status_code
             gone = "/" in path and status in (404, 410)
             if gone or ("offset" in asked and status in _NO_PAGES):
                 return []
-            raise translated(error, start) from error
+            raise self._of(path, translated(error, start)) from error
         except RAW_ERRORS as error:
-            raise translated(error, start) from error
+            raise self._of(path, translated(error, start)) from error
         except RejectedImageError as error:
-            raise _no_answer(start) from error
+            raise self._of(path, _no_answer(start)) from error
         if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-            raise _no_answer(start)
+            raise self._of(path, _no_answer(start))
         return found
+
+    def _of(self, path: str, error: StoreError) -> StoreError:
+        """Return an error, or that the archive fails on this study alone."""
+        in_study = "/" in path
+        return _item_error(self.archive, self._config, str(error)) if in_study else error
 
     def _named(self, found: list[Any], tag: str) -> list[dict[str, str]]:
         """Return the results that have a valid UID; the others are counted in the log.
@@ -209,9 +222,10 @@ class _Search:
         If none has one, the answer is not DICOMweb.
         """
         items = [{name: _value(item, name) for name in (tag, _MODALITY)} for item in found]
-        named = [values for values in items if _UID.fullmatch(values[tag])]
+        named = [values for values in items if UID.match(values[tag])]
         if items and not named:
-            raise _no_answer(f"cannot use what the archive at {self.archive.host} found")
+            error = _no_answer(f"cannot use what the archive at {self.archive.host} found")
+            raise error if tag == _STUDY_UID else StoreItemError(str(error))
         if len(named) < len(items):
             _logger.warning("%d search results without a valid UID", len(items) - len(named))
         return named
@@ -247,12 +261,13 @@ def _no_answer(start: str) -> StoreError:
     )
 
 
-def _item_error(archive: Archive, config: StoreConfig) -> StoreError:
-    """Tell an archive that fails on one file from one that fails altogether, by a search."""
+def _item_error(archive: Archive, config: StoreConfig, said: str = "") -> StoreError:
+    """Tell an archive that fails on one file or study from one that fails, by a search."""
     start = f"cannot fetch a radiograph at {archive.host}"
     url = f"{archive.url.partition('/studies/')[0]}/studies"
+    once = config.changed(retry_total_s=0.0)
     try:
-        _get(archive, url, _ACCEPT_JSON, {"limit": "1"}, config.changed(retry_total_s=0.0))
+        _get(archive, url, _ACCEPT_JSON, {"limit": "1"}, once, is_transient)
     except RAW_ERRORS as error:
         if is_transient(error) or not isinstance(error, HTTPError):
             return translated(error, start)
@@ -260,7 +275,7 @@ def _item_error(archive: Archive, config: StoreConfig) -> StoreError:
             return translated(error, start)
     except RejectedImageError:
         pass  # a long answer is one
-    return StoreItemError(f"{start}, which answers a search; its log says more")
+    return StoreItemError(said or f"{start}, which answers a search; its log says more")
 
 
 def _patient() -> Callable[[Exception], bool]:
@@ -281,7 +296,7 @@ def _get(
     accept: str,
     query: Mapping[str, str],
     config: StoreConfig,
-    is_worth_repeating: Callable[[Exception], bool] | None = None,
+    is_worth_repeating: Callable[[Exception], bool],
 ) -> tuple[str, bytes]:
     """Return content type and body of an answer; repeats what may pass."""
 
@@ -299,7 +314,7 @@ def _get(
             return answer.headers.get("Content-Type", ""), b"".join(chunks)
 
     backoff = Backoff(config.retry_total_s, where=archive.host)
-    return retrying(once, is_worth_repeating or is_transient, backoff)
+    return retrying(once, is_worth_repeating, backoff)
 
 
 def parts_of(body: bytes, content_type: str) -> list[bytes]:

@@ -28,6 +28,7 @@ from chexradinet.dataset.images import fit_to_model, pixel_digest, read_image
 from chexradinet.dataset.labels.table import TableRow
 from chexradinet.dataset.quality import accepted_picture
 from chexradinet.dataset.writing import DatasetWriter
+from chexradinet.dicom.archive import MAX_FAILURES_IN_A_ROW
 from chexradinet.errors import RejectedImageError, StoreUnavailableError
 from chexradinet.ingest.sources import DICOM_SUFFIXES, Source
 from chexradinet.parallel import KEPT_BYTES, Failure, Job, in_processes
@@ -56,8 +57,6 @@ _FAILURES = {
 }
 FEW_FILES = 64
 """So many are decoded by one worker."""
-MAX_FAILURES_IN_A_ROW = 10
-"""An archive that answers, but fails on so many files in a row, is down."""
 
 _MOST_WORKER_BYTES, _LEAST_WORKER_BYTES = 2 << 30, 512 << 20
 """Most that a worker may allocate, if there is so much, and in any case."""

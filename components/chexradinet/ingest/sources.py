@@ -312,8 +312,11 @@ class Archive:
         from chexradinet.dicom.web import list_instances
 
         start = len(parse_archive(self.uri, dates_needed=True).uri) + 1
-        for found in list_instances(self.uri, self.config):
+        left_out: list[str] = []
+        for found in list_instances(self.uri, self.config, left_out):
             yield Listed(found.uri[start:], "")
+        for study in left_out:
+            yield Listed(f"studies/{study}/", "")
 
     def read(self, file: str) -> bytes:
         """Return a radiograph as a DICOM file."""

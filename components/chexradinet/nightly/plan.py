@@ -263,7 +263,7 @@ def inbox_images(
     if is_dicomweb(inbox_uri):
         from chexradinet.dicom.web import list_instances
 
-        for ref in list_instances(inbox_uri):
+        for ref in list_instances(inbox_uri, left_out=left_out):
             name = "studies/" + ref.uri.rpartition("/studies/")[2]
             yield PlannedImage(key=name, etag=ref.sop_uid, size_bytes=UNKNOWN_SIZE, arrived=now)
         return

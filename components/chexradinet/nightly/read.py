@@ -5,7 +5,6 @@ Runs in processes of its own beside the network, so nothing here imports torch.
 
 import hashlib
 import hmac
-import re
 import time
 from dataclasses import replace
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from typing import NamedTuple
 from chexradinet.config import PreprocessingConfig
 from chexradinet.config.nightly import ResultSettings, WorklistIdentifiers
 from chexradinet.dataset.quality import accepted_picture
-from chexradinet.dicom.archive import is_dicomweb
+from chexradinet.dicom.archive import UID, is_dicomweb
 from chexradinet.errors import (
     RejectedImageError,
     StoreAccessError,
@@ -37,8 +36,6 @@ from chexradinet.rejection import DECODE_TIMEOUT_S, reject_on_error
 from chexradinet.store import open_store
 
 _SHORTEST_NAME = 3
-_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*\Z")
-"""What counts as a UID (DICOM PS3.5 chapter 9): anything else may be a formula or a name."""
 _OF_ONE_OBJECT: dict[type[StoreError], tuple[str, str, str]] = {
     StoreNotFoundError: (VANISHED, VANISHED, "gone since it was planned"),
     StoreConflictError: (POSTPONED, "changed", "changed since it was planned"),
@@ -184,12 +181,12 @@ def _dicom(reading: Reading, object_key: str, content: bytes) -> XRay:
     )
     header = radiograph.header
     pixels, geometry = to_model(radiograph, reading.preprocessing)
-    instance = header.sop_instance_uid if _UID.match(header.sop_instance_uid) else ""
+    instance = header.sop_instance_uid if UID.match(header.sop_instance_uid) else ""
     key = hashlib.sha256(instance.encode() or content).hexdigest()
     # No more is kept of who it is than the worklist shows.
     shown = reading.settings.worklist.worklist_identifiers
     named = shown != WorklistIdentifiers.NONE
-    study = header.study_instance_uid if _UID.match(header.study_instance_uid) else key
+    study = header.study_instance_uid if UID.match(header.study_instance_uid) else key
     # The code tells a plan's patients apart; the ledger alone keeps the salt.
     patient = header.patient_id or f"study {study}"
     return XRay(
