@@ -1,8 +1,11 @@
 """`python -m pipelines`: compile, run here, submit to Kubeflow, schedule."""
 
 import json
+import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +23,7 @@ from chexradinet.config.parameters import (
 from chexradinet.errors import ChexRadiNetError, ConfigError
 from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_study, compile_training
 from pipelines.describe import parameters_of
+from pipelines.ending import show_nightly, show_training
 from pipelines.parameters import asked_shape, load_compiled, parse_settings
 from pipelines.remote import (
     Arms,
@@ -37,8 +41,16 @@ from pipelines.run import run_locally
 from pipelines.study import study_command
 from pipelines.training import DEFAULT_SHAPE
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 console = Console(width=None if sys.stdout.isatty() else 110)
+
+_INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as shells have it."""
 
 Folder = Annotated[Path, typer.Option(help="Folder for the compiled pipelines.")]
 
@@ -63,7 +75,8 @@ def run_command(
     config: ConfigFile = None,
     folder: Folder = BUILD_FOLDER,
     run_folder: Annotated[
-        Path | None, typer.Option(help="Folder for artifacts; a new one under .kfp otherwise.")
+        Path | None,
+        typer.Option(help="Folder for artifacts; that of an interrupted run continues it."),
     ] = None,
 ) -> None:
     """Compile a pipeline and run the compiled YAML on this machine.
@@ -78,9 +91,25 @@ def run_command(
         compiled = compile_nightly(folder) if name == "nightly" else compile_study(folder)
     arguments = parse_settings(load_compiled(compiled), settings or [], config)
     target = run_folder or Path(".kfp") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    console.print(f"running {compiled} in {target}", highlight=False)
-    run_locally(compiled, arguments, target, console)
-    console.print(f"finished; artifacts and run.log are in {target}", highlight=False)
+    console.print(f"running {compiled} in {target}", highlight=False, soft_wrap=True)
+    with _continued_by(*([] if run_folder else ["--run-folder", str(target)])):
+        run_locally(compiled, arguments, target, console)
+    show = show_training if name == "training" else show_nightly
+    show(arguments, target, console)
+
+
+@contextmanager
+def _continued_by(*words: str) -> Iterator[None]:
+    """Print how an interrupted command continues: itself, with further words."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        installed = Path(sys.argv[0]).name == "chexradinet"
+        program = [sys.argv[0]] if installed else [sys.executable, "-m", "pipelines"]
+        again = shlex.join([*program, *sys.argv[1:], *words])
+        console.print("interrupted; this continues it:", highlight=False)
+        console.print(f"  {again}", highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(_INTERRUPTED) from None
 
 
 @app.command("params")
@@ -116,7 +145,8 @@ def demo_command(
     """Generate X-rays and run the whole training pipeline on them."""
     from pipelines.demo import run_demo
 
-    run_demo(folder, seed, console)
+    with _continued_by():
+        run_demo(folder, seed, console)
 
 
 app.command("study")(study_command)

@@ -5,15 +5,14 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from chexradinet.errors import ConfigError
-from chexradinet.evaluation.metrics import headline_rows, read_metrics
 from chexradinet.phantom import write_phantom
 from chexradinet.phantom.dicom import write_phantom_inbox
 from pipelines.compile import compile_nightly, compile_training
+from pipelines.ending import show_nightly, show_training
 from pipelines.parameters import Value, asked_shape, load_compiled, parse_settings
-from pipelines.run import artifacts_of, run_locally
+from pipelines.run import run_locally
 
 NUM_IMAGES = 1050
 PHANTOM_SIDE_PX = 192
@@ -25,6 +24,9 @@ _FIRST_INBOX_SEED = 1_000_000
 NIGHTLY_SETTINGS = ("settle_s=0", "shard_size=25", "dicom_results=true", "num_decoders=1")
 """`settle_s=0`, because the inbox was written a moment ago; decoding processes of their own would
 take longer to start than 40 X-rays take to decode."""
+
+_Run = tuple[dict[str, Value], Path]
+"""Parameters and folder of a finished run."""
 
 
 def run_demo(folder: Path, seed: int, console: Console) -> None:
@@ -46,16 +48,14 @@ def run_demo(folder: Path, seed: int, console: Console) -> None:
         )
     started = time.monotonic()
     run = time.strftime("%Y%m%d-%H%M%S")
-    evaluation = _train(folder, seed, run, console)
-    _score(folder, seed, run, console)
-    _show(evaluation, console)
-    console.print(f"report   {evaluation / 'report.html'}", highlight=False, soft_wrap=True)
-    console.print(f"models   {folder / 'models'}", highlight=False, soft_wrap=True)
-    console.print(f"nightly  {_latest_night(folder)}", highlight=False, soft_wrap=True)
+    trained = _train(folder, seed, run, console)
+    scored = _score(folder, seed, run, console)
+    show_training(*trained, console)
+    show_nightly(*scored, console)
     console.print(f"{time.monotonic() - started:.0f} s in all", highlight=False)
 
 
-def _train(folder: Path, seed: int, run: str, console: Console) -> Path:
+def _train(folder: Path, seed: int, run: str, console: Console) -> _Run:
     source = folder / f"phantom-{seed}"
     if not (source / "labels.csv").exists():
         console.print(f"generating {NUM_IMAGES} phantom X-rays in {source}", highlight=False)
@@ -65,12 +65,12 @@ def _train(folder: Path, seed: int, run: str, console: Console) -> Path:
     given = (f"source={source}", f"models_uri={folder / 'models'}", f"seed={seed}")
     arguments: dict[str, Value] = parse_settings(load_compiled(compiled), given, PRESET)
     run_folder = folder / f"training-{run}"
-    console.print(f"running {compiled} with kfp's local runner", highlight=False)
+    console.print(f"running {compiled} in {run_folder}", highlight=False, soft_wrap=True)
     run_locally(compiled, arguments, run_folder, console, _threads())
-    return artifacts_of(run_folder, "evaluation")[-1]
+    return arguments, run_folder
 
 
-def _score(folder: Path, seed: int, run: str, console: Console) -> None:
+def _score(folder: Path, seed: int, run: str, console: Console) -> _Run:
     nights = len(list((folder / "inbox").glob("*")))
     inbox = folder / "inbox" / run
     console.print(f"generating {INBOX_IMAGES} new DICOM X-rays in {inbox}", highlight=False)
@@ -85,43 +85,12 @@ def _score(folder: Path, seed: int, run: str, console: Console) -> None:
         f"results_uri={folder / 'results'}",
     )
     arguments = parse_settings(load_compiled(compiled), (*given, *NIGHTLY_SETTINGS))
-    console.print(f"running {compiled} with kfp's local runner", highlight=False)
-    run_locally(compiled, arguments, folder / f"nightly-{run}", console, _threads())
+    run_folder = folder / f"nightly-{run}"
+    console.print(f"running {compiled} in {run_folder}", highlight=False, soft_wrap=True)
+    run_locally(compiled, arguments, run_folder, console, _threads())
+    return arguments, run_folder
 
 
 def _threads() -> dict[str, str]:
     """Keep torch to one thread: more of them wait for each other on a busy machine."""
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-
-
-def _latest_night(folder: Path) -> Path:
-    return max((folder / "results" / "scores").iterdir()) / "report.html"
-
-
-def _show(evaluation: Path, console: Console) -> None:
-    document = read_metrics(evaluation / "metrics.json")
-    table = Table(title="Test split, per round", title_justify="left")
-    columns = {
-        "round": "round",
-        "guidance": "guidance",
-        "mean_auroc": "mean AUROC",
-        "iou_0.1": "IoU 0.1",
-        "random_iou_0.1": "random",
-        "swapped_iou_0.1": "swapped",
-        "iou_0.3": "IoU 0.3",
-        "random_iou_0.3": "random",
-        "swapped_iou_0.3": "swapped",
-    }
-    for title in columns.values():
-        table.add_column(title, justify="left" if title == "guidance" else "right")
-    for row in headline_rows(document):
-        cells = [_cell(row[key]) for key in columns]
-        table.add_row(*cells, style="bold" if row["best"] else "")
-    console.print(table)
-    console.print(document["protocol"]["localization"], style="dim", highlight=False)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "n/d"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -5,6 +5,7 @@ because kfp's runner takes over standard output and logging of the one it runs i
 """
 
 import json
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -30,6 +31,8 @@ def without_retries(compiled: Path) -> str:
 
 def main(compiled: Path, arguments: Path, run_folder: Path) -> None:
     """Run the pipeline and write its output parameters to `outputs.json`."""
+    # Whoever interrupts a run signals the stage at work as well; this process waits for its end.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     # Settings for the cluster (memory, accelerators) have no effect here, and kfp says so per task.
     warnings.simplefilter("ignore")
     local.init(

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -144,8 +144,8 @@ def parse_settings(
     return values
 
 
-def _check(document: dict[str, Any], values: Mapping[str, Value]) -> None:
-    """Refuse what the first step of a run would refuse."""
+def _check(document: dict[str, Any], values: dict[str, Value]) -> None:
+    """Refuse what the first step of a run would refuse; write out findings of a file."""
     defaults = {
         name: one["defaultValue"]
         for name, one in definitions(document).items()
@@ -157,6 +157,8 @@ def _check(document: dict[str, Any], values: Mapping[str, Value]) -> None:
         nested(NightlySettings if name == NIGHTLY else StudySettings, complete)
         return
     settings = nested(TrainingSettings, complete)
+    if values.get("findings"):
+        values["findings"] = ",".join(settings.ingest.findings)
     compiled = document["root"]["dag"]["tasks"]["configure"]["inputs"]["parameters"]
     shape = {
         name: compiled[name]["runtimeValue"]["constant"] for name in ("max_rounds", "has_arms")

@@ -73,6 +73,7 @@ def guided_round(number: int, has_arms: bool) -> Callable[..., Any]:
                 model=model,
                 dataset=dataset,
             )
+            found.set_display_name(f"round {number}: heatmaps")
             on_accelerator(found, placement, heatmap_memory, single_accelerator)
             measured = radiomics(
                 active=active,
@@ -80,6 +81,7 @@ def guided_round(number: int, has_arms: bool) -> Callable[..., Any]:
                 dataset=dataset,
                 regions=found.outputs["regions"],
             )
+            measured.set_display_name(f"round {number}: radiomics")
             on_processor(measured, placement, radiomics_memory)
         trained = {}
         for name, previous in zip(ARMS, (model, control, permuted), strict=True):

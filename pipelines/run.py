@@ -1,81 +1,31 @@
 """Running a compiled pipeline on this machine: the YAML that is uploaded is the YAML that runs."""
 
+import contextlib
 import json
 import os
-import re
+import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
+from typing import TextIO
 
 from rich.console import Console
 
 from chexradinet.errors import ChexRadiNetError, ConfigError
+from chexradinet.monitoring import PROGRESS_VARIABLE
 from chexradinet.store.uri import CHECKPOINT_VARIABLE
-from pipelines.parameters import Value
+from pipelines.documents import tasks
+from pipelines.parameters import Value, load_compiled
+from pipelines.watching import STARTED, Watcher
 
 ARGUMENTS_FILE, LOG_FILE = "arguments.json", "run.log"
 """What every run leaves in its folder."""
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_STARTED = re.compile(r"Executing task '([^']+)'")
-_ENDED = re.compile(r"Task '([^']+)' finished with status (\w+)")
-_STAGE_LOG = re.compile(r"\[KFP Executor [^]]*?(INFO|WARNING)\]: (.*)")
-_CAUSE = re.compile(r" {4}[\w.]*(Error|Interrupted): ")
-"""Last line of a stage's traceback; the runner indents what stages print by four."""
-_SILENT_SKIP = "Could not resolve"
-"""kfp logs this where it skips a condition that it cannot evaluate, and then reports success."""
-
-_CHATTER = ("--component_module_path", "Looking for component", "Got executor_input", "Wrote ")
-_QUIET_STEPS = ("configure",)
-
 
 class LocalRunError(ChexRadiNetError):
     """A local pipeline run failed; the message holds the end of the failing stage's log."""
-
-
-@dataclass
-class _Watcher:
-    """Turns the runner's output into one line a stage."""
-
-    console: Console
-    started: dict[str, list[float]] = field(default_factory=dict)
-    recent: list[str] = field(default_factory=list)
-    cause: str = ""
-    faults: list[str] = field(default_factory=list)
-
-    def read(self, raw: str) -> None:
-        line = _ANSI.sub("", raw).rstrip()
-        if not line.strip():
-            return
-        self.recent = [*self.recent[-40:], line]
-        if _CAUSE.match(line) and self.started:
-            self.cause = line.strip()
-        if _SILENT_SKIP in line:
-            self.faults.append(line)
-        if found := _STARTED.search(line):
-            self.started.setdefault(found[1], []).append(time.monotonic())
-        elif found := _ENDED.search(line):
-            self._ended(found[1], found[2])
-        elif found := _STAGE_LOG.search(line):
-            self._said(found[1], found[2])
-
-    def _ended(self, task: str, status: str) -> None:
-        now = time.monotonic()
-        # Shards of one loop share a name; the first to start is taken for the first to end.
-        begun = self.started.get(task) or [now]
-        seconds = now - begun.pop(0)
-        if status != "SUCCESS" or not task.startswith(_QUIET_STEPS):
-            mark = "done  " if status == "SUCCESS" else "FAILED"
-            self.console.print(f"  {mark} {task:<18} {seconds:6.1f} s", highlight=False)
-
-    def _said(self, level: str, message: str) -> None:
-        if level == "WARNING":
-            self.console.print(f"  note   {message}", highlight=False, markup=False)
-        elif self.console.is_terminal and not message.startswith(_CHATTER):
-            self.console.print(f"         {message}", style="dim", highlight=False, markup=False)
 
 
 def run_locally(
@@ -99,38 +49,87 @@ def run_locally(
     Raises:
         ConfigError: `run_folder` holds anything but an earlier run.
         LocalRunError: a stage failed, or kfp skipped a condition that it could not evaluate.
+        KeyboardInterrupt: the run was interrupted, and the stage at work has ended.
     """
     _require_run_folder(run_folder)
     run_folder.mkdir(parents=True, exist_ok=True)
     given = run_folder / ARGUMENTS_FILE
     given.write_text(json.dumps(dict(arguments), indent=1), encoding="utf-8")
-    command = [sys.executable, "-m", "pipelines.local_runner"]
-    watcher = _Watcher(console)
+    titles = {
+        task["componentRef"]["name"].removeprefix("comp-"): task["taskInfo"]["name"]
+        for _, _, task in tasks(load_compiled(compiled))
+    }
     with (
         (run_folder / LOG_FILE).open("w", encoding="utf-8") as log,
-        subprocess.Popen(
-            [*command, str(compiled), str(given), str(run_folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={
-                CHECKPOINT_VARIABLE: str(run_folder.resolve().parent / "checkpoints"),
-                **{name: value for name, value in os.environ.items() if value},
-                "PYTHONUNBUFFERED": "1",
-                **(environment or {}),
-            },
-        ) as process,
+        Watcher(console, titles) as watcher,
+        _interrupted_by_sigterm(),
+        _runner([str(compiled), str(given), str(run_folder)], run_folder, environment) as process,
     ):
-        for line in _lines(process):
-            log.write(line)
-            watcher.read(line)
+        try:
+            for line in process.stdout or ():
+                log.write(line)
+                watcher.read(line)
+        except KeyboardInterrupt:
+            watcher.note("stopping; the stage at work keeps its state (Ctrl-C again: at once)")
+            _stop(process, log)
+            raise
     if process.returncode or watcher.faults:
         cause = watcher.cause.removeprefix("chexradinet.errors.")
         shown = "\n".join(watcher.faults) or cause or "\n".join(watcher.recent[-15:])
         raise LocalRunError(f"the run failed; its log is {run_folder / LOG_FILE}\n{shown}")
     outputs: dict[str, str] = json.loads((run_folder / "outputs.json").read_text(encoding="utf-8"))
     return outputs
+
+
+def _runner(
+    words: list[str], run_folder: Path, environment: Mapping[str, str] | None
+) -> subprocess.Popen[str]:
+    """Start the process that runs a pipeline, in a session that the terminal's Ctrl-C spares."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.local_runner", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        env={
+            CHECKPOINT_VARIABLE: str(run_folder.resolve().parent / "checkpoints"),
+            PROGRESS_VARIABLE: "1",
+            **{name: value for name, value in os.environ.items() if value},
+            "PYTHONUNBUFFERED": "1",
+            **(environment or {}),
+        },
+    )
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C: a run must not go on without whoever started it."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(process: subprocess.Popen[str], log: TextIO) -> None:
+    """End the stage at work, which keeps its state, and start no other; a second Ctrl-C kills."""
+    with contextlib.suppress(ProcessLookupError):
+        try:
+            os.killpg(process.pid, signal.SIGTERM)
+            for line in process.stdout or ():
+                log.write(line)
+                if STARTED.search(line):
+                    break
+        except KeyboardInterrupt:
+            log.write("killed\n")
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _require_run_folder(run_folder: Path) -> None:
@@ -144,12 +143,6 @@ def _require_run_folder(run_folder: Path) -> None:
             f"{run_folder} is not empty and holds no earlier run ({ARGUMENTS_FILE}, {LOG_FILE}), "
             "so nothing is put there; give another path, or empty it yourself"
         )
-
-
-def _lines(process: subprocess.Popen[str]) -> Iterable[str]:
-    if process.stdout is None:
-        return
-    yield from process.stdout
 
 
 def artifacts_of(run_folder: Path, name: str) -> list[Path]:

@@ -77,6 +77,7 @@ def training_pipeline(
             accelerators=settings["accelerators"],
             dataset=dataset,
         )
+        trained.set_display_name("round 0: training")
         on_accelerator(trained, place, given.training_memory, settings["accelerators"])
         with_checkpoints(with_shared_memory(trained))
 

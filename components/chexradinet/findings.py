@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from chexradinet.errors import UnknownFindingError
 
@@ -72,6 +73,8 @@ _BY_KEY = {_key(name): name for name in KNOWN_FINDINGS} | _SPELLINGS
 
 
 _OWN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9 _()-]{1,60}")
+_URGENCY = re.compile(r"0(\.\d+)?|1(\.0*)?")
+_CODE = re.compile(r"([\w.-]{1,16}):([\w.-]{1,16}):([ -:<-~]{1,64})", re.ASCII)
 _TOO_CLOSE = 0.85
 """Likeness to a known spelling from which an own name is taken for a slip of the keyboard."""
 
@@ -123,33 +126,78 @@ KNOWN = Vocabulary()
 """The findings of the public data sets and nothing else."""
 
 
-def own_findings(entries: Iterable[str]) -> tuple[dict[str, str], Vocabulary]:
+@dataclass(frozen=True, kw_only=True)
+class OwnFinding:
+    """A finding that a user asks for."""
+
+    name: str
+    """Canonical name."""
+    synonyms: str | None = None
+    """Spellings joined by a slash; None if none were named."""
+    urgency: float | None = None
+    """In [0, 1]; None for the default."""
+    code: tuple[str, str, str] | None = None
+    """Value, scheme and meaning for structured reports; None for the default."""
+
+    def __str__(self) -> str:
+        """Return the entry that `own_findings` reads again."""
+        parts = [self.name if self.synonyms is None else f"{self.name}={self.synonyms}"]
+        parts += [] if self.urgency is None else [f"urgency={self.urgency:g}"]
+        parts += [] if self.code is None else [f"code={':'.join(self.code)}"]
+        return ";".join(parts)
+
+    def details(self) -> dict[str, Any]:
+        """Return what data set and model keep of it beside the name, JSON-ready."""
+        kept = {"urgency": self.urgency, "code": None if self.code is None else list(self.code)}
+        return {name: value for name, value in kept.items() if value is not None}
+
+
+def own_findings(entries: Iterable[str]) -> tuple[dict[str, OwnFinding], Vocabulary]:
     """Return the findings that a user asks for, by canonical name, and their vocabulary.
 
     Args:
-        entries: Names, each a known spelling or a name of one's own; synonyms may follow, as in
-            `Tuberculosis=TB/Koch`.
+        entries: Names, each a known spelling or a name of one's own. Synonyms may follow, and
+            after semicolons an urgency and a code for structured reports, as in
+            `Tuberculosis=TB/Koch;urgency=0.9;code=56717001:SCT:Tuberculosis`.
 
     Raises:
-        UnknownFindingError: a name cannot be one, or is so close to a known one that it is a slip.
-
-    Returns:
-        Each finding as an entry that this function reads again, and the spellings.
+        UnknownFindingError: a name cannot be one, or is so close to a known one that it is a slip;
+            or an urgency or a code cannot be one.
     """
     own: dict[str, str] = {}
-    asked: dict[str, str] = {}
+    asked: dict[str, OwnFinding] = {}
     for entry in entries:
-        given, equals, synonyms = (part.strip() for part in entry.partition("="))
+        named, *details = entry.split(";")
+        given, equals, synonyms = (part.strip() for part in named.partition("="))
         if not given or is_no_finding(given):
             continue
         name = _BY_KEY.get(_key(given)) or _own_name(given, is_meant=bool(equals))
-        asked[name] = f"{name}={synonyms}" if equals else name
+        asked[name] = OwnFinding(
+            name=name, synonyms=synonyms if equals else None, **_details(name, details)
+        )
         for spelling in filter(None, (given, *synonyms.split("/"))):
             if own.setdefault(_key(spelling), name) != name:
                 raise UnknownFindingError(
                     f"{spelling!r} is a spelling of {own[_key(spelling)]} and of {name}; keep one"
                 )
     return asked, Vocabulary(own)
+
+
+def _details(name: str, parts: Iterable[str]) -> dict[str, Any]:
+    """Read `urgency=0.9` and `code=VALUE:SCHEME:MEANING`."""
+    found: dict[str, Any] = {}
+    for part in parts:
+        key, _, text = (word.strip() for word in part.partition("="))
+        if key == "urgency" and _URGENCY.fullmatch(text):
+            found[key] = float(text)
+        elif key == "code" and (code := _CODE.fullmatch(text)):
+            found[key] = code.groups()
+        else:
+            raise UnknownFindingError(
+                f"{part.strip()!r} of finding {name} cannot be read; it must be urgency=0.9 (in "
+                "[0, 1]) or code=VALUE:SCHEME:MEANING (ASCII, at most 16, 16 and 64 characters)"
+            )
+    return found
 
 
 def _own_name(given: str, *, is_meant: bool) -> str:

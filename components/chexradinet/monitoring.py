@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -33,6 +34,10 @@ PUSH_TIMEOUT_S = 5.0
 """Longest wait for the Pushgateway, in seconds: a run never waits longer for its telemetry."""
 PUSH_INTERVAL_S = 60.0
 """Seconds between two pushes of a running training."""
+PROGRESS_VARIABLE = "CHEXRADINET_PROGRESS_S"
+"""Environment variable with the seconds between two lines of progress in a stage's log."""
+PROGRESS_INTERVAL_S = 180.0
+"""The same without that variable."""
 BACK_OFF_S = 600.0
 """Seconds after a failed push: an absent gateway must not slow a training down."""
 JOB = "chexradinet"
@@ -318,3 +323,47 @@ class ProgressReporter:
         if os.environ.get(ADDRESS_VARIABLE, "").strip() and time.monotonic() >= self._next_s:
             arrived = push(TrainingTelemetry())
             self._next_s = time.monotonic() + (PUSH_INTERVAL_S if arrived else BACK_OFF_S)
+
+
+class ProgressLog:
+    """Logs how far a stage is, every few minutes or as `PROGRESS_VARIABLE` says."""
+
+    def __init__(self, unit: str = "") -> None:
+        self._unit = unit
+        self._interval_s = float(os.environ.get(PROGRESS_VARIABLE) or PROGRESS_INTERVAL_S)
+        self._last_s = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Tell whether it is time for a line; if so, the time starts again."""
+        now = time.monotonic()
+        if now - self._last_s < self._interval_s:
+            return False
+        self._last_s = now
+        return True
+
+    def __call__(self, done: int, total: int) -> None:
+        """Report how many are done, and of how many."""
+        if self.is_due():
+            _LOG.info("%d of %d %s", done, total, self._unit)
+
+
+class PaceKeeper:
+    """Progress of `fit` that keeps the images per second: in a file, as a child may train."""
+
+    def __init__(self, batch_size: int, file: Path) -> None:
+        self._batch_size = batch_size
+        self._file = file
+        self._begun: tuple[int, float] | None = None
+
+    def __call__(self, step: int, num_steps: int, _loss: float) -> None:
+        """Note a step; the first one does not count, as it also loads libraries."""
+        now = time.monotonic()
+        if self._begun is None or step <= self._begun[0]:  # a pretext is trained before
+            self._begun = (step, now)
+        elif step == num_steps:
+            images = (step - self._begun[0]) * self._batch_size
+            self._file.write_text(f"{images / (now - self._begun[1]):.3f}", encoding="ascii")
+
+    def images_per_s(self) -> float | None:
+        """Return the pace of a training that ended; None if none did, as it was done before."""
+        return float(self._file.read_text(encoding="ascii")) if self._file.exists() else None

@@ -1,24 +1,95 @@
-"""`chexradinet <command>`: every stage from a shell, and what operates an installation."""
+"""`chexradinet <command>`: every stage from a shell, and what operates an installation.
+
+A command's module is imported when it is called: its options come from settings models, which take
+longer to build than `--help` may.
+"""
 
 import logging
+from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from chexradinet.cli import nightly, operations, training
 from chexradinet.cli.progress import console, print_json
 from chexradinet.errors import ChexRadiNetError
 from chexradinet.version import __version__
 
+COMMANDS = {
+    "phantom": (
+        "training",
+        "Generate X-ray-like images with planted findings and a label table.",
+    ),
+    "ingest": (
+        "training",
+        "Decode X-rays into a data set; a killed run continues where it stopped.",
+    ),
+    "pretrain": (
+        "training",
+        "Pre-train an encoder on the training images without labels.",
+    ),
+    "train": ("training", "Train round 0 on image labels alone."),
+    "heatmap": ("training", "Find the regions that a model looked at in the training images."),
+    "radiomics": ("training", "Measure the 102 radiomics features of regions."),
+    "retrain": ("training", "Train one guided round."),
+    "evaluate": (
+        "training",
+        "Choose and calibrate the best round; evaluate all on the test split.",
+    ),
+    "publish": ("training", "Publish a model if it beats the champion."),
+    "plan": (
+        "nightly",
+        "Plan what arrived; print the work for `score` and `collect`.",
+    ),
+    "score": ("nightly", "Score one shard of the planned X-rays, unless it was done before."),
+    "collect": ("nightly", "Write scores, worklist and report of the planned X-rays."),
+    "nightly": (
+        "nightly",
+        "Plan, score, collect and send in one go; running it again continues it.",
+    ),
+    "upload": (
+        "nightly",
+        "Send a night's DICOM results to an archive by STOW-RS.",
+    ),
+    "predict": ("nightly", "Print a model's predictions for X-rays, one line of JSON each."),
+    "buckets": (
+        "operations",
+        "Create buckets, policies and users as the store's administrator.",
+    ),
+    "roll-back": ("operations", "Make an earlier model the champion again."),
+    "export-onnx": (
+        "operations",
+        "Write a network as ONNX: logits, maps and embedding in one graph.",
+    ),
+}
+"""Name of a command, the module here that has it, and the line that --help shows."""
+
+
+class _Group(TyperGroup):
+    """The commands of this package, and of plugins."""
+
+    def __init__(self, *, commands: dict[str, Any], **attributes: Any) -> None:  # noqa: ANN401
+        listed = {name: TyperCommand(name, help=text) for name, (_, text) in COMMANDS.items()}
+        super().__init__(commands={**listed, **commands}, **attributes)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:  # noqa: ANN401
+        """Return the called command, with its options."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in COMMANDS:
+            module = import_module(f"{__name__}.{COMMANDS[name][0]}")
+            made = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            made.command(name)(getattr(module, name.replace("-", "_")))
+            command = typer.main.get_command(made)
+        return name, command, rest
+
+
 app = typer.Typer(
+    cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-training.register(app)
-nightly.register(app)
-operations.register(app)
 for _plugin in entry_points(group="chexradinet.commands"):
     _plugin.load()(app)
 

@@ -50,7 +50,7 @@ class NightlyCommand(Settings):
 def plan(
     inbox_uri: InboxUri, models_uri: ModelsUri, results_uri: ResultsUri, *, settings: PlanCommand
 ) -> None:
-    """Plan what arrived since the last run, and print the work for `score` and `collect`."""
+    """Plan what arrived; print the work for `score` and `collect`."""
     from chexradinet.nightly.records import Addresses
     from chexradinet.nightly.run import plan_stage
 
@@ -109,7 +109,7 @@ def nightly(
     *,
     settings: NightlyCommand,
 ) -> None:
-    """Plan, score, collect and send in one go; after a failure, run it again and it continues."""
+    """Plan, score, collect and send in one go; running it again continues it."""
     from chexradinet.nightly.archive import archive_results
     from chexradinet.nightly.records import Addresses
     from chexradinet.nightly.run import nightly as run
@@ -134,7 +134,10 @@ def upload(
     results_uri: Annotated[str, typer.Option(help="Folder of a night's DICOM results.")],
     archive_uri: Annotated[str, typer.Option(help="dicomweb://host[:port]/path of the archive.")],
 ) -> None:
-    """Send a night's DICOM results to an archive by STOW-RS; exit code 3 if there are none."""
+    """Send a night's DICOM results to an archive by STOW-RS.
+
+    The exit code is 3 if there are none.
+    """
     from chexradinet.dicom_results.upload import upload_results
 
     outcome = upload_results(results_uri, archive_uri)
@@ -153,7 +156,7 @@ def predict(
     ] = None,
     device: Device = Device.AUTO,
 ) -> None:
-    """Print what a model says about X-rays, a line of JSON for each."""
+    """Print a model's predictions for X-rays, one line of JSON each."""
     from chexradinet.prediction import load
 
     opened = load(model, device.value)
@@ -182,9 +185,3 @@ def _show_upload(outcome: "UploadOutcome") -> None:
 
 def _show_night(night: "Night") -> None:
     show(night.as_text(), status="collected", scored=night.num_scored, not_scored=night.excluded)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of the nightly run."""
-    for command in (plan, score, collect, nightly, upload, predict):
-        app.command()(command)

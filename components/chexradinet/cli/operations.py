@@ -11,7 +11,7 @@ from chexradinet.cli.progress import show
 def buckets(
     folder: Annotated[Path, typer.Argument(help="Folder of buckets.json and policy-*.json.")],
 ) -> None:
-    """Create buckets, policies and users as the administrator of the object store."""
+    """Create buckets, policies and users as the store's administrator."""
     from chexradinet.store.administration import set_up_buckets
 
     has_users = set_up_buckets(folder)
@@ -34,15 +34,8 @@ def export_onnx(
     bundle: Annotated[Path, typer.Argument(help="Model bundle.")],
     out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
 ) -> None:
-    """Write a model's network as ONNX: logits, maps and embedding in one graph."""
+    """Write a network as ONNX: logits, maps and embedding in one graph."""
     from chexradinet.model.onnx import export_onnx as run
 
     run(bundle, out)
     show(f"the network is in {out}", onnx=out)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of whoever operates an installation."""
-    app.command("buckets")(buckets)
-    app.command("roll-back")(roll_back)
-    app.command("export-onnx")(export_onnx)

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True)
 """Standard error: standard output is for what another program reads."""
@@ -30,6 +29,14 @@ def show(text: str, **result: object) -> None:
 @contextmanager
 def bar(label: str, unit: str) -> Iterator[Callable[..., None]]:
     """Show a progress bar; yields what a stage calls with done, total and maybe a loss."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         task = progress.add_task(label, total=None)

@@ -37,7 +37,7 @@ def phantom(
         typer.Option(min=0, max=1, help="Correlation between view and Consolidation."),
     ] = 0.0,
 ) -> None:
-    """Generate X-ray-like images with planted findings, and their label table."""
+    """Generate X-ray-like images with planted findings and a label table."""
     from chexradinet.phantom import write_phantom
 
     write_phantom(out, images, side, seed, shortcut=shortcut)
@@ -53,7 +53,7 @@ def ingest(
     *,
     settings: IngestConfig,
 ) -> None:
-    """Decode X-rays once into a data set; a killed run continues where it was."""
+    """Decode X-rays into a data set; a killed run continues where it stopped."""
     from chexradinet.ingest.ingest import format_counts
     from chexradinet.ingest.upload import ingest_to
 
@@ -76,7 +76,7 @@ def pretrain(
     *,
     settings: Pretraining,
 ) -> None:
-    """Pre-train an encoder on images alone: no label, no test or validation patient."""
+    """Pre-train an encoder on the training images without labels."""
     from chexradinet.training.pretrain import pretrain as run
 
     config = settings.pretrain.changed(num_threads=num_threads)
@@ -183,7 +183,7 @@ def evaluate(
     *,
     settings: Assessment,
 ) -> None:
-    """Choose the best round, calibrate it, and evaluate every round on the test split."""
+    """Choose and calibrate the best round; evaluate all on the test split."""
     from chexradinet.training.evaluate import Arms
     from chexradinet.training.evaluate import evaluate as run
 
@@ -221,19 +221,3 @@ def _show_validation(metrics: dict[str, Any]) -> None:
     mean = metrics["mean_auroc"]
     shown = "not defined" if mean is None else f"{mean:.3f}"
     show(f"validation: mean AUROC {shown}", validation=metrics)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of the training pipeline's stages."""
-    for command in (
-        phantom,
-        ingest,
-        pretrain,
-        train,
-        heatmap,
-        radiomics,
-        retrain,
-        evaluate,
-        publish,
-    ):
-        app.command()(command)

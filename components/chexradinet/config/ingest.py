@@ -121,7 +121,7 @@ def _split_names(value: object) -> object:
 
 
 def _names_of_file(path: Path) -> list[str]:
-    """Read a YAML list of names, or of mappings with `name` and `synonyms`."""
+    """Read a YAML list of names, or of mappings; docs/datasets.md has an example."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return [_entry(item) for item in content]
@@ -131,15 +131,24 @@ def _names_of_file(path: Path) -> list[str]:
         ) from error
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"findings {path} is not a YAML list of names, or of mappings with name and synonyms"
+            f"findings {path} is not a YAML list of names, or of mappings with name and, if "
+            "wanted, synonyms (a list), urgency and code (value, scheme and meaning)"
         ) from error
 
 
 def _entry(item: Any) -> str:  # noqa: ANN401 - what YAML holds
     if not isinstance(item, dict):
         return str(item)
-    synonyms = item.get("synonyms")
-    return str(item["name"]) + ("" if synonyms is None else f"={'/'.join(synonyms)}")
+    if unknown := set(item) - {"name", "synonyms", "urgency", "code"}:
+        raise KeyError(*unknown)
+    entry = str(item["name"])
+    if "synonyms" in item:
+        entry += f"={'/'.join(item['synonyms'])}"
+    if "urgency" in item:
+        entry += f";urgency={item['urgency']}"
+    if "code" in item:
+        entry += ";code=" + ":".join(str(item["code"][k]) for k in ("value", "scheme", "meaning"))
+    return entry
 
 
 class QualityConfig(Settings):
@@ -192,7 +201,8 @@ class IngestConfig(Settings):
     def _names_are_known(self) -> Self:
         try:
             parse_uncertain(self.uncertain_labels)
-            object.__setattr__(self, "findings", tuple(own_findings(self.findings)[0].values()))
+            asked = own_findings(self.findings)[0]
+            object.__setattr__(self, "findings", tuple(str(one) for one in asked.values()))
         except UnknownFindingError as error:
             raise ConfigError(str(error)) from error
         return self
@@ -201,6 +211,12 @@ class IngestConfig(Settings):
     def finding_names(self) -> tuple[str, ...]:
         """Canonical names of the findings to learn; empty for all of the table."""
         return tuple(own_findings(self.findings)[0])
+
+    @property
+    def finding_details(self) -> dict[str, dict[str, Any]]:
+        """Urgency and code of the findings that have one of their own."""
+        asked = own_findings(self.findings)[0]
+        return {name: details for name, one in asked.items() if (details := one.details())}
 
     @property
     def vocabulary(self) -> Vocabulary:

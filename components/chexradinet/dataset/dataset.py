@@ -123,6 +123,9 @@ class DatasetInfo:
     if any, how many folders could not be listed (`unlisted_folders`). Empty in data sets of earlier
     releases."""
 
+    finding_details: Mapping[str, Any] = field(default_factory=dict)
+    """`urgency` and `code` of the findings that the settings give their own."""
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the manifest."""
@@ -156,6 +159,8 @@ class DatasetInfo:
             document["deidentified"] = True
         if self.ingest:
             document["ingest"] = dict(self.ingest)
+        if self.finding_details:
+            document["finding_details"] = dict(self.finding_details)
         return document
 
 

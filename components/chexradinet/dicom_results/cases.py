@@ -61,6 +61,9 @@ class ScoredFinding:
     specificity: float | None = None
     """Fraction of the test split's negatives that it does not flag; None if unknown."""
 
+    code: tuple[str, str, str] | None = None
+    """Value, scheme and meaning in a report; None for the one that `finding_code` knows."""
+
     def __post_init__(self) -> None:
         """Check both numbers."""
         require(bool(self.name.strip()), "name", self.name, "a finding's name")

@@ -174,7 +174,7 @@ def _image_group(case: ScoredCase, source: SourceImage) -> bytes:
 def _finding_group(finding: ScoredFinding, case: ScoredCase, source: SourceImage) -> bytes:
     parts = [
         *_tracking(case, source, finding.name),
-        _code_item(_IN_GROUP, Code("121071", "DCM", "Finding"), finding_code(finding.name)),
+        _code_item(_IN_GROUP, Code("121071", "DCM", "Finding"), finding_code(finding)),
         *_algorithm(case.model),
         *_measurements(finding),
         _code_item(_IN_GROUP, FLAGGED, _answer(finding.flagged)),
@@ -336,10 +336,10 @@ def _element(tag: int, vr: str, value: bytes) -> bytes:
     return start + length + value
 
 
-def finding_code(name: str) -> Code:
-    """Return the code of a finding: of SNOMED CT or DICOM, else private with the name as value."""
-    known = STANDARD_FINDINGS.get(name)
-    return Code(*known) if known else private_code(name)
+def finding_code(finding: ScoredFinding) -> Code:
+    """Return a finding's code: its own, of SNOMED CT or DICOM, else private with its name."""
+    known = finding.code or STANDARD_FINDINGS.get(finding.name)
+    return Code(*known) if known else private_code(finding.name)
 
 
 def in_ascii(text: str) -> str:

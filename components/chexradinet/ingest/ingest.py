@@ -122,6 +122,7 @@ def ingest(
             quality=config.quality if task.has_headers else None,
             deidentified=task.key is not None,
             ingest=task.settings,
+            finding_details=config.finding_details,
         )
         made = None if finished is None else finished_dataset(finished, task.digest, target)
         work = digest_of([task.digest, info.source])

@@ -39,7 +39,7 @@ BUNDLE_HEAD = Head(INFO_FILE, KIND)
 _FILES = {WEIGHTS_FILE, CARD_FILE}
 _UNREAD = "radiomics_normalisation"
 """Written by releases before 0.2.0 and never read; each guided round fits its own."""
-_OBJECTS = ("calibration", "thresholds", "reference", "metrics", "settings")
+_OBJECTS = ("calibration", "thresholds", "reference", "metrics", "settings", "finding_details")
 _KINDS: dict[str, type] = {**dict.fromkeys(_OBJECTS, dict), "history": list}
 _FINDING = re.compile(r"[^\W_][^/\\\x00-\x1f\x7f]{0,63}")
 """Names end up in tables, reports and file names: a letter or digit first, no slash, one line."""
@@ -75,10 +75,14 @@ class BundleInfo:
     """Training and guidance settings of this round."""
     history: list[dict[str, Any]] | None = None
     """The epochs of this round as `model.training.fit` returns them; None in older bundles."""
+    finding_details: dict[str, Any] = field(default_factory=dict)
+    """`urgency` and `code` of the findings that the data set gives their own."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as JSON gives it back: lists for tuples, strings for names."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=Settings.record))
+        if not self.finding_details:
+            del plain["finding_details"]
         return plain
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from chexradinet.model.resnet import ChexRadiNet, normalise, placed
+from chexradinet.monitoring import ProgressLog
 
 Fetch = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 """Gives the images of some rows of a data set: uint8, shape (n, H, W)."""
@@ -97,13 +98,16 @@ def predict(
         network: Left as it is; a folded copy does the work.
         fetch: Gives the images of a batch.
         rows: Rows to predict, in this order.
-        batch_size: Images of a forward pass; results do not depend on it.
+        batch_size: Images per forward pass; results do not depend on it.
         device: `auto`, `cpu` or `cuda`.
         maps: Whether the maps are wanted.
     """
     working = folded(network).to(choose_device(device))
-    batches = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-    parts = [predict_folded(working, fetch(batch), batch, maps) for batch in batches]
+    parts, progress = [], ProgressLog("images")
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        parts.append(predict_folded(working, fetch(batch), batch, maps))
+        progress(start + len(batch), len(rows))
     if not parts:
         empty = np.zeros((0, network.num_findings), np.float32)
         embedding = np.zeros((0, network.num_channels), np.float32)

@@ -35,13 +35,12 @@ from chexradinet.model.distributed import Ranks, synchronised_norms
 from chexradinet.model.inference import choose_device
 from chexradinet.model.losses import GuidanceHeads, guided_loss
 from chexradinet.model.resnet import ChexRadiNet, Prediction
+from chexradinet.monitoring import ProgressLog
 
 _log = logging.getLogger(__name__)
 
 SYNC_STEPS = {"cpu": 1, "cuda": 50}
 """Steps between two looks at the loss, by kind of device."""
-LOG_INTERVAL_S = 180.0
-"""Time after which a line is logged within an epoch."""
 
 
 class _Callbacks(NamedTuple):
@@ -320,11 +319,8 @@ class _Pace:
 
     def __init__(self, images: int) -> None:
         self.images = 0
+        self.is_due = ProgressLog().is_due
         self._since = time.monotonic()
-
-    def is_due(self) -> bool:
-        """Tell whether it is time for a line."""
-        return time.monotonic() - self._since >= LOG_INTERVAL_S
 
     def images_per_s(self) -> float:
         """Return the pace and start again."""

@@ -171,7 +171,8 @@ def _put_worklist(
     _put_of_night(ledger, plan, "worklist.csv", worklist_csv(entries).encode())
     page = folder / "worklist.html"
     omissions = Omissions(unscored, listed.foreign)
-    write_worklist_page(page, plan.date, entries, config, omissions, pictures)
+    held = {plan.bundle_digest: model.operating_points}
+    write_worklist_page(page, plan.date, entries, config, omissions, pictures, held)
     _put_of_night(ledger, plan, "worklist.html", page.read_bytes())
 
 

@@ -42,6 +42,11 @@ class NightModel:
         """Finding to `sensitivity` and `specificity` of its threshold on the test split."""
         return (self.info.metrics.get("test") or {}).get("operating_points") or {}
 
+    def code_of(self, finding: str) -> tuple[str, str, str] | None:
+        """Return value, scheme and meaning that the model brings for a finding, if any."""
+        code = self.info.finding_details.get(finding, {}).get("code")
+        return None if code is None else tuple(code)
+
     @property
     def findings(self) -> tuple[str, ...]:
         """The model's findings, in its order."""
@@ -108,7 +113,17 @@ def model_of(path: Path, settings: ResultSettings) -> NightModel:
     else:
         arrays = read_reference_arrays(path)
         reference = Reference(document=dict(info.reference), arrays=arrays)
+    settings = with_urgencies(settings, info)
     return NightModel(info=info, digest=digest, reference=reference, settings=settings)
+
+
+def with_urgencies(settings: ResultSettings, info: BundleInfo) -> ResultSettings:
+    """Return settings with the urgencies that a model brings, unless they name others."""
+    details = info.finding_details.items()
+    own = {name: values["urgency"] for name, values in details if "urgency" in values}
+    listed = settings.worklist
+    urgency = {**own, **listed.urgency}
+    return settings.changed(worklist=listed.model_copy(update={"urgency": urgency}))
 
 
 def check_model(info: BundleInfo) -> None:

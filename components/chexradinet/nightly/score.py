@@ -26,6 +26,7 @@ from chexradinet.ingest.decoding import decode_in_order
 from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import Predictions, choose_device, folded, predict_folded
 from chexradinet.model.resnet import ChexRadiNet
+from chexradinet.monitoring import ProgressLog
 from chexradinet.nightly.dicom import write_dicom
 from chexradinet.nightly.ledger import Ledger, Plan, PlannedImage, open_ledger, read_plan
 from chexradinet.nightly.look import Look, Measure, looks_of, measuring, num_measurers
@@ -125,7 +126,8 @@ def score_shard(
         return ShardOutcome(status="done_before")
     started = time.perf_counter()
     collected = _Collected()
-    outcomes = _read(plan, plan.shard(shard), scorer, config)
+    images, progress = plan.shard(shard), ProgressLog("X-rays")
+    outcomes = _read(plan, images, scorer, config)
     workers = num_measurers(config.num_measurers, next(scorer.network.parameters()).device.type)
     with measuring(scorer.settings.radiomics, workers) as measure:
         before: _Passed | None = None
@@ -138,6 +140,7 @@ def score_shard(
             if before is not None:
                 _collect(collected, ledger, plan, scorer, before)
             before = passed
+            progress(len(collected.images) + len(collected.rejected), len(images))
         if before is not None:
             _collect(collected, ledger, plan, scorer, before)
     result = _result(collected, plan, time.perf_counter() - started)
@@ -324,6 +327,7 @@ def _findings(
                 region=_original_box(look.region, xray.geometry),
                 radiomics=features.by_name() if features else {},
                 radiomics_status=features.status.value if features else _NO_FEATURES[look.flagged],
+                code=model.code_of(finding),
                 model_region=look.region,
                 heatmap=found.maps[row, column],
             )

@@ -30,18 +30,12 @@ from chexradinet.reports.worklist import WaitingImage
 _UNREADABLE = {"status": "left_out", "reason": "link_or_folder_unreadable"}
 
 
-def waiting_images(
-    images: Iterable[NightImage], findings: Sequence[str], calibrated: Sequence[str]
-) -> list[WaitingImage]:
-    """Return scored X-rays as the worklist needs them.
+def waiting_images(images: Iterable[NightImage], plan: Plan) -> list[WaitingImage]:
+    """Return scored X-rays of a plan as the worklist needs them.
 
-    Args:
-        images: X-rays of one plan.
-        findings: Findings of its model, in order.
-        calibrated: Those whose scores are probabilities. Only they give priority; the others are
-            not assessed.
+    Only findings whose scores are probabilities give priority; the others are not assessed.
     """
-    ranked = frozenset(calibrated)
+    findings, ranked = plan.findings, frozenset(plan.calibrated)
     return [
         WaitingImage(
             study_uid=image.study_uid,
@@ -53,6 +47,7 @@ def waiting_images(
             },
             flagged=[name for name, flag in zip(findings, image.flags, strict=True) if flag],
             not_assessed=[finding for finding in findings if finding not in ranked],
+            model_digest=plan.bundle_digest,
             accession=image.accession,
             patient_id=image.patient_id,
             study_date=image.study_date,

@@ -89,5 +89,5 @@ def _newly_due(
 
 
 def _by_key(images: Sequence[NightImage], plan: Plan) -> dict[str, WaitingImage]:
-    waiting = waiting_images(images, plan.findings, plan.calibrated)
+    waiting = waiting_images(images, plan)
     return {image.image_key: found for image, found in zip(images, waiting, strict=True)}

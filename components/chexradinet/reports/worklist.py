@@ -31,6 +31,9 @@ from chexradinet.reports.page import write_page
 
 _THUMBNAIL_PX = 96
 
+OperatingPoints = Mapping[str, Mapping[str, float | None]]
+"""Finding to `sensitivity` and `specificity` of its threshold."""
+
 COLUMNS = (
     "position", "study_uid", "reason", "priority", "top_finding", "top_probability",
     "flagged_findings", "num_images", "arrived", "due", "notes", "not_assessed",
@@ -53,6 +56,8 @@ class WaitingImage:
     """Findings at or above their threshold."""
     not_assessed: Sequence[str] = ()
     """Findings without an operating threshold."""
+    model_digest: str = ""
+    """The model that scored it."""
     notes: Sequence[str] = ()
     """Quality codes, `out_of_distribution`."""
     file: str = ""
@@ -85,6 +90,8 @@ class Entry:
     """When it reaches the cap."""
     notes: tuple[str, ...]
     not_assessed: tuple[str, ...] = ()
+    model_digest: str = ""
+    """The model that scored all of its X-rays; empty if there were several."""
     files: tuple[str, ...] = ()
     """Names below the inbox of X-rays without a study UID."""
     accession: str = ""
@@ -142,6 +149,7 @@ def _entry(
         due=due,
         notes=_union(image.notes for image in images),
         not_assessed=_union(image.not_assessed for image in images),
+        model_digest=images[0].model_digest if len({i.model_digest for i in images}) == 1 else "",
         files=_union([image.file] for image in images if image.file),
         **_identifiers(images, config.worklist_identifiers),
     )
@@ -209,6 +217,7 @@ def write_worklist_page(
     config: WorklistConfig,
     omissions: Omissions | None = None,
     pictures: Mapping[str, bytes] | None = None,
+    operating_points: Mapping[str, OperatingPoints] | None = None,
 ) -> None:
     """Write the worklist as one self-contained HTML file.
 
@@ -219,6 +228,7 @@ def write_worklist_page(
         config: By what they were ordered, and how they are shown.
         omissions: What the list cannot name; None if that was not counted.
         pictures: Study to a PNG file with the heatmap, of those that the night's report shows.
+        operating_points: Model to how its thresholds did on the test split.
     """
     zone = ZoneInfo(config.timezone)
     write_page(
@@ -229,6 +239,7 @@ def write_worklist_page(
         config=config,
         omissions=omissions,
         notice=NOTICE,
+        operating_points=operating_points or {},
         thumbnails={study: _thumbnail(png) for study, png in (pictures or {}).items()},
         viewer_link=lambda entry: viewer_link(entry, config.viewer_url),
         local=lambda moment: moment.astimezone(zone),

@@ -26,9 +26,12 @@ def ingest(
     from chexradinet.config import IngestConfig
     from chexradinet.ingest.ingest import ingest
     from chexradinet.ingest.summary import report_ingest
+    from chexradinet.monitoring import ProgressLog
     from chexradinet.training.rounds import shards_for
 
-    info = ingest(source, Path(dataset.path), IngestConfig(**settings), labels=labels)
+    config = IngestConfig(**settings)
+    progress = ProgressLog("files")
+    info = ingest(source, Path(dataset.path), config, progress, labels=labels)
     report_ingest(Path(dataset.path), Path(ingest_report.path))
     dataset.metadata["digest"] = info.digest
     dataset.metadata["images"] = info.counts["images"]

@@ -23,7 +23,14 @@ def radiomics(
         return
 
     from chexradinet.config import RadiomicsConfig
+    from chexradinet.monitoring import ProgressLog
     from chexradinet.training.radiomics import radiomics
 
     given = RadiomicsConfig(**settings)
-    radiomics(Path(dataset.path), Path(regions.path), Path(features.path), given)
+    radiomics(
+        Path(dataset.path),
+        Path(regions.path),
+        Path(features.path),
+        given,
+        progress=ProgressLog("regions"),
+    )

@@ -35,6 +35,7 @@ def retrain(
 
     A closed round copies the previous model, byte for byte.
     """
+    import tempfile
     from pathlib import Path
 
     from chexradinet.model.bundle_info import copy_bundle
@@ -46,27 +47,33 @@ def retrain(
         return open_round(round_number + 1, rounds, False, num_shards, accelerators)
 
     from chexradinet.config import GuidanceRecipe, RetrainConfig
+    from chexradinet.monitoring import PaceKeeper
     from chexradinet.training.device import num_processes
     from chexradinet.training.retrain import retrain
     from chexradinet.training.train import headline
 
     given = RetrainConfig(**settings)
-    outcome = retrain(
-        Path(previous.path),
-        Path(dataset.path),
-        [Path(shard.path) for shard in features],
-        Path(model.path),
-        round_number=round_number,
-        guidance=given.guidance.changed(
-            guidance=GuidanceRecipe.NONE if arm == "control" else given.guidance.guidance,
-            permute_radiomics=arm == "permuted",
-        ),
-        config=given.training(),
-        min_improvement=given.min_improvement,
-        processes=num_processes(accelerator_type, accelerators),
-        reuse=given.reuse,
-    )
-    for name, value in headline(outcome.info).items():
+    config = given.training()
+    with tempfile.TemporaryDirectory() as folder:
+        pace = PaceKeeper(config.batch_size, Path(folder) / "pace")
+        outcome = retrain(
+            Path(previous.path),
+            Path(dataset.path),
+            [Path(shard.path) for shard in features],
+            Path(model.path),
+            round_number=round_number,
+            guidance=given.guidance.changed(
+                guidance=GuidanceRecipe.NONE if arm == "control" else given.guidance.guidance,
+                permute_radiomics=arm == "permuted",
+            ),
+            config=config,
+            min_improvement=given.min_improvement,
+            progress=pace,
+            processes=num_processes(accelerator_type, accelerators),
+            reuse=given.reuse,
+        )
+        figures = headline(outcome.info, pace.images_per_s())
+    for name, value in figures.items():
         metrics.log_metric(name, value)
     model.metadata["round"] = round_number
     return open_round(round_number + 1, rounds, outcome.improved, num_shards, accelerators)

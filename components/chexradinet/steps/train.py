@@ -15,23 +15,29 @@ def train(
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
     """Train round 0 on image labels alone."""
+    import tempfile
     from pathlib import Path
 
     from chexradinet.config.parameters import RoundZero
+    from chexradinet.monitoring import PaceKeeper
     from chexradinet.training.device import num_processes
     from chexradinet.training.train import headline, train
 
     given = RoundZero(**settings)
-    info = train(
-        Path(dataset.path),
-        Path(model.path),
-        given.network,
-        given.training,
-        initial_weights=given.initial_weights,
-        processes=num_processes(accelerator_type, accelerators),
-        reuse=given.reuse,
-        pretext=given.pretrain,
-    )
-    for name, value in headline(info).items():
+    with tempfile.TemporaryDirectory() as folder:
+        pace = PaceKeeper(given.training.batch_size, Path(folder) / "pace")
+        info = train(
+            Path(dataset.path),
+            Path(model.path),
+            given.network,
+            given.training,
+            initial_weights=given.initial_weights,
+            progress=pace,
+            processes=num_processes(accelerator_type, accelerators),
+            reuse=given.reuse,
+            pretext=given.pretrain,
+        )
+        figures = headline(info, pace.images_per_s())
+    for name, value in figures.items():
         metrics.log_metric(name, value)
     model.metadata["round"] = 0

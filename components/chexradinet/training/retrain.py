@@ -77,7 +77,7 @@ def retrain(
         guidance: What is added to the classification loss.
         config: How to train; equal seeds give every arm the same images in the same order.
         min_improvement: By how much the validation mean AUROC must rise to count as better.
-        progress: Called as `fit` calls it; several processes do not call it.
+        progress: Called as `fit` calls it; of several processes the first does, with a copy.
         processes: Number of processes, one per accelerator; equal up to rounding to one process.
         reuse: Take the bundle of an equal round that ended, if one is kept.
 
@@ -89,7 +89,9 @@ def retrain(
         Interrupted: the process was asked to end; the message says where its state is.
     """
     require_replaceable(target, BUNDLE_HEAD)
-    work = partial(_retrain, bundle, dataset, features, target, round_number, guidance, config)
+    work = partial(
+        _retrain, bundle, dataset, features, target, round_number, guidance, config, progress
+    )
     files = (file for folder in features for file in folder.glob("*"))
     inputs = [
         *(round_number, processes, guidance.record(), config.record()),
@@ -99,7 +101,7 @@ def retrain(
     finished = FinishedWork("retrain", digest_of(inputs), reuse=reuse)
     if not finished.take(target, BUNDLE_HEAD):
         if processes == 1:
-            work(progress=progress)
+            work()
         else:
             on_processes(processes, work)
         finished.keep(target)

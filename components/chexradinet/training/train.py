@@ -72,7 +72,7 @@ def train(
         config: How to train it.
         initial_weights: Path or URI of an encoder that `pretrain` wrote, or of a torchvision state
             dict of the same depth; empty starts at random.
-        progress: Called as `fit` calls it; several processes do not call it.
+        progress: Called as `fit` calls it; of several processes the first does, with a copy.
         processes: Number of processes, one per accelerator; equal up to rounding to one process.
         reuse: Take the bundle of an equal training that ended, if one is kept.
         pretext: How to pre-train an encoder on the training images first; None does not.
@@ -100,10 +100,11 @@ def train(
         if pretext is not None:
             initial_weights = str(Path(folder) / "encoder")
             pretrain(dataset, Path(initial_weights), network, pretext, progress=progress)
+        arguments = (dataset, target, network, config, initial_weights, progress)
         if processes == 1:
-            _train(dataset, target, network, config, initial_weights, progress)
+            _train(*arguments)
         else:
-            on_processes(processes, _train, dataset, target, network, config, initial_weights)
+            on_processes(processes, _train, *arguments)
     finished.keep(target)
     return read_bundle_info(target)[0]
 
@@ -138,6 +139,7 @@ def _train(
                 "history": [round_summary(0, guidance.arm, validation)],
             },
             settings={"train": config.record(), **start.settings},
+            finding_details=dict(data.info.finding_details),
             history=history,
         )
         if Ranks.current().is_writer:
@@ -234,11 +236,23 @@ def training_data(data: Dataset) -> TrainingData:
     return TrainingData(images=data.images, labels=data.labels, rows=rows)
 
 
-def headline(info: BundleInfo) -> dict[str, float]:
-    """Return the defined figures that the Kubeflow page of a round shows; all finite."""
-    mean_auroc = info.metrics["validation"]["mean_auroc"]
-    shown = {} if mean_auroc is None else {"validation_mean_auroc": float(mean_auroc)}
-    return {"round": float(info.round), **shown}
+def headline(info: BundleInfo, images_per_s: float | None = None) -> dict[str, float]:
+    """Return the defined figures that the Kubeflow page of a round shows; all finite.
+
+    Args:
+        info: Record of the round's model.
+        images_per_s: Pace of its training, if it was measured.
+    """
+    last = info.history[-1] if info.history else {}
+    shown = {
+        "round": info.round,
+        "validation_mean_auroc": info.metrics["validation"]["mean_auroc"],
+        "loss": last.get("loss"),
+        **{f"loss_{name}": value for name, value in last.get("parts", {}).items()},
+        "learning_rate": last.get("learning_rate"),
+        "images_per_s": images_per_s,
+    }
+    return {name: float(value) for name, value in shown.items() if value is not None}
 
 
 def round_summary(round_number: int, arm: str, metrics: dict[str, Any]) -> dict[str, Any]:

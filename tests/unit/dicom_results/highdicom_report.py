@@ -95,7 +95,7 @@ def _finding_group(
 ) -> sr.MeasurementsAndQualitativeEvaluations | sr.PlanarROIMeasurementsAndQualitativeEvaluations:
     shared: dict[str, Any] = {
         "tracking_identifier": _tracking(case, source, finding.name),
-        "finding_type": report.finding_code(finding.name),
+        "finding_type": report.finding_code(finding),
         "algorithm_id": _algorithm(case.model),
         "measurements": _measurements(finding),
         "qualitative_evaluations": [

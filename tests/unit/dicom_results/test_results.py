@@ -24,7 +24,7 @@ from chexradinet.dicom_results.cases import (
     ScoredFinding,
     ScoringModel,
 )
-from chexradinet.dicom_results.report import STANDARD_FINDINGS, finding_code, private_code
+from chexradinet.dicom_results.report import STANDARD_FINDINGS, private_code
 from chexradinet.dicom_results.results import write_dicom_results
 from chexradinet.errors import ConfigError, DicomResultError
 from chexradinet.records import Box, Geometry
@@ -672,6 +672,6 @@ def test_standard_codes_have_the_meanings_of_the_standard() -> None:
 
 
 def test_unknown_finding_gets_a_private_ascii_code() -> None:
-    code = finding_code("Schädel\\bruch")
+    code = private_code("Schädel\\bruch")
     assert (code.value, code.scheme_designator) == ("Sch?del bruch", "99CHEXRADINET")
     assert len(private_code("x" * 200).meaning) == 64

@@ -131,6 +131,20 @@ def test_a_study_whose_scores_are_not_calibrated_is_not_assessed_and_has_no_prio
     assert row["not_assessed"] == "Mass;Pleural_Thickening"
 
 
+def test_a_flag_says_how_its_threshold_did_if_the_study_has_one_model(tmp_path: Path) -> None:
+    ours = replace(image("1.2", Mass=0.7), model_digest="a")
+    before = replace(image("1.3", Mass=0.6), model_digest="b")
+    mixed = [replace(image("1.4", Mass=0.5), model_digest=digest) for digest in "ab"]
+    entries = worklist([ours, before, *mixed], UNTIL, WorklistConfig())
+    held = {"a": {"Mass": {"sensitivity": 0.871, "specificity": 0.423}}}
+    path = tmp_path / "list.html"
+    write_worklist_page(path, "2026-02-01", entries, WorklistConfig(), operating_points=held)
+    of_study = path.read_text("utf-8").split('<tr id="study-')[1:]
+    assert "<small>sensitivity 87%, specificity 42%</small>" in of_study[0]
+    assert "Mass" in of_study[1]
+    assert "sensitivity" not in of_study[1] + of_study[2]
+
+
 NAMED = replace(image("1.2", Mass=0.5), accession="A 1", patient_id="P7", study_date="2025-12-24")
 
 
