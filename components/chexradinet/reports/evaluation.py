@@ -242,12 +242,12 @@ def _headline(test: Mapping[str, Any]) -> list[tuple[str, float | None, str]]:
     """Return label, value and note of the headline figures."""
     located, bounds = test["localization"], test.get("ci95") or {}
     over = test.get("mean_auroc_num_findings", sum(v is not None for v in test["auroc"].values()))
-    note = f"{interval(bounds.get('mean_auroc'))} {over} findings".strip()
+    note = ", ".join(filter(None, (interval(bounds.get("mean_auroc")), f"{over} findings")))
     values = [("Mean AUROC, test", test["mean_auroc"], note)]
     for key in ("iou_0.1", "iou_0.3", "pointing"):
         label = "Peak in true box" if key == "pointing" else f"Localised at IoU {key[4:]}"
         held = interval(((bounds.get("localization") or {}).get(key) or {}).get("ci95"))
-        note = f"{held} swapped {number(located[f'swapped_{key}'])}".strip()
+        note = ", ".join(filter(None, (held, f"swapped {number(located[f'swapped_{key}'])}")))
         values.append((label, located[key], note))
     return [*values, ("Calibration error", test["ece"], "mean over findings")]
 

@@ -140,9 +140,9 @@ def test_a_flag_says_how_its_threshold_did_if_the_study_has_one_model(tmp_path: 
     path = tmp_path / "list.html"
     write_worklist_page(path, "2026-02-01", entries, WorklistConfig(), operating_points=held)
     of_study = path.read_text("utf-8").split('<tr id="study-')[1:]
-    assert "<small>sensitivity 87%, specificity 42%</small>" in of_study[0]
+    assert "<small>sens. 87%, spec. 42%</small>" in of_study[0]
     assert "Mass" in of_study[1]
-    assert "sensitivity" not in of_study[1] + of_study[2]
+    assert "sens." not in of_study[1] + of_study[2]
 
 
 NAMED = replace(image("1.2", Mass=0.5), accession="A 1", patient_id="P7", study_date="2025-12-24")
