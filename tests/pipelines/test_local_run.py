@@ -1,6 +1,13 @@
 """The compiled YAML runs on this machine, and rounds open and close as they should."""
 
 import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +23,7 @@ from pipelines.compile import compile_training
 from pipelines.parameters import load_compiled, parse_settings
 from pipelines.run import LocalRunError, artifacts_of, run_locally
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "image_side=48",
     "backbone=resnet18-narrow",
@@ -132,6 +140,45 @@ def test_a_run_whose_publication_failed_trains_no_epoch_when_it_is_submitted_aga
         assert log.count(f": {stage} was done before") == 1
     assert "epoch 1 of" not in log
     assert (tmp_path / "models" / "champion.json").is_file()
+
+
+@pytest.mark.slow
+def test_ctrl_c_prints_the_command_that_continues_the_run_in_mid_training(
+    phantom: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text("\n".join(word.replace("=", ": ") for word in TINY))
+    given = (f"source={phantom}", "models_uri=models", "rounds=0", "compare_arms=false", "epochs=9")
+    command = [str(Path(sys.executable).with_name("chexradinet")), "run", "training"]
+    command += ["--config", "run.yaml", *(word for one in given for word in ("--set", one))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **ONE_THREAD}
+
+    def start(words: list[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+        )
+
+    with start(command) as first:
+        shown = next(iter(first.stdout or ()))
+        log = tmp_path / shown.split()[-1] / "run.log"
+        while not (log.exists() and "epoch 2 of 9" in log.read_text()):
+            assert first.poll() is None
+            time.sleep(0.1)
+        first.send_signal(signal.SIGINT)
+        said = first.communicate()[0]
+    assert first.returncode == 130
+    assert "interrupted; this continues it:" in said
+    again = shlex.split(said.splitlines()[-1])
+    assert again == [*command, "--run-folder", str(log.parent.relative_to(tmp_path))]
+    with start(again) as second:
+        said = second.communicate()[0]
+    assert second.returncode == 0, said
+    epochs = re.findall(r"epoch (\d) of 9", log.read_text())
+    assert epochs == [str(number) for number in range(int(epochs[0]), 10)]
+    assert int(epochs[0]) > 2
+    assert "training continues from" in log.read_text()
+    assert "ingest was done before" in log.read_text()
+    ending = re.findall(r"^(report|model|decision) +\S", said, re.MULTILINE)
+    assert ending == ["report", "model", "decision"]
 
 
 def test_a_missing_source_fails_the_run_with_its_own_words(

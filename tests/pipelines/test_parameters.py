@@ -62,10 +62,10 @@ def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is missing; run `chexradinet compile`"):
         load_compiled(path)
     path.write_text("a: [")
-    with pytest.raises(ConfigError, match="no YAML file"):
+    with pytest.raises(ConfigError, match="is not a YAML file"):
         load_compiled(path)
     path.write_text("a: 1")
-    with pytest.raises(ConfigError, match="no compiled pipeline"):
+    with pytest.raises(ConfigError, match="is not a compiled pipeline"):
         load_compiled(path)
 
 

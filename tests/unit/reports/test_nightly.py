@@ -138,7 +138,7 @@ def test_the_worklist_page_says_how_many_files_must_be_read_without_it(tmp_path:
     unscored = {("postponed", "changed"): 1, ("rejected", "not_an_image"): 1200}
     found = list_page(tmp_path, Omissions(unscored))
     assert "no score: 1,201. Read them separately." in found
-    assert '<td class="text">not an image</td><td>1,200</td>' in found
+    assert "<li>rejected, not an image: 1,200</li>" in found
     assert "Every X-ray of the night has a score." in list_page(tmp_path, Omissions({}))
 
 
