@@ -76,7 +76,7 @@ def run_command(
     folder: Folder = BUILD_FOLDER,
     run_folder: Annotated[
         Path | None,
-        typer.Option(help="Folder for artifacts; that of an interrupted run continues it."),
+        typer.Option(help="Folder for artifacts; an interrupted run's folder continues it."),
     ] = None,
 ) -> None:
     """Compile a pipeline and run the compiled YAML on this machine.

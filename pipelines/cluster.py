@@ -42,10 +42,10 @@ def check_accelerators(accelerator_type: str, count: int, selector: Mapping[str,
         return ""
     labels = f" with labels {dict(selector)}" if selector else ""
     raise ConfigError(
-        f"{count} x {accelerator_type} a step is asked for, but of {len(nodes)} nodes the best"
+        f"each step asks for {count} x {accelerator_type}, but of {len(nodes)} nodes the best"
         f"{labels} offers {max(offered, default=0)} (kubectl's current context); use a cluster "
         "that has some, --set accelerator_count=0 to run on processors, or --no-check-cluster "
-        "where nodes are added on demand"
+        "if nodes are added on demand"
     )
 
 

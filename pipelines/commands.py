@@ -12,11 +12,11 @@ import typer
 COMMANDS = {
     "run": ("run", "Compile a pipeline and run the compiled file on this machine."),
     "params": ("params", "Print the parameters of a pipeline: default, bounds, description."),
-    "compile": ("compile", "Write the pipelines as Kubeflow runs them, and as manifests."),
+    "compile": ("compile", "Compile the pipelines for Kubeflow, and as manifests."),
     "publish-pipeline": ("publish", "Upload a pipeline to Kubeflow, unless it is there already."),
     "submit": ("submit", "Start a run of a published pipeline, and follow it."),
-    "check-cluster": ("check-cluster", "Show what an installation has of what a run needs."),
-    "acceptance": ("acceptance", "Train and score on an installation, and remove it again."),
+    "check-cluster": ("check-cluster", "Check whether an installation has what a run needs."),
+    "acceptance": ("acceptance", "Train and score on an installation as a test, then clean up."),
     "schedule": ("schedule", "Create or change a recurring run on Kubeflow."),
     "study": ("study", "Compare pretexts and their controls over numbers of labels and seeds."),
     "demo": ("demo", "Train on generated X-rays and score an inbox, on this machine."),
@@ -40,7 +40,7 @@ def check_manifests(
         Path, typer.Argument(exists=True, file_okay=False, help="Folder of an overlay.")
     ],
 ) -> None:
-    """List what a site has still to fill in; exit code 1 if there is anything."""
+    """List unfilled placeholders of an overlay; exit code 1 if there are any."""
     from pipelines.placeholders import unfilled
 
     found = unfilled(folder)

@@ -178,7 +178,7 @@ def _given(words: Iterable[str], file: Path | None) -> dict[str, Any]:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file} is not YAML; it must map names to values") from error
         if not isinstance(values, dict):
-            raise ConfigError(f"{file} holds no mapping; it must map names to values")
+            raise ConfigError(f"{file} is not a mapping of names to values")
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:

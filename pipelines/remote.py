@@ -67,7 +67,9 @@ ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file of parameters; --set wins over it.")
 ]
 MaxRounds = Annotated[int, typer.Option(help="Guided rounds that the pipeline can run at most.")]
-Arms = Annotated[bool, typer.Option("--arms/--no-arms", help="With the arms of the comparison.")]
+Arms = Annotated[
+    bool, typer.Option("--arms/--no-arms", help="Compile the control and permuted arms too.")
+]
 VersionName = Annotated[str, typer.Option(help="Name of a new version.")]
 CheckCluster = Annotated[
     bool, typer.Option(help="Ask kubectl whether the cluster has the accelerators.")
@@ -140,8 +142,12 @@ def schedule_command(
     name: Name,
     settings: Settings = None,
     config: ConfigFile = None,
-    cron: Annotated[str, typer.Option(help="Six fields, seconds first.")] = "0 0 2 * * *",
-    remove: Annotated[bool, typer.Option("--remove", help="Remove it instead.")] = False,
+    cron: Annotated[
+        str, typer.Option(help="Cron expression of six fields, seconds first.")
+    ] = "0 0 2 * * *",
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the schedule instead of creating it.")
+    ] = False,
     host: Host = "",
     namespace: Namespace = "",
     experiment: Experiment = DEFAULT_EXPERIMENT,

@@ -153,8 +153,10 @@ def run_study_of(dataset: Path, plan: Path, out: Path, console: Console) -> None
 
 def study_command(
     dataset: Annotated[Path, typer.Option(help="Data set that `ingest` wrote.")],
-    plan: Annotated[Path, typer.Option(help="The study.yaml: arms, labels, seeds, margin.")],
-    out: Annotated[Path, typer.Option(help="Folder of the study; an old one continues.")],
+    plan: Annotated[
+        Path, typer.Option(help="YAML file of the study: arms, labels, seeds, margin.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the study; an existing one is continued.")],
 ) -> None:
     """Compare pretexts and their controls over numbers of labels and seeds."""
     run_study_of(dataset, plan, out, Console())

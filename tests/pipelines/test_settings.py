@@ -225,7 +225,7 @@ def test_a_file_gives_settings_and_words_win(compiled_training: Path, tmp_path: 
         "tolerations": [{"a": "b"}],
     }
     for text, message in {
-        "[1]": "holds no mapping",
+        "[1]": "is not a mapping",
         "a: [": "is not YAML",
         "round: 1": "did you mean 'rounds'",
         "epochs: ten": "epochs is 'ten'; it must be a whole number",

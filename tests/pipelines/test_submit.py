@@ -344,7 +344,7 @@ def test_a_cluster_without_accelerators_is_known_before_the_server_is_asked(
 ) -> None:
     _kubectl(tmp_path, """echo '{"items": [{"status": {"allocatable": {"cpu": "4"}}}]}'""")
     asks = [*command, "--set=accelerator_count=1"]
-    _refused(asks, r"1 x nvidia.com/gpu a step is asked for, but of 1 nodes the best offers 0")
+    _refused(asks, r"each step asks for 1 x nvidia.com/gpu, but of 1 nodes the best offers 0")
     assert kubeflow.requests == []
     assert _run([*asks, "--no-check-cluster"]).exit_code == 0
 

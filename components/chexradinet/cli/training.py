@@ -31,7 +31,7 @@ def phantom(
     out: Annotated[Path, typer.Option("--out", help="Folder to make.")],
     images: Annotated[int, typer.Option(min=1, help="Number of X-rays.")] = 900,
     side: Annotated[int, typer.Option(min=64, help="Height and width, in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal X-rays.")] = 7,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 7,
     shortcut: Annotated[
         float,
         typer.Option(min=0, max=1, help="Correlation between view and Consolidation."),
@@ -148,7 +148,9 @@ def retrain(
     features: Annotated[Path, typer.Option(help="Features that `radiomics` wrote.")],
     out: Out,
     round_number: Annotated[int, typer.Option(min=1, help="Number of the round.")] = 1,
-    permute_radiomics: Annotated[bool, typer.Option(help="Shuffle features over images.")] = False,
+    permute_radiomics: Annotated[
+        bool, typer.Option(help="Shuffle features across images.")
+    ] = False,
     num_threads: Threads = 0,
     *,
     settings: RetrainConfig,

@@ -162,7 +162,9 @@ def _check_head(image: Image.Image, content: bytes) -> None:
     frames = getattr(image, "n_frames", 1)
     # Pictures behind the first of a JPEG are previews, which other readers do not show either.
     if frames != 1 and image.format != "MPO":
-        raise RejectedImageError(RejectReason.MULTI_FRAME, f"{frames} frames; it must be one")
+        raise RejectedImageError(
+            RejectReason.MULTI_FRAME, f"{frames} frames; only single-frame images are read"
+        )
 
 
 def _upright(pixels: NDArray[np.uint8], image: Image.Image) -> NDArray[np.uint8]:

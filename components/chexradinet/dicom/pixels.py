@@ -55,7 +55,9 @@ def pixel_layout(dataset: Dataset) -> PixelLayout:
     """
     frames = integer(dataset, "NumberOfFrames")
     if frames is not None and frames > 1:
-        raise RejectedImageError(RejectReason.MULTI_FRAME, f"{frames} frames; it must be one")
+        raise RejectedImageError(
+            RejectReason.MULTI_FRAME, f"{frames} frames; only single-frame images are read"
+        )
     allocated = integer(dataset, "BitsAllocated") or 0
     stored = integer(dataset, "BitsStored") or allocated
     high_bit = integer(dataset, "HighBit")
@@ -89,7 +91,9 @@ def _check_photometric(layout: PixelLayout) -> None:
     if not layout.photometric:
         raise unreadable("no Photometric Interpretation, which says whether dense is bright")
     if layout.photometric not in PHOTOMETRIC:  # not quoted: it may hold anything
-        raise unreadable(f"unknown Photometric Interpretation; read are {', '.join(PHOTOMETRIC)}")
+        raise unreadable(
+            f"unknown Photometric Interpretation; supported are {', '.join(PHOTOMETRIC)}"
+        )
 
 
 def _check_depth(layout: PixelLayout) -> None:

@@ -156,7 +156,7 @@ def fetch(ref: InstanceRef | str, config: StoreConfig = DEFAULT) -> bytes:
     if len(parts) != 1 or sop_uid.encode() not in parts[0]:
         raise StoreIntegrityError(
             f"the archive at {archive.host} answered with {len(parts)} files, or with another "
-            "than the one that was asked for; run again, and ask its administrator if it stays so"
+            "than the one that was asked for; run again, and ask its administrator if it persists"
         )
     return parts[0]
 

@@ -220,8 +220,8 @@ def _outcome(status: int, answer: Mapping[str, Any], uid: str, start: str) -> Up
         return UploadOutcome(stored=1)
     raise StoreIntegrityError(
         f"{start}: its answer ({status}) does not say whether the result was stored; check that "
-        "the address is that of STOW-RS, look into its log, then send again: what it has already "
-        "is no error"
+        "the address is that of STOW-RS, look into its log, then send again: results that it "
+        "already has are not an error"
     )
 
 

@@ -52,7 +52,9 @@ def known_cases(labels: Array, scores: Array) -> tuple[BoolArray, FloatArray]:
     known = ~np.isnan(truth)
     truth, values = truth[known], values[known]
     if not np.isin(truth, (0.0, 1.0)).all():
-        raise EvaluationError("a label is neither 0, 1 nor NaN (unknown); settle uncertain labels")
+        raise EvaluationError(
+            "a label is neither 0, 1 nor NaN (unknown); resolve uncertain labels first"
+        )
     if not np.isfinite(values).all():
         raise EvaluationError(
             f"{int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite; "

@@ -364,8 +364,8 @@ def check_rejected(rejected: Mapping[str, int], num_images: int, config: IngestC
         return
     raise TooManyRejectsError(
         f"{num_rejected} of {num_inputs} X-rays were rejected ({format_counts(rejected)}); "
-        f"allowed is a part of {config.max_reject_fraction}, and one must remain; check source and "
-        "format, or raise max_reject_fraction"
+        f"at most a fraction of {config.max_reject_fraction} may be, and one must remain; check "
+        "source and format, or raise max_reject_fraction"
     )
 
 
@@ -425,8 +425,8 @@ def warn_of_gaps(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> None
     empty = empty_splits(counts, settings)
     if empty:
         _logger.warning(
-            "no X-ray is in the %s split, all %d are of %d patients: are ids of patients "
-            "placeholders, or does the table give splits without it?",
+            "no X-ray is in the %s split, all %d are of %d patients: check whether patient ids are "
+            "placeholders, and which splits the table names",
             " and the ".join(empty),
             counts["images"],
             counts["patients"],

@@ -264,9 +264,9 @@ def match_rows(
     if ambiguous:
         name, meant = ambiguous[0]
         raise LabelTableError(
-            f"{len(ambiguous)} rows of {table} give names that several files have: the first, "
-            f"{name!r}, means {meant[0]!r} and {meant[1]!r}; write more of the path into the row, "
-            "or move copies out of the source"
+            f"{len(ambiguous)} rows of {table} match several files: the first, {name!r}, matches "
+            f"{meant[0]!r} and {meant[1]!r}; write more of the path into the row, or move copies "
+            "out of the source"
         )
     return _by_stem(table, named, files, found)
 

@@ -121,7 +121,7 @@ def verify_bundle(path: Path) -> str:
         found = sha256_of(path / name)
         if found != written:
             raise ArtifactError(
-                f"{path / name} was changed: its SHA-256 is {found}, written was {written}; copy "
+                f"{path / name} was changed: its SHA-256 is {found}, expected {written}; copy "
                 "the bundle again from where it was published"
             )
     digest: str = document["digest"]

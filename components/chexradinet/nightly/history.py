@@ -206,7 +206,7 @@ def read_index(ledger: Ledger, number: int, sha256: str) -> pa.Table:
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise ArtifactError(
-            f"{key} has SHA-256 {found}, written was {sha256}; restore it from an earlier version"
+            f"{key} has SHA-256 {found}, expected {sha256}; restore it from an earlier version"
         )
     return table_of(data, "nightly-index", SCHEMA, key)
 

@@ -71,7 +71,7 @@ def acquire(ledger: Ledger, owner: Owner) -> bool:
             found = ledger.store.stat(key)
             held = _holder(ledger.store.get(key))
             if not _may_take(ledger, held, owner, found.modified):
-                _log.info("run %s is at work since before this one", held.run_id)
+                _log.info("run %s has been at work since before this one", held.run_id)
                 return False
             ledger.store.put(key, _bytes(owner), if_match=found.etag)
         except StoreNotFoundError:
@@ -118,7 +118,7 @@ def holding(ledger: Ledger, owner: Owner, *, last: bool = False) -> Iterator[boo
         try:
             _rewrite(ledger, owner.run_id, after)
         except StoreError as error:
-            _log.warning("the lease was not given back (%s); it runs out", type(error).__name__)
+            _log.warning("the lease was not given back (%s); it will expire", type(error).__name__)
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def encode_radiograph(
     types = (np.uint8,) if syntax == uid.JPEGBaseline8Bit else (np.uint8, np.uint16, np.int16)
     if syntax not in WRITABLE_SYNTAXES or stored.dtype not in types:
         raise ConfigError(
-            f"cannot write {stored.dtype} pixels as {syntax}; needed are uint8, uint16 or int16 "
+            f"cannot write {stored.dtype} pixels as {syntax}; use uint8, uint16 or int16 "
             "(JPEG baseline: uint8) and one of WRITABLE_SYNTAXES"
         )
     # Real files hold values that the standard forbids, such as an age without its unit.

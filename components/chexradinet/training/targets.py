@@ -137,5 +137,7 @@ def _mapped(folder: Path) -> Iterator[NDArray[np.float32]]:
     document = read_document(folder / _HEAD.name, KIND, SCHEMA)
     for name, written in document["files"].items():
         if sha256_of(folder / name) != written:
-            raise ArtifactError(f"{folder / name} was changed; remove {folder}, it is made again")
+            raise ArtifactError(
+                f"{folder / name} was changed; remove {folder}, and it will be made again"
+            )
         yield np.load(folder / name, mmap_mode="r", allow_pickle=False)

@@ -88,8 +88,8 @@ def _chexpert_parts(folder: Path) -> dict[str, Split]:
     missing = [name for name in ("train.csv", "valid.csv") if not (folder / name).is_file()]
     if missing:
         raise SourceError(
-            f"{' and '.join(missing)} missing in {folder}; both are needed: as downloaded they lie "
-            "in the folder of batch 1, give it as the folder of the labels"
+            f"{' and '.join(missing)} missing in {folder}; both are needed: the download has them "
+            "in the folder of batch 1; give it as the folder of the labels"
         )
     test = [name for name in _TEST_TABLES if (folder / name).is_file()]
     if len(test) > 1:
