@@ -140,7 +140,9 @@ def _model_of(name: str) -> type[ModelSettings]:
 @app.command("demo")
 def demo_command(
     seed: Annotated[int, typer.Option(help="Random seed of the X-rays and the training.")] = 7,
-    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path(".demo"),
+    folder: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path(
+        ".demo"
+    ),
 ) -> None:
     """Generate X-rays and run the whole training pipeline on them."""
     from pipelines.demo import run_demo

@@ -53,7 +53,7 @@ class Endpoint:
     namespace: str = ""
     """Profile namespace in a multi-user installation, else empty."""
     ui_host: str = ""
-    """Address of the web interface where `host` is not it, such as the API server alone."""
+    """Address of the web interface if `host` is not it, such as the API server alone."""
     token: str = field(default="", repr=False)
     """Bearer token; empty asks without one unless there is a token file."""
     token_file: Path | None = None

@@ -33,7 +33,7 @@ def run_demo(folder: Path, seed: int, console: Console) -> None:
     """Train on generated X-rays with the compiled pipeline, then score an inbox with its champion.
 
     Args:
-        folder: Where everything goes; a second run reuses the X-rays.
+        folder: Folder for everything; a second run reuses the X-rays.
         seed: Random seed of the X-rays and the training.
         console: Where progress is shown.
 

@@ -63,7 +63,7 @@ def require_registry(image: str, named: str) -> str:
     raise ConfigError(
         f"the pipeline was compiled for the image {image!r}, which names no registry, and a "
         "cluster would look for it on Docker Hub; add --image registry.example.org/NAME@sha256:… "
-        f"or --image {image} where every node has it, as after `kind load docker-image`"
+        f"or --image {image} if every node has it, as after `kind load docker-image`"
     )
 
 

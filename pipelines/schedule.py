@@ -1,7 +1,7 @@
 """Kubeflow's own recurring run of a published pipeline, as an alternative to the CronJob.
 
 The API cannot change a recurring run, so one that differs is replaced: the new one is created
-before the old one goes, and no night is lost where creation is refused.
+before the old one goes, and no night is lost if creation is refused.
 """
 
 import json

@@ -57,7 +57,7 @@ def _memory_limits() -> Iterator[int]:
 def _groups(controller: str) -> Iterator[Path]:
     """Yield the control groups of this process for a controller, each with all above it.
 
-    Version 2 has one tree for all controllers, version 1 one for each. Where a container sees
+    Version 2 has one tree for all controllers, version 1 one for each. If a container sees
     another path than the host's, its own group is the root of what it sees.
     """
     for line in _read(_SELF).splitlines():

@@ -99,7 +99,7 @@ class FeatureStatus(StrEnum):
     NO_REGION = "no_region"
     """The heatmap gave no region."""
     NOT_INSTALLED = "not_installed"
-    """Scored where pyradiomics is absent: flags come without features there."""
+    """Scored without pyradiomics: flags come without features there."""
     FAILED = "failed"
     """The feature classes refused the region."""
     NOT_FINITE = "not_finite"
@@ -288,7 +288,7 @@ class RadiographHeader:
     shows_chest: bool | None
     """Whether the body part is the chest; None if none is named."""
     is_human: bool
-    """False where anything in the header speaks of an animal."""
+    """False if anything in the header speaks of an animal."""
     age_years: float | None
     """From Patient's Age, else, also if that is zero, from birth date and study date."""
     sex: str

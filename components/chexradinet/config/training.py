@@ -74,7 +74,7 @@ class GuidanceConfig(Settings):
 
     @property
     def arm(self) -> str:
-        """Name of the recipe as reports print it; `@permuted` where features are shuffled."""
+        """Name of the recipe as reports print it; `@permuted` if features are shuffled."""
         return self.guidance.value + ("@permuted" if self.permute_radiomics else "")
 
 

@@ -102,7 +102,7 @@ class DatasetInfo:
     """Canonical names, in the order of the label columns."""
     preprocessing: PreprocessingConfig
     source: str
-    """Where the images came from, as the user gave it; a code where identifiers are replaced. Not
+    """Where the images came from, as the user gave it; a code if identifiers are replaced. Not
     part of the identity: the same files elsewhere give the same digest."""
     split_seed: int
     """Seed of the splits that no table gave."""

@@ -1,7 +1,7 @@
 """Identifiers of the training data set: keyed hashes and shifted dates, nothing that leads back.
 
 The same patient gets the same identifier in every data set made with the same key, and nobody
-without the key can tell which. Where there is a key, messages do not quote names either. What is
+without the key can tell which. If there is a key, messages do not quote names either. What is
 kept, replaced and dropped: docs/deidentification.md.
 
 Source: DICOM PS3.15 annex E (Basic Application Level Confidentiality Profile), with the Retain
@@ -111,7 +111,7 @@ def shifted(key: DeidentificationKey, patient_id: str, day: date | None) -> date
 def deidentified_ids(header: "RadiographHeader", key: DeidentificationKey) -> DeidentifiedIds:
     """Return the codes of a radiograph.
 
-    Where the header names no patient or study, the code is made from what is next below: study,
+    If the header names no patient or study, the code is made from what is next below: study,
     then image, so that unnamed patients are not thrown together.
     """
     image = header.sop_instance_uid

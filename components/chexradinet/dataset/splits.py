@@ -25,7 +25,7 @@ def assign_splits(rows: Sequence[TableRow], config: IngestConfig) -> tuple[Table
     """Return the rows, each with a split.
 
     Args:
-        rows: Every row names a split, or none does. Where no row names `validation`, a part of the
+        rows: Every row names a split, or none does. If no row names `validation`, a part of the
             training patients becomes it; if none names a split, test patients are taken first.
         config: Fractions of patients, rounded, at least one patient if the fraction is above 0
             and two are there; and the seed.

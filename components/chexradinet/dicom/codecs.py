@@ -125,7 +125,7 @@ def agreed(patterns: Stored, layout: PixelLayout, bits: int, *, is_told: bool) -
     """Return how to read words that may hold more or fewer bits than Bits Stored (ADR 0015).
 
     Values may overshoot Bits Stored in a lossy stream, be extended to 16 bits or not, or have bits
-    of an overlay above them. Where the two ways to read them differ, the smoother picture is right:
+    of an overlay above them. If the two ways to read them differ, the smoother picture is right:
     a sign or a carry in the wrong place makes jumps of the whole range. A stream of bytes was made
     from more bits to be shown as it is.
 
@@ -133,7 +133,7 @@ def agreed(patterns: Stored, layout: PixelLayout, bits: int, *, is_told: bool) -
         patterns: Grey words of shape (H, W).
         layout: What the header says.
         bits: Depth of the words.
-        is_told: Whether a stream tells this depth itself; then it holds where both are as smooth.
+        is_told: Whether a stream tells this depth itself; then it holds if both are as smooth.
     """
     by_stream = replace(layout, bits_stored=bits, high_bit=bits - 1)
     if layout.high_bit >= layout.bits_stored:

@@ -90,7 +90,7 @@ def _turned_upright(case: ScoredCase) -> ScoredCase:
 
 
 def _frame(geometry: Geometry) -> _Frame:
-    """Return the frame of a fixed longer side, with pixels made square where spacing is known."""
+    """Return the frame of a fixed longer side, with pixels made square if spacing is known."""
     row_mm, column_mm = geometry.row_spacing_mm or 1.0, geometry.column_spacing_mm or 1.0
     aspect = row_mm / column_mm if 0.1 <= row_mm / column_mm <= 10 else 1.0
     height, width = geometry.original_height * aspect, float(geometry.original_width)

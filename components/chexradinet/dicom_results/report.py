@@ -11,7 +11,7 @@
 The content is written as bytes, explicit VR little endian: as a tree of data sets it took ten times
 as long as all other work on an X-ray. Tests compare it with what highdicom writes, byte for byte.
 
-A standard code stands only where SNOMED CT or DICOM PS3.16 means just what the data sets' label
+A standard code stands only if SNOMED CT or DICOM PS3.16 means just what the data sets' label
 means; the others are of a private scheme. `docs/dicom-results.md` lists them.
 
 Source: DICOM PS3.16 annex A; PS3.5 chapter 7; IHE Radiology supplement "AI Results".

@@ -91,7 +91,7 @@ def ingest(
         target: Directory of the data set; it appears when complete, and replaces an older data set
             and nothing else.
         config: Convention, preprocessing, splits and limits.
-        progress: Told after each file.
+        progress: Called after each file.
         labels: Folder of the label tables if they do not lie in the source.
         finished: File that notes what the data set is made from. A run that finds its own work
             noted there, and the data set at `target`, reads no X-ray; None notes nothing.

@@ -1,6 +1,6 @@
 """What is to be decoded, in which order, and which row of the label table means which file.
 
-Where a table is the convention, its rows are the plan. DICOM files stand for themselves: they come
+If a table is the convention, its rows are the plan. DICOM files stand for themselves: they come
 in the order of their names, and a row says something about one of them, by its file name or by its
 SOP Instance UID, which only the file's header tells.
 

@@ -51,7 +51,7 @@ from chexradinet.version import __version__
 
 _logger = logging.getLogger(__name__)
 _KIND, _FINISHED, _SCHEMA = "ingest-outcomes", "ingest-finished", 2
-"""The schema is also to be raised where equal listings and tables come to another plan: outcomes
+"""The schema is also to be raised when equal listings and tables come to another plan: outcomes
 are kept in the plan's order."""
 
 
@@ -251,7 +251,7 @@ def _remove_stale(target: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock; yields False where another process does. A kill releases it."""
+    """Hold the folder's lock; yields False if another process does. A kill releases it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         yield _lock(handle)

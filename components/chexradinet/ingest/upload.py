@@ -38,7 +38,7 @@ def ingest_to(
         out: Directory, or URI of a folder; an older data set there is replaced, its head document
             first removed and last written.
         config: As `ingest` takes it.
-        progress: Told after each file.
+        progress: Called after each file.
         labels: As `ingest` takes it.
         report: Path of the ingest report to write; empty for none.
 

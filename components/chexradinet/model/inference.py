@@ -27,7 +27,7 @@ class Predictions(NamedTuple):
     embedding: NDArray[np.float32]
     """Shape (n, C)."""
     maps: NDArray[np.float32]
-    """Shape (n, F, h, w); h and w are 0 where maps were not asked for."""
+    """Shape (n, F, h, w); h and w are 0 if maps were not asked for."""
 
 
 def choose_device(device: str = "auto") -> torch.device:

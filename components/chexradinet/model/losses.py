@@ -91,7 +91,7 @@ def nt_xent(
         image_embeddings: Shape (P, D). Rows may repeat an image that has several regions.
         radiomics_embeddings: Shape (P, D).
         temperature: Above 0.
-        owners: The image of each row, (P,). Where given, views of one image are never negatives of
+        owners: The image of each row, (P,). If given, views of one image are never negatives of
             each other: an image cannot be told from itself.
 
     Returns:

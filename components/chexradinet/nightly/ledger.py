@@ -200,7 +200,7 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
 
 
 def create_plan(ledger: Ledger, plan: Plan) -> bool:
-    """Write a plan; return False where another run created this number first."""
+    """Write a plan; return False if another run created this number first."""
     key = ledger.plan_key(plan.number, "plan.json")
     return ledger.create(key, document_bytes("nightly-plan", plan.as_dict()))
 
