@@ -5,10 +5,11 @@ the home folder, prints, and tries other clusters when the one it was given does
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import kfp_server_api as kfp_api
 import urllib3
@@ -20,6 +21,9 @@ PROJECTED_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 
 TIMEOUT_S = (10, 60)
 """Seconds to wait for a connection, and for the next bytes of an answer."""
+
+PAGE_SIZE = 100
+"""Most results of a listing at once."""
 
 _CONNECTION_TRIES = 3
 
@@ -177,6 +181,28 @@ def explained(endpoint: Endpoint, doing: str) -> Iterator[None]:
             "--host or KFP_HOST, the port-forward or VPN, and for https the certificate "
             "(KFP_CA_FILE)"
         ) from error
+
+
+def named(api: Api, listing: Callable[..., Any], what: str, name: str) -> Any:  # noqa: ANN401
+    """Return what a listing of the API has under a display name.
+
+    Args:
+        api: Connected API.
+        listing: The client's method.
+        what: What is listed, for messages.
+        name: Display name.
+
+    Raises:
+        KubeflowError: the server refuses or cannot be reached.
+    """
+    predicate = {"operation": "EQUALS", "key": "display_name", "string_value": name}
+    with explained(api.endpoint, f"looking for the {what} {name!r}"):
+        return listing(
+            namespace=api.endpoint.namespace,
+            filter=json.dumps({"predicates": [predicate]}),
+            page_size=PAGE_SIZE,
+            _request_timeout=TIMEOUT_S,
+        )
 
 
 def _said(error: kfp_api.ApiException) -> str:

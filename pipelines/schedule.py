@@ -4,7 +4,6 @@ The API cannot change a recurring run, so one that differs is replaced: the new 
 before the old one goes, and no night is lost if creation is refused.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +12,11 @@ import kfp_server_api as kfp_api
 from rich.console import Console
 
 from chexradinet.errors import ConfigError
-from pipelines.api import TIMEOUT_S, Api, explained
+from pipelines.api import TIMEOUT_S, Api, explained, named
 from pipelines.resources import RUN_ACCOUNT
 from pipelines.submit import Submission
 from pipelines.upload import versions
 
-_PAGE_SIZE = 100
 _FIELD = r"[0-9A-Za-z*/,?#LW-]+"
 _CRON = re.compile(rf"{_FIELD}( {_FIELD}){{5}}|@(hourly|daily|weekly|monthly|yearly)")
 
@@ -58,14 +56,8 @@ def recurring_runs(api: Api, name: str) -> list[Any]:
     Raises:
         KubeflowError: the server refuses or cannot be reached.
     """
-    predicate = {"operation": "EQUALS", "key": "display_name", "string_value": name}
-    with explained(api.endpoint, f"looking for the recurring run {name!r}"):
-        answer = api.recurring_runs.recurring_run_service_list_recurring_runs(
-            namespace=api.endpoint.namespace,
-            filter=json.dumps({"predicates": [predicate]}),
-            page_size=_PAGE_SIZE,
-            _request_timeout=TIMEOUT_S,
-        )
+    listing = api.recurring_runs.recurring_run_service_list_recurring_runs
+    answer = named(api, listing, "recurring run", name)
     return [one for one in answer.recurring_runs or [] if one.display_name == name]
 
 

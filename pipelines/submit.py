@@ -4,7 +4,6 @@ All that can be known without the server is checked before it is asked, and all 
 is asked before anything is created.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from chexradinet.config import require
 from chexradinet.errors import ConfigError
-from pipelines.api import TIMEOUT_S, Api, explained
+from pipelines.api import TIMEOUT_S, Api, explained, named
 from pipelines.cluster import check_accelerators
 from pipelines.documents import Document
 from pipelines.native import content_digest, require_pinned
@@ -30,8 +29,6 @@ from pipelines.parameters import (
 
 DEFAULT_EXPERIMENT = "chexradinet"
 """Experiment that runs are listed under; the only one that is made if it does not exist."""
-
-_PAGE_SIZE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +115,8 @@ def find_experiment(api: Api, name: str) -> str:
         ConfigError: no experiment has this name, and it is not the default.
         KubeflowError: the server refuses or cannot be reached.
     """
-    predicate = {"operation": "EQUALS", "key": "display_name", "string_value": name}
-    with explained(api.endpoint, f"looking for the experiment {name!r}"):
-        answer = api.experiments.experiment_service_list_experiments(
-            namespace=api.endpoint.namespace,
-            filter=json.dumps({"predicates": [predicate]}),
-            page_size=_PAGE_SIZE,
-            _request_timeout=TIMEOUT_S,
-        )
+    listing = api.experiments.experiment_service_list_experiments
+    answer = named(api, listing, "experiment", name)
     found = [one for one in answer.experiments or [] if one.display_name == name]
     if found:
         return str(found[0].experiment_id)

@@ -8,11 +8,9 @@ from rich.console import Console
 
 from chexradinet import __version__
 from chexradinet.errors import ConfigError
-from pipelines.api import TIMEOUT_S, Api, KubeflowNotFoundError, explained
+from pipelines.api import PAGE_SIZE, TIMEOUT_S, Api, KubeflowNotFoundError, explained
 from pipelines.native import version_name
 from pipelines.submit import Submission
-
-_PAGE_SIZE = 100
 
 
 def find_pipeline(api: Api, name: str, shared: bool = False) -> str:
@@ -51,7 +49,7 @@ def versions(api: Api, pipeline_id: str) -> Iterator[Any]:
             answer = api.pipelines.pipeline_service_list_pipeline_versions(
                 pipeline_id,
                 page_token=token,
-                page_size=_PAGE_SIZE,
+                page_size=PAGE_SIZE,
                 sort_by="created_at desc",
                 _request_timeout=TIMEOUT_S,
             )

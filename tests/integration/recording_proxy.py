@@ -2,11 +2,12 @@
 
 import http.client
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
+
+from tests.serving import serving
 
 _USER = re.compile(r"Credential=([^/]+)/")
 _HOP = {"connection", "transfer-encoding", "keep-alive", "content-length"}
@@ -73,7 +74,5 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def recording(address: str) -> Iterator[Proxy]:
     """Yield a running proxy to a server at `host:port`."""
-    with Proxy(address) as proxy:
-        threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True).start()
+    with serving(Proxy(address)) as proxy:
         yield proxy
-        proxy.shutdown()

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,6 +37,7 @@ from chexradinet.errors import (
     StoreUnavailableError,
 )
 from chexradinet.records import Box, Geometry
+from tests.serving import serving
 
 NAMES = ("DICOMWEB_TOKEN", "DICOMWEB_USER", "DICOMWEB_PASSWORD", "DICOMWEB_CA_BUNDLE")
 QUICK = StoreConfig(retry_total_s=0.5)
@@ -203,11 +203,9 @@ def archive() -> Iterator[SimpleNamespace]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         state.uri = f"dicomweb://127.0.0.1:{server.server_port}/x"
         yield state
-        server.shutdown()
 
 
 def test_empty_folder_sends_nothing(archive: SimpleNamespace, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import base64
 import json
 import math
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from chexradinet.errors import (
     StoreIntegrityError,
     StoreUnavailableError,
 )
+from tests.serving import serving
 
 NAMES = ("DICOMWEB_TOKEN", "DICOMWEB_USER", "DICOMWEB_PASSWORD", "DICOMWEB_CA_BUNDLE")
 QUICK = StoreConfig(retry_total_s=0.5)
@@ -51,11 +51,9 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         state.uri = f"dicomweb://127.0.0.1:{server.server_port}/x?study_date=20260101"
         yield state
-        server.shutdown()
 
 
 def test_without_credentials_none_are_sent(archive: SimpleNamespace) -> None:

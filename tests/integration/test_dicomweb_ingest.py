@@ -1,7 +1,6 @@
 """An archive with faults of single radiographs: the rest becomes the data set."""
 
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +13,7 @@ from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import StoreUnavailableError
 from chexradinet.ingest.ingest import ingest
 from tests.ingest_world import KEY_VARIABLE, SECRET, dicom, dicom_config, sop_uid
+from tests.serving import serving
 
 TYPE = 'multipart/related; type="application/dicom"; boundary=cut'
 HEAD = b"--cut\r\nContent-Type: application/dicom\r\n\r\n"
@@ -96,11 +96,9 @@ def fails() -> set[str]:
 def archive(monkeypatch: pytest.MonkeyPatch, fails: set[str]) -> Iterator[str]:
     """Return the address of the archive."""
     monkeypatch.setenv(KEY_VARIABLE, SECRET)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Archive) as server:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Archive)) as server:
         server.fails = fails  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"dicomweb://127.0.0.1:{server.server_port}/x?last_days=3"
-        server.shutdown()
 
 
 def test_an_archive_that_answers_searches_and_gives_nothing_ends_the_run(

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from images.build import NAME, ROOT, BuildError, find_engine
+from tests.serving import serving
 
 pytestmark = [pytest.mark.image, pytest.mark.slow]
 
@@ -57,11 +57,8 @@ def torch_index(tmp_path: Path) -> Iterator[str]:
     for name, version in WHEELS.items():
         _write_wheel(tmp_path / "index", name, version)
     handler = functools.partial(_QuietHandler, directory=str(tmp_path / "index"))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/simple"
-    server.shutdown()
-    server.server_close()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
+        yield f"http://127.0.0.1:{server.server_port}/simple"
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ With `TEST_MODEL_REGISTRY_URL` set to a running Model Registry the tests talk to
 import json
 import os
 import secrets
-import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 import requests
 
 from chexradinet.registry.model_registry import register_model
+from tests.serving import serving
 
 DIGEST, URI = "ab" * 32, "s3://chexradinet-models/" + "ab" * 32
 METRICS = {"test_mean_auroc": 0.93, "iou_0.3": 0.5}
@@ -81,12 +81,10 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield f"{given}/api/model_registry/v1alpha3"
         return
     handler = type("Fresh", (Registry,), {"rows": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         address = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setenv("MODEL_REGISTRY_URL", f"{address}/")
         yield f"{address}/api/model_registry/v1alpha3"
-        server.shutdown()
 
 
 @pytest.fixture
@@ -140,11 +138,9 @@ def test_an_address_that_is_no_registry_is_a_warning(
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Page)) as server:
         monkeypatch.setenv("MODEL_REGISTRY_URL", f"http://127.0.0.1:{server.server_port}")
         assert register_model("chexradinet", DIGEST, URI, METRICS, "card") is False
-        server.shutdown()
     assert "published, but not registered" in caplog.text
 
 

@@ -1,7 +1,6 @@
 """A night from an archive: every radiograph once, and results back by STOW-RS."""
 
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +14,7 @@ from chexradinet.config.nightly import PlanConfig, ResultSettings, Run
 from chexradinet.nightly.records import Addresses
 from chexradinet.nightly.run import nightly
 from tests.nightly_world import FINDINGS, SCORING, World, make_world
+from tests.serving import serving
 
 SETTINGS = ResultSettings(quality=QualityConfig(check_inversion=False), dicom_results=True)
 CONFIG = PlanConfig(results=SETTINGS)
@@ -51,11 +51,9 @@ def archive(tmp_path: Path) -> Iterator[SimpleNamespace]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         state.uri = f"dicomweb://127.0.0.1:{server.server_port}/x?last_days=3"
         yield state
-        server.shutdown()
 
 
 def add(world: World, archive: SimpleNamespace, number: int) -> None:

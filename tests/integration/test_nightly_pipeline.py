@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from pipelines.documents import tasks
 from pipelines.parameters import NIGHTLY, load_compiled, parse_settings
 from pipelines.run import LocalRunError, run_locally
 from tests.nightly_world import FINDINGS, World, make_world
+from tests.serving import serving
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +39,8 @@ def pushed() -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: Any) -> None:  # noqa: ANN401 - nothing to say
             return
 
-    server = HTTPServer(("127.0.0.1", 0), Gateway)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", bodies
-    server.shutdown()
-    server.server_close()
+    with serving(HTTPServer(("127.0.0.1", 0), Gateway)) as server:
+        yield f"http://127.0.0.1:{server.server_port}", bodies
 
 
 def run(compiled: Path, world: World, folder: Path, gateway: str) -> None:

@@ -4,7 +4,6 @@ import base64
 import json
 import secrets
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +20,7 @@ from chexradinet.errors import StoreAccessError, StoreUnavailableError
 from chexradinet.store import open_store
 from chexradinet.store.administration import User, apply_policies
 from chexradinet.store.uri import access_from_environment
+from tests.serving import serving
 
 ONCE = StoreConfig(retry_total_s=0, connect_timeout_s=5, read_timeout_s=20)
 PERSON = {
@@ -170,10 +170,8 @@ def encoded(data: bytes) -> str:
 @pytest.fixture
 def issuer(tmp_path: Path) -> Iterator[Issuer]:
     """Yield a running provider."""
-    with Issuer(tmp_path / "key.pem") as started:
-        threading.Thread(target=started.serve_forever, args=(0.02,), daemon=True).start()
+    with serving(Issuer(tmp_path / "key.pem")) as started:
         yield started
-        started.shutdown()
 
 
 def test_a_web_identity_is_exchanged_for_credentials_and_again_when_they_expire(

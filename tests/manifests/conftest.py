@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from tests.manifests.custom_resources import definitions
+from tests.serving import serving
 
 NAME = "chexradinet-nightly"
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
@@ -101,10 +101,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def api() -> Iterator[Api]:
     """Yield a running server without runs, that knows the nightly pipeline."""
-    with Api() as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with serving(Api()) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture(scope="session")

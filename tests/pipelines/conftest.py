@@ -3,7 +3,6 @@
 import copy
 import itertools
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from pipelines.compile import compile_nightly, compile_study, compile_training
 from pipelines.parameters import load_documents
+from tests.serving import serving
 
 
 @pytest.fixture(scope="session")
@@ -223,13 +223,9 @@ def kubeflow() -> Iterator[FakeKubeflow]:
     """Serve an empty Kubeflow on this machine."""
     fake = FakeKubeflow()
     handler = type("Handler", (_Handler,), {"kubeflow": fake})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         fake.host = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
         yield fake
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="session")

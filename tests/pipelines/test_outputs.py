@@ -1,7 +1,6 @@
 """Reading a run's artifacts as the web interface does, from a server of the wire format."""
 
 import struct
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -14,6 +13,7 @@ from chexradinet.errors import ChexRadiNetError, ConfigError
 from pipelines.acceptance_cluster import training_results
 from pipelines.api import Api, Endpoint, KubeflowError, KubeflowNotFoundError
 from pipelines.outputs import outputs_of, read_file, require_web_interface
+from tests.serving import serving
 
 ROOT = "minio://artifacts/kfp/training/run-1"
 PAGE = b"<!DOCTYPE html><p>figures</p>"
@@ -123,13 +123,9 @@ def interface() -> Iterator[Interface]:
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         known.host = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
         yield known
-        server.shutdown()
-        thread.join()
 
 
 def api_of(host: str, **rest: Any) -> Api:  # noqa: ANN401

@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import socket
 import subprocess
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from chexradinet.monitoring import (
     timed_stage,
 )
 from chexradinet.records import RejectReason
+from tests.serving import serving
 
 DIGEST = "ab" * 32
 SUCCESS = "chexradinet_nightly_last_success_timestamp_seconds"
@@ -225,11 +225,9 @@ class Refusing(BaseHTTPRequestHandler):
 def test_a_refusal_is_a_warning_with_the_gateways_words(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(HTTPServer(("127.0.0.1", 0), Refusing)) as server:
         monkeypatch.setenv("PUSHGATEWAY_URL", f"http://127.0.0.1:{server.server_port}")
         assert not telemetry.push(a_night())
-        server.shutdown()
     assert "inconsistent metrics" in caplog.text
 
 

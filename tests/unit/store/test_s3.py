@@ -1,9 +1,7 @@
 """What a server that answers on the wire may not make the client of a bucket do."""
 
 import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from chexradinet.store import ObjectStore
 from chexradinet.store.administration import BucketConfig, User, apply_policies, create_buckets
 from chexradinet.store.s3 import S3Store
 from chexradinet.store.uri import S3Access
+from tests.serving import serving
 
 ONCE = StoreConfig(retry_total_s=0, connect_timeout_s=2, read_timeout_s=2)
 
@@ -55,15 +54,6 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@contextmanager
-def serving(status: int, location: str = "") -> Iterator[Server]:
-    """Yield a running server."""
-    with Server(status, location) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield server
-        server.shutdown()
-
-
 OPERATIONS: dict[str, Callable[[ObjectStore, Path], object]] = {
     "stat": lambda store, _: store.stat("a"),
     "get": lambda store, _: store.get("a"),
@@ -84,9 +74,9 @@ def test_no_request_follows_a_redirect_to_another_host(
     with large.open("wb") as stream:
         stream.truncate(6 << 20)
     config = ONCE.changed(part_bytes=5 << 20)
-    with serving(200) as other:
+    with serving(Server(200)) as other:
         location = f"http://127.0.0.1:{other.server_port}/stolen"
-        with serving(status, location) as server:
+        with serving(Server(status, location)) as server:
             store = S3Store("bucket", server.access, config)
             with pytest.raises(StoreError, match=server.access.endpoint):
                 OPERATIONS[operation](store, large)
@@ -96,9 +86,9 @@ def test_no_request_follows_a_redirect_to_another_host(
 
 @pytest.mark.parametrize("status", [301, 307])
 def test_setting_up_a_store_follows_no_redirect(status: int) -> None:
-    with serving(200) as other:
+    with serving(Server(200)) as other:
         location = f"http://127.0.0.1:{other.server_port}/stolen"
-        with serving(status, location) as server:
+        with serving(Server(status, location)) as server:
             with pytest.raises(StoreError, match=server.access.endpoint):
                 create_buckets((BucketConfig(name="bucket"),), server.access)
             user = User(policy="p", access_key="name", secret_key="planted-key")
@@ -107,7 +97,7 @@ def test_setting_up_a_store_follows_no_redirect(status: int) -> None:
 
 
 def test_retries_are_bounded_and_name_the_host(caplog: pytest.LogCaptureFixture) -> None:
-    with serving(503) as server, caplog.at_level(logging.WARNING):
+    with serving(Server(503)) as server, caplog.at_level(logging.WARNING):
         store = S3Store("bucket", server.access, ONCE.changed(retry_total_s=0.3))
         with pytest.raises(StoreUnavailableError, match=server.access.endpoint):
             store.put("a", b"x-ray")
