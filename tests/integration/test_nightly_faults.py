@@ -266,11 +266,22 @@ def test_answers_that_are_lost_late_or_doubled_change_no_score(
 
 @pytest.mark.parametrize("allowed", [0, 3, 6, 9])
 def test_rights_that_are_withdrawn_in_mid_run_stop_it_and_the_next_one_ends_it(
-    world: World, source: World, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, allowed: int
+    world: World,
+    source: World,
+    proxy: Proxy,
+    minio_server: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    allowed: int,
 ) -> None:
     bucket = world.base_uri.removeprefix("s3://")
     user = User(policy=bucket, access_key=bucket, secret_key=SECRET)
-    access = access_from_environment()
+    access = access_from_environment(
+        {
+            "AWS_ENDPOINT_URL": minio_server.endpoint,
+            "AWS_ACCESS_KEY_ID": minio_server.access_key,
+            "AWS_SECRET_ACCESS_KEY": minio_server.secret_key,
+        }
+    )
 
     def may(*actions: str) -> None:
         """Give the night's user these rights on the server."""
