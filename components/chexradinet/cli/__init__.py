@@ -16,52 +16,34 @@ from chexradinet.cli.progress import console, print_json
 from chexradinet.errors import ChexRadiNetError
 from chexradinet.version import __version__
 
+_MODULES = {
+    "training": {
+        "phantom": "Generate X-ray-like images with planted findings and a label table.",
+        "ingest": "Decode X-rays into a data set; a killed run continues where it stopped.",
+        "pretrain": "Pre-train an encoder on the training images without labels.",
+        "train": "Train round 0 on image labels alone.",
+        "heatmap": "Find the regions that a model looked at in the training images.",
+        "radiomics": "Measure the 102 radiomics features of regions.",
+        "retrain": "Train one guided round.",
+        "evaluate": "Choose and calibrate the best round; evaluate all on the test split.",
+        "publish": "Publish a model if it beats the champion.",
+    },
+    "nightly": {
+        "plan": "Plan what arrived; print the work for `score` and `collect`.",
+        "score": "Score one shard of the planned X-rays, unless it was done before.",
+        "collect": "Write scores, worklist and report of the planned X-rays.",
+        "nightly": "Plan, score, collect and send in one go; running it again continues it.",
+        "upload": "Send a night's DICOM results to an archive by STOW-RS.",
+        "predict": "Print a model's predictions for X-rays, one line of JSON each.",
+    },
+    "operations": {
+        "buckets": "Create buckets, policies and users as the store's administrator.",
+        "roll-back": "Make an earlier model the champion again.",
+        "export-onnx": "Write a network as ONNX: logits, maps and embedding in one graph.",
+    },
+}
 COMMANDS = {
-    "phantom": (
-        "training",
-        "Generate X-ray-like images with planted findings and a label table.",
-    ),
-    "ingest": (
-        "training",
-        "Decode X-rays into a data set; a killed run continues where it stopped.",
-    ),
-    "pretrain": (
-        "training",
-        "Pre-train an encoder on the training images without labels.",
-    ),
-    "train": ("training", "Train round 0 on image labels alone."),
-    "heatmap": ("training", "Find the regions that a model looked at in the training images."),
-    "radiomics": ("training", "Measure the 102 radiomics features of regions."),
-    "retrain": ("training", "Train one guided round."),
-    "evaluate": (
-        "training",
-        "Choose and calibrate the best round; evaluate all on the test split.",
-    ),
-    "publish": ("training", "Publish a model if it beats the champion."),
-    "plan": (
-        "nightly",
-        "Plan what arrived; print the work for `score` and `collect`.",
-    ),
-    "score": ("nightly", "Score one shard of the planned X-rays, unless it was done before."),
-    "collect": ("nightly", "Write scores, worklist and report of the planned X-rays."),
-    "nightly": (
-        "nightly",
-        "Plan, score, collect and send in one go; running it again continues it.",
-    ),
-    "upload": (
-        "nightly",
-        "Send a night's DICOM results to an archive by STOW-RS.",
-    ),
-    "predict": ("nightly", "Print a model's predictions for X-rays, one line of JSON each."),
-    "buckets": (
-        "operations",
-        "Create buckets, policies and users as the store's administrator.",
-    ),
-    "roll-back": ("operations", "Make an earlier model the champion again."),
-    "export-onnx": (
-        "operations",
-        "Write a network as ONNX: logits, maps and embedding in one graph.",
-    ),
+    name: (module, text) for module, texts in _MODULES.items() for name, text in texts.items()
 }
 """Name of a command, the module here that has it, and the line that --help shows."""
 
