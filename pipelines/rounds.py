@@ -115,9 +115,7 @@ def guided_round(number: int, has_arms: bool) -> Callable[..., Any]:
         )
 
     dropped = () if has_arms and number > 1 else ("control", "permuted")
-    described = dsl.pipeline(
-        name="guided-round", description="Look, measure, and train again with what was seen."
-    )
+    described = dsl.pipeline(name="guided-round", description="Look, measure, train again.")
     return described(_shaped(run_round, dropped, _outputs(has_arms)))  # type: ignore[no-any-return]
 
 

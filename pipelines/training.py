@@ -106,7 +106,7 @@ def training_pipeline(
                 dataset=dataset,
                 **arms,
             )
-            done.set_display_name(f"round {number}: heatmaps, radiomics, training")
+            done.set_display_name(f"round {number}")
             active, shards = done.outputs["active"], done.outputs["shards"]
             several, single = done.outputs["accelerators"], done.outputs["single_accelerator"]
             names = ("model", "control", "permuted") if shape.has_arms else ("model",)
