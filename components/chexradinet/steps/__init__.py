@@ -52,6 +52,7 @@ def worker(function: Callable[..., Any], settings: type[Settings] | None = None)
     source = inspect.getsource(function)
     signature = source[source.index("def ") :].partition('    """')[0]
     signature = re.sub(r" *# .*", "", signature.replace("**given: object", declared, 1))
+    signature = re.sub(r"\n *", "", signature)
     source = signature.rstrip() + "\n" + _CALL.format(name=name)
     file = f"<component {name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
