@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from chexradinet.config import IngestConfig
+from chexradinet.config import IngestConfig, SourceFormat
 from chexradinet.config.parameters import RoundZero, Shape
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.findings import NIH_FINDINGS
@@ -158,7 +158,7 @@ def test_the_protocol_of_nih_keeps_its_official_split_and_boxes(
     source = tmp_path / "source"
     source.mkdir()
     _nih(source, shared_data)
-    settings = IngestConfig(data_format="nih", ingest_workers=1, max_reject_fraction=1)
+    settings = IngestConfig(data_format=SourceFormat.NIH, ingest_workers=1, max_reject_fraction=1)
     ingest(str(source), tmp_path / "dataset", settings)
     data = open_dataset(tmp_path / "dataset")
     with gzip.open(shared_data / "nih_csv" / "test_list.txt.gz", "rt") as stream:

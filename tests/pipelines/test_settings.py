@@ -32,7 +32,7 @@ from pipelines.parameters import asked_shape, definitions, load_compiled, parse_
 from tests.ingest_world import KEY_VARIABLE, SECRET, dicom
 
 ROOT = Path(__file__).resolve().parents[2]
-REQUIRED = {
+REQUIRED: dict[str, dict[str, Any]] = {
     "training": {"source": "s3://in", "models_uri": "s3://models"},
     "nightly": {"inbox_uri": "s3://in", "models_uri": "s3://models", "results_uri": "s3://out"},
     "study": {

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -61,7 +62,7 @@ def test_missing_plan_is_named(tmp_path: Path) -> None:
         read_plan(tmp_path / "none.yaml")
 
 
-SMALLEST = {
+SMALLEST: dict[str, Any] = {
     "arms": {
         "none": {"rounds": 1, "guidance": {"guidance": "sharpen"}},
         "radiomics": {"pretext": "radiomics", "freeze": "layer2"},

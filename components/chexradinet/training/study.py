@@ -126,7 +126,7 @@ def claim(folder: Path, plan: StudyPlan, data: Dataset) -> None:
 def _keep(outcome: Outcome, folder: Path) -> None:
     path = folder / f"{outcome.cell.name}.npz"
     with writing_file(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **outcome.arrays())
+        np.savez(stream, allow_pickle=False, **outcome.arrays())
     content = {"sha256": sha256_of(path), "rounds": outcome.rounds, "chosen": outcome.chosen}
     write_document(folder / f"{outcome.cell.name}.json", KIND, SCHEMA, content)
 

@@ -9,6 +9,7 @@ import pytest
 from chexradinet.config import (
     Backbone,
     GuidanceConfig,
+    GuidanceRecipe,
     NetworkConfig,
     Pretext,
     PretrainConfig,
@@ -140,8 +141,10 @@ def test_more_labels_than_training_images_are_refused(tiny_dataset: Path, tmp_pa
 
 GUIDED = PLAN.changed(
     arms={
-        "sharpen": Arm(rounds=3, guidance=GuidanceConfig(guidance="sharpen")),
-        "contrast": Arm(rounds=1, guidance=GuidanceConfig(guidance="contrastive"), stops=False),
+        "sharpen": Arm(rounds=3, guidance=GuidanceConfig(guidance=GuidanceRecipe.SHARPEN)),
+        "contrast": Arm(
+            rounds=1, guidance=GuidanceConfig(guidance=GuidanceRecipe.CONTRASTIVE), stops=False
+        ),
     },
     comparisons=[("contrast", "sharpen")],
     retrain=RetrainConfig(round_epochs=1, batch_size=16),
