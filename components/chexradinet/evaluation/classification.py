@@ -280,6 +280,12 @@ def weighted_ranking(
     return areas, _ratio((positives * precision).sum(axis=0), total)
 
 
+def mean_area(labels: Array, scores: Array, weights: FloatArray) -> FloatArray:
+    """Return the mean AUROC over the findings that are defined in each resample, shape (S,)."""
+    columns = zip(labels.T, scores.T, strict=True)
+    return mean_of_defined(np.stack([weighted_ranking(*each, weights)[0] for each in columns], 1))
+
+
 def _grouped_weights(
     truth: BoolArray, values: FloatArray, weights: FloatArray
 ) -> tuple[FloatArray, FloatArray]:

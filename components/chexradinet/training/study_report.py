@@ -21,10 +21,9 @@ from chexradinet.evaluation.calibration import calibration_metrics
 from chexradinet.evaluation.classification import (
     classification_metrics,
     interval_of,
-    mean_of_defined,
+    mean_area,
     mean_or_none,
     patient_weights,
-    weighted_ranking,
 )
 from chexradinet.evaluation.localization import (
     LOCALIZATION_KEYS,
@@ -264,21 +263,7 @@ class _Tested:
         self, scores: Sequence[NDArray[np.float32]], weights: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Return the mean AUROC of each seed under each resample, (seeds, S)."""
-        columns = range(len(self.findings))
-        return np.stack(
-            [
-                mean_of_defined(
-                    np.stack(
-                        [
-                            weighted_ranking(self.labels[:, i], each[:, i], weights)[0]
-                            for i in columns
-                        ],
-                        axis=1,
-                    )
-                )
-                for each in scores
-            ]
-        )
+        return np.stack([mean_area(self.labels, each, weights) for each in scores])
 
     def _within_view(self, scores: NDArray[np.float32]) -> float | None:
         """Return the mean AUROC of each view apart, weighted by its images."""
