@@ -138,7 +138,8 @@ def _temporary_sibling(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial-{secrets.token_hex(6)}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or the names in a directory, survive a loss of power."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -184,7 +185,7 @@ def put_in_place(complete: Path, target: Path, head: Head | None) -> None:
         ConfigError: `target` holds something else by now.
     """
     for path in complete.rglob("*"):
-        _sync(path)
+        sync(path)
     if head is not None:
         require_replaceable(target, head)
     _settle(target)
@@ -192,7 +193,7 @@ def put_in_place(complete: Path, target: Path, head: Head | None) -> None:
     if os.path.lexists(target):
         target.rename(older)
     complete.replace(target)
-    _sync(target.parent)
+    sync(target.parent)
     _remove(older)
 
 
@@ -221,9 +222,9 @@ def writing_file(target: Path) -> Iterator[Path]:
     temporary = _temporary_sibling(target)
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

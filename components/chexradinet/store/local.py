@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from chexradinet.artifacts import sync
 from chexradinet.errors import (
     ConfigError,
     StoreAccessError,
@@ -134,7 +135,7 @@ class LocalStore(ObjectStore):
                 raise StoreConflictError(
                     f"{path} exists, and it was to be created: another run was faster"
                 ) from error
-            _sync(path.parent)
+            sync(path.parent)
             return self._info(key, path).etag
 
     def _replace(self, key: str, chunks: Iterable[bytes], if_match: str | None) -> str:
@@ -146,7 +147,7 @@ class LocalStore(ObjectStore):
                 with _locked(path.parent):
                     self._require_etag(key, path, if_match)
                     temporary.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
             return self._info(key, path).etag
 
     def delete(self, key: str) -> None:
@@ -253,22 +254,10 @@ def _written(target: Path, chunks: Iterable[bytes]) -> Iterator[Path]:
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Keep other processes and threads that ask the same out of a directory during the block."""
-    with _opened(directory) as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _sync(directory: Path) -> None:
-    """Make the names in a directory survive a loss of power."""
-    with _opened(directory) as handle:
-        os.fsync(handle)
-
-
-@contextmanager
-def _opened(directory: Path) -> Iterator[int]:
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield handle
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(handle)
 
