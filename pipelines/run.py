@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from chexradinet.errors import ChexRadiNetError, ConfigError
 from chexradinet.monitoring import PROGRESS_VARIABLE
+from chexradinet.parallel import on_signals
 from chexradinet.store.uri import CHECKPOINT_VARIABLE
 from pipelines.documents import tasks
 from pipelines.parameters import Value, load_compiled
@@ -62,7 +63,7 @@ def run_locally(
     with (
         (run_folder / LOG_FILE).open("w", encoding="utf-8") as log,
         Watcher(console, titles) as watcher,
-        _interrupted_by_sigterm(),
+        on_signals(_interrupt, signal.SIGTERM),
         _runner([str(compiled), str(given), str(run_folder)], run_folder, environment) as process,
     ):
         try:
@@ -103,18 +104,9 @@ def _runner(
     )
 
 
-@contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
     """Take SIGTERM for Ctrl-C: a run must not go on without whoever started it."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    raise KeyboardInterrupt
 
 
 def _stop(process: subprocess.Popen[str], log: TextIO) -> None:

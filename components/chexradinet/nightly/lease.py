@@ -19,6 +19,7 @@ from pathlib import Path
 
 from chexradinet.errors import StoreConflictError, StoreError, StoreNotFoundError
 from chexradinet.nightly.ledger import Ledger
+from chexradinet.parallel import on_signals
 
 DEFAULT_TTL_S = 600.0
 """Seconds without a renewal after which a lease is over."""
@@ -106,7 +107,7 @@ def holding(ledger: Ledger, owner: Owner, *, last: bool = False) -> Iterator[boo
     beat = threading.Thread(target=_renew, args=(ledger, owner, ended), daemon=True)
     beat.start()
     try:
-        with _ending_on_sigterm():
+        with on_signals(_end, signal.SIGTERM):
             yield True
     except BaseException:
         last = True
@@ -121,21 +122,9 @@ def holding(ledger: Ledger, owner: Owner, *, last: bool = False) -> Iterator[boo
             _log.warning("the lease was not given back (%s); it will expire", type(error).__name__)
 
 
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as an error does, with the exit code of a process it ended."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _end(number: int, _frame: object) -> None:
+    """End as an error does, with the exit code of a process that the signal ended."""
+    raise SystemExit(128 + number)
 
 
 def _renew(ledger: Ledger, owner: Owner, ended: threading.Event) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from chexradinet.artifacts import read_document
 from chexradinet.errors import Interrupted, StoreError, StoreIntegrityError, StoreNotFoundError
 from chexradinet.model.checkpoint import KIND, POSITION_FILE, SCHEMA
 from chexradinet.model.distributed import Ranks
+from chexradinet.parallel import on_signals
 from chexradinet.store.opening import open_store
 from chexradinet.store.transfer import download_directory, upload_directory
 from chexradinet.store.uri import CHECKPOINT_VARIABLE, checkpoint_folder, join_uri
@@ -163,7 +163,7 @@ def safeguard(run: str, checkpoint_uri: str | None = None) -> Iterator[Safeguard
             writes=Ranks.current().is_writer,
         )
         guard.restore()
-        with _handling(guard):
+        with on_signals(guard.on_signal, signal.SIGTERM, signal.SIGINT):
             try:
                 yield guard
             except Interrupted:
@@ -172,20 +172,6 @@ def safeguard(run: str, checkpoint_uri: str | None = None) -> Iterator[Safeguard
         if guard.folder and guard.writes:
             with contextlib.suppress(StoreError):
                 _forget(guard.folder)
-
-
-@contextmanager
-def _handling(guard: Safeguard) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, guard.on_signal) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _states(folder: str) -> list[str]:
