@@ -297,11 +297,12 @@ def record_of(kind: type[Record], document: Mapping[str, Any]) -> Record:
     Raises:
         ValueError: a field is missing, or of another type.
     """
-    return _reader(kind).validate_python(document)
+    record: Record = _reader(kind).validate_python(document)
+    return record
 
 
 @cache
-def _reader(kind: type[Record]) -> TypeAdapter[Record]:
+def _reader(kind: type[Any]) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 

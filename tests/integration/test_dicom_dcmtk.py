@@ -52,7 +52,7 @@ def test_streams_of_dcmtk_decode_exactly(
     plain, coded = tmp_path / "plain.dcm", tmp_path / "coded.dcm"
     plain.write_bytes(encode_radiograph(truth, uid.ExplicitVRLittleEndian))
     dcmtk(*encoder, str(plain), str(coded))
-    file = open_dicom(coded)
+    file = open_dicom(coded.read_bytes())
     assert file.transfer_syntax == syntax
     assert np.array_equal(decoded(file, pixel_layout(file.dataset)).stored, truth)
 

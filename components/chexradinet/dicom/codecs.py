@@ -253,7 +253,7 @@ def _run_lengths(frame: bytes, layout: PixelLayout) -> Stored:
     planes = [_unpacked(segment, size) for segment in segments]
     if layout.bits_allocated == 16:
         pairs = zip(planes[::2], planes[1::2], strict=True)
-        joined: list[Stored] = [high.astype(np.uint16) << 8 | low for high, low in pairs]
+        joined: list[Stored] = [high.astype(np.uint16) << np.uint16(8) | low for high, low in pairs]
     else:
         joined = [*planes]
     samples = [plane.reshape(layout.rows, layout.columns) for plane in joined]

@@ -78,8 +78,8 @@ def most_urgent(
             if flag
         ]
         if flagged:
-            urgency, *found = min(flagged)
-            ranked.append((urgency, image.object_key, (image, *found)))
+            urgency, finding, probability = min(flagged)
+            ranked.append((urgency, image.object_key, (image, finding, probability)))
     ranked.sort(key=itemgetter(0, 1))
     return [found for _, _, found in ranked[: model.settings.report_cases]]
 

@@ -55,7 +55,11 @@ def upload_directory(path: Path, uri: str, config: StoreConfig = DEFAULT) -> Non
     store, prefix = open_store(uri, config)
     for file in heads:
         store.delete(prefix + file.name)
-    _upload(files, heads, lambda file: store.put_file(_key(prefix, path, file), file))
+
+    def put(file: Path) -> None:
+        store.put_file(_key(prefix, path, file), file)
+
+    _upload(files, heads, put)
 
 
 def add_directory(path: Path, uri: str, config: StoreConfig = DEFAULT) -> None:
