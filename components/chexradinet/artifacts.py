@@ -297,7 +297,7 @@ def record_of(kind: type[Record], document: Mapping[str, Any]) -> Record:
     Raises:
         ValueError: a field is missing, or of another type.
     """
-    record: Record = _reader(kind).validate_python(document)
+    record: Record = _reader(kind).validate_python(document)  # type: ignore[arg-type]
     return record
 
 

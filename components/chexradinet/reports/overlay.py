@@ -52,9 +52,11 @@ def overlay(
         )
     factor = max(1.0, min_side_px / min(image.shape))
     size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
-    grey = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) if factor > 1 else image
+    enlarged = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) if factor > 1 else image
+    grey = np.asarray(enlarged, dtype=np.uint8)
     strength = None if heatmap is None else evidence(heatmap, size[1], size[0])
-    canvas = cv2.merge([grey] * 3) if strength is None else _blend(grey, strength)
+    plain = np.asarray(cv2.merge([grey] * 3), dtype=np.uint8)
+    canvas = plain if strength is None else _blend(grey, strength)
     thickness = max(1, round(min(size) / 160))
     for box in true_boxes:
         _draw_dashed(canvas, box, factor, thickness)
