@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-import requests
+import requests  # type: ignore[import-untyped]
 
 from chexradinet.registry.model_registry import register_model
 from tests.serving import serving

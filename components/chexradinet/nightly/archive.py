@@ -59,10 +59,10 @@ def archive_results(
     waiting = read_history(ledger).waiting_for_archive()
     failed: dict[int, StoreError] = {}
     for head in waiting:
-        error = next((one for one in failed.values() if isinstance(one, _OF_ARCHIVE)), None)
         try:
-            if error:
-                raise error
+            for error in failed.values():
+                if isinstance(error, _OF_ARCHIVE):
+                    raise error
             found = upload_results(results_uri, archive_uri, config, dicom_start(head))
             note = document_bytes("nightly-archived", asdict(found))
             ledger.store.put(ledger.plan_key(head.number, "archived.json"), note)
@@ -80,8 +80,8 @@ def archive_results(
             plans_to_archive=len(failed),
         )
     )
-    for error in failed.values():
-        raise error
+    if failed:
+        raise next(iter(failed.values()))
     total.require_all()
     return total
 
