@@ -1,8 +1,11 @@
 """The wheel holds all that the package reads, and its command runs from an empty folder."""
 
+import ast
+import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -33,17 +36,51 @@ def test_every_file_beside_the_code_is_in_the_wheel(wheel: Path) -> None:
         assert missing == set()
 
 
-def test_the_installed_command_runs_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
-    uv = str(Path(sys.executable).with_name("uv"))
+def test_whatever_the_package_imports_is_a_dependency_of_its_own_or_of_an_extra(
+    wheel: Path,
+) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    declared: dict[str, set[str]] = {"": set(), "kfp": set(), "radiomics": set(), "dev": set()}
+    for line in archive.read(metadata).decode().splitlines():
+        if found := re.match(r"Requires-Dist: ([\w.-]+)[^;]*(?:; extra == '(\w+)')?", line):
+            declared[found[2] or ""].add(re.sub(r"[-_.]+", "-", found[1]).lower())
+    known = packages_distributions()
+    for path in sorted((ROOT / "components" / "chexradinet").rglob("*.py")):
+        extra = {"steps": "kfp", "regions": "radiomics"}.get(path.parent.name, "")
+        for name in imported(path) - sys.stdlib_module_names - {"chexradinet"}:
+            distributions = {re.sub(r"[-_.]+", "-", one).lower() for one in known[name]}
+            assert distributions & (declared[""] | declared[extra]), f"{path}: {name}"
+
+
+def imported(path: Path) -> set[str]:
+    """Return the top-level names of all modules that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {one.name.partition(".")[0] for one in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def test_plain_pip_installs_it_and_its_command_runs_outside_the_checkout(
+    wheel: Path, tmp_path: Path
+) -> None:
     venv = tmp_path / "venv"
-    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(venv)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     python = str(venv / "bin" / "python")
-    install = [uv, "pip", "install", "--quiet", "--python", python, "--no-deps", str(wheel)]
-    subprocess.run(install, check=True)
-    # The locked dependencies of this environment, without its editable copy of the project.
-    packages = next(Path(sys.prefix).glob("lib/python*/site-packages"))
+    # The locked dependencies of this environment, without its editable copy of the project: to
+    # download them takes minutes.
+    packages, locked = next(Path(sys.prefix).glob("lib/python*/site-packages")), tmp_path / "locked"
+    locked.mkdir()
+    for path in packages.iterdir():
+        if "chexradinet" not in path.name:
+            (locked / path.name).symlink_to(path)
     linked = next(venv.glob("lib/python*/site-packages")) / "locked.pth"
-    linked.write_text(f"import sys; sys.path.append({str(packages)!r})\n")
+    linked.write_text(f"import sys; sys.path.insert(1, {str(locked)!r})\n")
+    install = [python, "-m", "pip", "install", "--quiet", "--no-index", f"{wheel}[kfp,radiomics]"]
+    subprocess.run(install, check=True, env={"PATH": "/usr/bin:/bin"})
     for words in (["--version"], ["params", "training"], ["train", "--help"]):
         done = subprocess.run(
             [str(venv / "bin" / "chexradinet"), *words],

@@ -37,9 +37,14 @@ _REFUSALS = (ValueError, RuntimeError, IndexError, ArithmeticError, MemoryError)
 
 def features_if_installed(crop: Crop, config: RadiomicsConfig) -> FeatureRow:
     """Return the features of a crop, or the status of a host without pyradiomics."""
-    if find_spec("radiomics") is None:
+    if not is_installed():
         return rejected_row(FeatureStatus.NOT_INSTALLED)
     return features_of_crop(crop, config)
+
+
+def is_installed() -> bool:
+    """Tell whether pyradiomics is there."""
+    return find_spec("radiomics") is not None
 
 
 def crop_of(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
@@ -99,7 +104,7 @@ def extract_features(
             "region, found by its image_id in the data set that the regions were made from"
         )
     measured = measure_in_processes(
-        _crops(images, regions, rows), partial(features_of_crop, config=config), num_workers
+        _crops(images, regions, rows), partial(features_if_installed, config=config), num_workers
     )
     statuses: list[str] = []
     values = np.full((len(regions), len(FEATURE_NAMES)), np.nan)

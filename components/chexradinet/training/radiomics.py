@@ -11,10 +11,10 @@ import numpy.typing as npt
 from chexradinet.artifacts import require_replaceable
 from chexradinet.config import RadiomicsConfig, RegionConfig, require
 from chexradinet.dataset.dataset import open_dataset
-from chexradinet.errors import MismatchError
+from chexradinet.errors import ConfigError, MismatchError
 from chexradinet.monitoring import timed_stage
 from chexradinet.processors import available_processors
-from chexradinet.regions.radiomics import extract_features
+from chexradinet.regions.radiomics import extract_features, is_installed
 from chexradinet.regions.tables import FEATURES_HEAD, read_regions, write_features
 
 
@@ -67,10 +67,15 @@ def radiomics(
         progress: Called with the number of regions done and of all.
 
     Raises:
-        ConfigError: `target` holds something else than features, or cannot be made.
+        ConfigError: pyradiomics is not installed, or `target` holds something else than features.
         ArtifactError: an input cannot be read.
         MismatchError: the regions were found in another data set.
     """
+    if not is_installed():
+        raise ConfigError(
+            "pyradiomics is not installed, and guided rounds need its features; install "
+            "chexradinet[radiomics] (docs/api.md), or train without them: rounds=0"
+        )
     require_replaceable(target, FEATURES_HEAD)
     data = open_dataset(dataset)
     found = read_regions(regions)

@@ -266,3 +266,6 @@ def test_a_host_without_pyradiomics_says_so_in_the_status(monkeypatch: pytest.Mo
     monkeypatch.setattr("chexradinet.regions.radiomics.find_spec", lambda _name: None)
     row = features_of(smooth_image(), Box(10, 20, 50, 60), CONFIG)
     assert row.status == FeatureStatus.NOT_INSTALLED
+    regions, rows = five_regions()
+    table = extract_features(lambda wanted: IMAGES[wanted], regions, rows, CONFIG, 1)
+    assert set(table["status"]) == {"not_installed", "no_region"}
