@@ -14,13 +14,12 @@ STARTED = re.compile(r"Executing task '(?:\x1b\[\d+m)?([\w-]+)")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _ENDED = re.compile(r"Task '([^']+)' finished with status (\w+)")
 _STAGE_LOG = re.compile(r"\[KFP Executor [^]]*?(INFO|WARNING)\]: (.*)")
-_DONE_OF = re.compile(r"\b(\d+) of (\d+)\b")
+_DONE_OF = re.compile(r"\b(\d+) of (\d+)(?=[:,]| files| images| regions| X-rays)")
 _CAUSE = re.compile(r" {4}[\w.]*(Error|Interrupted): ")
 """Last line of a stage's traceback; the runner indents what stages print by four."""
 _SILENT_SKIP = "Could not resolve"
 """kfp logs this when it skips a condition that it cannot evaluate, and then reports success."""
 
-_CHATTER = ("--component_module_path", "Looking for component", "Got executor_input", "Wrote ")
 _QUIET_STEPS = ("configure",)
 
 
@@ -110,18 +109,18 @@ class Watcher:
         """Let the live line be about a task."""
         others = sum(map(len, self._at_work.values())) - 1
         title = self._title(task) + (f" (+{others})" if others else "")
-        self._live.reset(self._line, total=None, description=title, said="")
+        self._live.remove_task(self._line)
+        self._line = self._live.add_task(title, total=None, said="")
+        self._live.tasks[-1].start_time = self._at_work[task][0]
 
     def _said(self, level: str, message: str) -> None:
+        counts = _DONE_OF.findall(message)
         if level == "WARNING":
             self.note(message)
-        elif not message.startswith(_CHATTER):
+        elif counts:
             # Of "epoch 2 of 10: step 60 of 440", the last counts.
-            counts = _DONE_OF.findall(message)
-            if counts:
-                done, total = map(int, counts[-1])
-                self._live.update(self._line, completed=done, total=total)
-            self._live.update(self._line, said=message)
+            done, total = map(int, counts[-1])
+            self._live.update(self._line, completed=done, total=total, said=message)
 
     def _title(self, task: str) -> str:
         return self.titles.get(task, task)
