@@ -61,7 +61,7 @@ def run_locally(
         for _, _, task in tasks(load_compiled(compiled))
     }
     with (
-        (run_folder / LOG_FILE).open("w", encoding="utf-8") as log,
+        (run_folder / LOG_FILE).open("w", buffering=1, encoding="utf-8") as log,
         Watcher(console, titles) as watcher,
         on_signals(_interrupt, signal.SIGTERM),
         _runner([str(compiled), str(given), str(run_folder)], run_folder, environment) as process,

@@ -157,12 +157,15 @@ def test_ctrl_c_prints_the_command_that_continues_the_run_in_mid_training(
             words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
         )
 
+    # A child of a shell's background job would ignore SIGINT, as its parent does.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with start(command) as first:
         shown = next(iter(first.stdout or ()))
         log = tmp_path / shown.split()[-1] / "run.log"
         while not (log.exists() and "epoch 2 of 9" in log.read_text()):
             assert first.poll() is None
             time.sleep(0.1)
+        signal.signal(signal.SIGINT, before)
         first.send_signal(signal.SIGINT)
         said = first.communicate()[0]
     assert first.returncode == 130
