@@ -1,6 +1,6 @@
 """Peak memory of files that are small and decode to much, each above the process that reads it.
 
-`python -m benchmarks.bombs [NAME…]`, about five minutes. Every kind is written into a folder, then
+`python -m benchmarks.bombs [NAME…]`, ten minutes. Every kind is written into a folder, then
 read in a process of its own as ingest does. At most `ALLOWED_MIB` for any of them; a kind that is
 refused counts too. Linux only.
 """
