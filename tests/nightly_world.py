@@ -67,7 +67,7 @@ def fork() -> int:
     """
     child = os.fork()
     if child == 0:
-        forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
+        forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]
     return child
 
 

@@ -108,6 +108,12 @@ def pass_on(proxy: Proxy, request: Request) -> Answer:
     return proxy.ask(request)
 
 
+def count(proxy: Proxy, request: Request) -> Answer:
+    """Note the request."""
+    proxy.seen.append(request.path)
+    return proxy.ask(request)
+
+
 def lose(proxy: Proxy, request: Request) -> Answer | None:
     """Lose the answer to each conditional write once, after it was done."""
     answer = proxy.ask(request)
@@ -346,7 +352,7 @@ def test_a_night_that_is_killed_at_any_request_is_ended_by_the_next_with_the_sam
     world: World, source: World, proxy: Proxy
 ) -> None:
     clean = World(world.root, f"{world.base_uri}/clean", world.base_uri)
-    proxy.act = lambda proxy, request: proxy.seen.append(request.path) or proxy.ask(request)  # type: ignore[func-returns-value]
+    proxy.act = count
     run(clean)
     num_requests, draw, num_killed = len(proxy.seen), random.Random(20260215), 0
     for point in range(NUM_KILLS):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chexradinet.errors import RejectedImageError
-from chexradinet.ingest.decoding import FEW_FILES, Outcome, decode_in_order
+from chexradinet.ingest.decoding import FEW_FILES, decode_in_order
 from chexradinet.rejection import reject_on_error
 
 # Each "file" is an expression and `eval` is the decoder: it can be sent to another process, unlike
@@ -32,7 +32,7 @@ def limited(text: str) -> object:
         return error
 
 
-def outcomes(files: list[str], num_workers: int) -> list[Outcome]:
+def outcomes(files: list[str], num_workers: int) -> list[object]:
     return list(decode_in_order(files, DECODE, num_workers))
 
 
