@@ -27,7 +27,7 @@ TEST_TOOLS := chromium dcmtk dicom3tools orthanc orthanc-dicomweb prometheus pro
 
 lock: .venv/.ready ## Resolve pyproject.toml into requirements.lock and the image's locks again
 	$(LOCK) --extra dev pyproject.toml -o requirements.lock
-	$(LOCK) --extra radiomics -c requirements.lock pyproject.toml -o $(WORKER)/requirements.lock
+	$(LOCK) --extra radiomics --extra trainer -c requirements.lock pyproject.toml -o $(WORKER)/requirements.lock
 	grep -o '^kfp==[^ ]*' requirements.lock | $(LOCK) --no-deps - -o $(WORKER)/kfp.lock
 	$(LOCK) $(WORKER)/build-requirements.in -o $(WORKER)/build-requirements.lock
 

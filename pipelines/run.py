@@ -48,10 +48,15 @@ def run_locally(
         environment: Variables that the stages see beside this process's own.
 
     Raises:
-        ConfigError: `run_folder` holds anything but an earlier run.
+        ConfigError: `run_folder` holds anything but an earlier run, or several nodes are asked for.
         LocalRunError: a stage failed, or kfp skipped a condition that it could not evaluate.
         KeyboardInterrupt: the run was interrupted, and the stage at work has ended.
     """
+    if (num_nodes := arguments.get("num_nodes", 1)) != 1:
+        raise ConfigError(
+            f"num_nodes is {num_nodes}; this machine is one node: leave it out here, or start the "
+            "run on a cluster with Kubeflow Trainer by `chexradinet submit`"
+        )
     _require_run_folder(run_folder)
     run_folder.mkdir(parents=True, exist_ok=True)
     given = run_folder / ARGUMENTS_FILE

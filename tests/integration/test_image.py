@@ -111,8 +111,8 @@ def test_the_image_imports_what_the_stages_need_and_kfp_as_its_runtime_only(
 ) -> None:
     script = (
         "python3 -c 'import chexradinet, torch, torchvision, radiomics, imagecodecs, "
-        "highdicom, minio, requests; print(chexradinet.__file__)' "
-        "&& python3 -c 'import importlib.util as u; print(u.find_spec(\"kubernetes\"))'"
+        "highdicom, kubernetes, minio, requests; print(chexradinet.__file__)' "
+        "&& python3 -c 'import importlib.util as u; print(u.find_spec(\"kfp_server_api\"))'"
     )
     assert _said(engine, script).split() == [
         "/opt/venv/lib/python3.11/site-packages/chexradinet/__init__.py",

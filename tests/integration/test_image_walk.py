@@ -20,6 +20,8 @@ OPENED = {
         for stage in ("ingest", "train", "regions", "radiomics", "retrain", "evaluate", "publish")
     },
     "round_accelerators": "0",
+    "single_accelerator": "0",
+    "round_single_accelerator": "0",
     "accelerators": "0",
     "work": "/results/work",
     "status": "planned",

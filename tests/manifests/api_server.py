@@ -1,5 +1,6 @@
 """A Kubernetes API server of one's own: etcd and kube-apiserver, no controllers, no nodes."""
 
+import json
 import os
 import secrets
 import shutil
@@ -41,6 +42,7 @@ class ApiServer:
              "--service-account-issuer=https://kubernetes.default.svc",
              f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}"]
         )  # fmt: skip
+        self.port, self.authority = port, folder / "certs" / "apiserver.crt"
         self._config = folder / "kubeconfig"
         self._config.write_text(yaml.safe_dump(_client(f"https://127.0.0.1:{port}", token)))
         self._wait()
@@ -113,3 +115,15 @@ def _client(server: str, token: str) -> Object:
         "users": [{"name": name, "user": {"token": token}}],
         "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
     }
+
+
+def enforce_quota(server: ApiServer, namespace: str, objects: list[Object]) -> None:
+    """Write what a controller would: nothing of the quota is used."""
+    for quota in (one for one in objects if one["kind"] == "ResourceQuota"):
+        hard = quota["spec"]["hard"]
+        status = {"status": {"hard": hard, "used": dict.fromkeys(hard, "0")}}
+        name = quota["metadata"]["name"]
+        server.kubectl(
+            "-n", namespace, "patch", "resourcequota", name, "--subresource=status",
+            "--type=merge", f"--patch={json.dumps(status)}",
+        )  # fmt: skip

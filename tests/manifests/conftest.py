@@ -1,6 +1,7 @@
 """A server that answers as Kubeflow Pipelines' v2beta1 API does, and the rendered overlays."""
 
 import json
+import shutil
 import subprocess
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.manifests.api_server import ApiServer
 from tests.manifests.custom_resources import definitions
+from tests.manifests.objects import Object
+from tests.pipelines.test_native import CRDS
 from tests.serving import serving
 
 NAME = "chexradinet-nightly"
@@ -113,11 +117,25 @@ def overlays(tool: Callable[[str, str], str]) -> dict[str, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
+def with_trainer(
+    tool: Callable[[str, str], str], tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """Return the objects of `overlays/production` with options/trainer, as its comment says."""
+    tool("kubectl", "its `kustomize` renders the overlays")
+    manifests = Path(shutil.copytree(MANIFESTS, tmp_path_factory.mktemp("trainer") / "manifests"))
+    run = manifests / "overlays" / "production" / "run" / "kustomization.yaml"
+    text = run.read_text(encoding="utf-8")
+    assert text.count("  # - ../../../options/trainer") == 1
+    run.write_text(text.replace("# - ../../../options/trainer", "- ../../../options/trainer"))
+    return rendered(manifests / "overlays" / "production")
+
+
+@pytest.fixture(scope="session")
 def custom_resources(
     tool: Callable[[str, str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
     """Return the published definition of each custom resource that an overlay uses, by kind."""
-    go = tool("go", "it downloads what the Prometheus operator and External Secrets publish")
+    go = tool("go", "it downloads the definitions that each kind's project publishes")
     return definitions(go, tmp_path_factory.mktemp("modules"))
 
 
@@ -127,3 +145,47 @@ def rendered(folder: Path) -> list[dict[str, Any]]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(scope="session")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, custom_resources: dict[str, Object]
+) -> Iterator[ApiServer]:
+    """Yield a server that knows the custom resources of the overlays and of Kubeflow."""
+    started = ApiServer(tmp_path_factory.mktemp("cluster"))
+    try:
+        known = [*custom_resources.values(), *map(pipelines_definition, CRDS)]
+        started.kubectl("apply", "--server-side", "-f", "-", given=known)
+        names = [f"crd/{one['metadata']['name']}" for one in known]
+        started.kubectl("wait", "--for=condition=Established", *names)
+        yield started
+    finally:
+        started.stop()
+
+
+def pipelines_definition(kind: str) -> Object:
+    """Return a definition of Kubeflow's kind, with the fields of `CRDS`."""
+    plural = f"{kind.lower()}s"
+    spec = dict(CRDS[kind]["properties"]["spec"]["properties"])
+    for free in ("pipelineSpec", "platformSpec"):
+        if free in spec:
+            spec[free] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    fields = {"spec": {"type": "object", "properties": spec}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.pipelines.kubeflow.org"},
+        "spec": {
+            "group": "pipelines.kubeflow.org",
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
+            "versions": [
+                {
+                    "name": "v2beta1",
+                    "served": True,
+                    "storage": True,
+                    "schema": {"openAPIV3Schema": {"type": "object", "properties": fields}},
+                }
+            ],
+        },
+    }

@@ -10,6 +10,7 @@ import yaml
 
 _OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
 _SECRETS = "github.com/external-secrets/external-secrets@v1.3.2"
+_TRAINER = "github.com/kubeflow/trainer/v2@v2.0.0"
 
 
 class Published(NamedTuple):
@@ -29,6 +30,10 @@ PUBLISHED = {
     "ExternalSecret": Published(
         _SECRETS, "config/crds/bases/external-secrets.io_externalsecrets.yaml"
     ),
+    "TrainingRuntime": Published(
+        _TRAINER, "manifests/base/crds/trainer.kubeflow.org_trainingruntimes.yaml"
+    ),
+    "TrainJob": Published(_TRAINER, "manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml"),
 }
 
 

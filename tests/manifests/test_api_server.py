@@ -1,8 +1,6 @@
 """The overlays on a real API server: what it takes, what it refuses, what each account may do."""
 
 import copy
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +8,8 @@ import pytest
 import yaml
 
 from pipelines.compile import compile_nightly, compile_training
-from tests.manifests.api_server import ApiServer
+from tests.manifests.api_server import ApiServer, enforce_quota
 from tests.manifests.objects import NAMES, Object, pod_templates
-from tests.pipelines.test_native import CRDS
 
 pytestmark = pytest.mark.cluster
 
@@ -44,50 +41,6 @@ MAY_NOT = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory, custom_resources: dict[str, Object]
-) -> Iterator[ApiServer]:
-    """Yield a server that knows the custom resources of the overlays and of Kubeflow."""
-    started = ApiServer(tmp_path_factory.mktemp("cluster"))
-    try:
-        known = [*custom_resources.values(), *map(pipelines_definition, CRDS)]
-        started.kubectl("apply", "--server-side", "-f", "-", given=known)
-        names = [f"crd/{one['metadata']['name']}" for one in known]
-        started.kubectl("wait", "--for=condition=Established", *names)
-        yield started
-    finally:
-        started.stop()
-
-
-def pipelines_definition(kind: str) -> Object:
-    """Return a definition of Kubeflow's kind, with the fields of `CRDS`."""
-    plural = f"{kind.lower()}s"
-    spec = dict(CRDS[kind]["properties"]["spec"]["properties"])
-    for free in ("pipelineSpec", "platformSpec"):
-        if free in spec:
-            spec[free] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    fields = {"spec": {"type": "object", "properties": spec}}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.pipelines.kubeflow.org"},
-        "spec": {
-            "group": "pipelines.kubeflow.org",
-            "scope": "Namespaced",
-            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
-            "versions": [
-                {
-                    "name": "v2beta1",
-                    "served": True,
-                    "storage": True,
-                    "schema": {"openAPIV3Schema": {"type": "object", "properties": fields}},
-                }
-            ],
-        },
-    }
-
-
 @pytest.fixture(scope="module", params=NAMES)
 def installed(
     request: pytest.FixtureRequest, server: ApiServer, overlays: dict[str, list[Object]]
@@ -107,18 +60,6 @@ def installed(
     server.kubectl("apply", "--server-side", "-f", "-", given=objects)
     enforce_quota(server, namespace, objects)
     return namespace, objects
-
-
-def enforce_quota(server: ApiServer, namespace: str, objects: list[Object]) -> None:
-    """Write what a controller would: nothing of the quota is used."""
-    for quota in (one for one in objects if one["kind"] == "ResourceQuota"):
-        hard = quota["spec"]["hard"]
-        status = {"status": {"hard": hard, "used": dict.fromkeys(hard, "0")}}
-        name = quota["metadata"]["name"]
-        server.kubectl(
-            "-n", namespace, "patch", "resourcequota", name, "--subresource=status",
-            "--type=merge", f"--patch={json.dumps(status)}",
-        )  # fmt: skip
 
 
 def pod_of(name: str, template: Object, namespace: str) -> Object:

@@ -36,8 +36,8 @@ def test_every_placeholder_of_the_shipped_overlay_is_found_by_file_and_line() ->
         ("run/kfp-launcher-configmap.yaml", "minio.example.org:443"),
         ("run/pacs-networkpolicy.yaml", "192.0.2.3/32"),
         ("run/run-configmap.yaml", "minio.example.org"),
-        ("run/run-networkpolicy.yaml", "192.0.2.1/32"),
         ("run/run-networkpolicy.yaml", "192.0.2.2/32"),
+        ("run/store-networkpolicy.yaml", "192.0.2.1/32"),
         ("storage/buckets-networkpolicy.yaml", "192.0.2.1/32"),
         ("storage/object-store-root-externalsecret.yaml", "site-vault"),
     ]
@@ -59,7 +59,7 @@ def test_an_overlay_that_is_filled_in_renders_without_reserved_values(
     overlay = manifests / "overlays" / "production"
     listed = check(overlay)
     assert listed.exit_code == 1
-    assert "run-networkpolicy.yaml:13: 192.0.2.2/32: fill in the address" in listed.output
+    assert "run-networkpolicy.yaml:6: 192.0.2.2/32: fill in the address" in listed.output
     for placeholder in unfilled(overlay):
         text = placeholder.file.read_text(encoding="utf-8")
         filled = {"1": "10.1.2.3/32", "s": "sha256:" + "a" * 64}.get(

@@ -1,4 +1,4 @@
-"""A run puts nothing into a folder that is not its own."""
+"""A run puts nothing into a folder that is not its own, and takes no more than one node."""
 
 import io
 from pathlib import Path
@@ -22,3 +22,10 @@ def test_run_and_demo_refuse_a_folder_with_other_files(tmp_path: Path) -> None:
         run_demo(tmp_path, 7, console)
     assert [path.name for path in tmp_path.iterdir()] == ["arguments.json"]
     assert (tmp_path / "arguments.json").read_text() == "mine"
+
+
+def test_several_nodes_on_this_machine_are_refused(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    with pytest.raises(ConfigError, match=r"num_nodes is 2; this machine is one node"):
+        run_locally(tmp_path / "training.yaml", {"num_nodes": 2}, tmp_path / "run", console)
+    assert not (tmp_path / "run").exists()

@@ -27,6 +27,7 @@ from chexradinet.config.study import StudyPlan
 from chexradinet.config.training import (
     MAX_ROUNDS_LIMIT,
     NetworkConfig,
+    Pretext,
     PretrainConfig,
     RetrainConfig,
     TrainConfig,
@@ -77,16 +78,23 @@ class TrainingPlacement(Placement):
     accelerator_type: str = "nvidia.com/gpu"
     """Kubernetes name of the accelerator; empty asks for none."""
     accelerator_count: int = Field(default=1, ge=0)
-    """Accelerators of each training step; heatmaps and evaluation take one at most. 0 computes on
-    the processor."""
+    """Accelerators of each training step, or of each of its nodes; heatmaps and evaluation take one
+    at most. 0 computes on the processor."""
+    num_nodes: int = Field(default=1, ge=1, le=64)
+    """Nodes of each training; above 1 they are those of a Kubeflow Trainer TrainJob."""
     ingest_memory: str = "4Gi"
     """Memory of the ingest step."""
     training_memory: str = "6Gi"
-    """Memory of each training and evaluation step."""
+    """Memory of each training and evaluation step, and of each node of a training."""
     heatmap_memory: str = "4Gi"
     """Memory of each heatmap shard."""
     radiomics_memory: str = "2Gi"
     """Memory of each radiomics shard."""
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that train together: one per accelerator of all nodes, or one per node."""
+        return self.num_nodes * max(1, self.accelerator_count if self.accelerator_type else 0)
 
 
 class NightlyPlacement(Placement):
@@ -196,6 +204,13 @@ class TrainingSettings(Settings):
         for name in self.evaluate.evaluation.target_findings:
             needed = f"targets of {', '.join(known)}"
             require(name in known, "target_sensitivity", name, needed)
+        return self
+
+    @model_validator(mode="after")
+    def _a_pretext_has_one_node(self) -> Self:
+        pretext, num_nodes = self.train.pretrain.pretext, self.placement.num_nodes
+        wanted = "1 with a pretext; or run `chexradinet pretrain` first, and give initial_weights"
+        require(pretext is Pretext.NONE or num_nodes == 1, "num_nodes", num_nodes, wanted)
         return self
 
 

@@ -26,20 +26,24 @@ def configure(
     settings = nested(TrainingSettings, given)
     shape.check(settings.rounds)
     # As text, because Kubeflow's driver reads a number in a resource setting as nothing.
-    accelerators = str(settings.placement.accelerator_count)
-    opened = open_round(1, settings.rounds.rounds, True, 1, accelerators)
+    accelerators, of_node = str(settings.placement.accelerator_count), ""
+    nodes: dict[str, object] = {}
+    if settings.placement.num_nodes > 1:  # a step of a training only follows its nodes
+        accelerators, of_node = "0", accelerators
+        nodes = {"nodes": settings.placement.struct()}
+    opened = open_round(1, settings.rounds.rounds, True, 1, accelerators, of_node)
     return (
         settings.ingest.struct(),
-        settings.train.struct(),
+        settings.train.struct() | nodes,
         settings.look.regions.struct(),
         settings.look.radiomics.struct(),
-        settings.retrain.struct(),
+        settings.retrain.struct() | nodes,
         settings.evaluate.struct(),
         settings.publish.struct(),
         settings.rounds.num_shards if opened.active else 1,
         opened.active,
         accelerators,
-        single_accelerator(accelerators),
+        single_accelerator(of_node or accelerators),
         opened.accelerators,
         opened.single_accelerator,
     )

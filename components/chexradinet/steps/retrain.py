@@ -47,11 +47,13 @@ def retrain(
         return open_round(round_number + 1, rounds, False, num_shards, accelerators)
 
     from chexradinet.config import GuidanceRecipe, RetrainConfig
+    from chexradinet.config.parameters import TrainingPlacement
     from chexradinet.monitoring import PaceKeeper
     from chexradinet.training.device import num_processes
     from chexradinet.training.retrain import retrain
     from chexradinet.training.train import headline
 
+    place = TrainingPlacement(**settings.pop("nodes")) if "nodes" in settings else None
     given = RetrainConfig(**settings)
     config = given.training()
     with tempfile.TemporaryDirectory() as folder:
@@ -70,10 +72,13 @@ def retrain(
             min_improvement=given.min_improvement,
             progress=pace,
             processes=num_processes(accelerator_type, accelerators),
+            nodes=place,
             reuse=given.reuse,
         )
         figures = headline(outcome.info, pace.images_per_s())
     for name, value in figures.items():
         metrics.log_metric(name, value)
     model.metadata["round"] = round_number
-    return open_round(round_number + 1, rounds, outcome.improved, num_shards, accelerators)
+    of_node = str(place.accelerator_count) if place else ""
+    improved = outcome.improved
+    return open_round(round_number + 1, rounds, improved, num_shards, accelerators, of_node)

@@ -18,11 +18,12 @@ def train(
     import tempfile
     from pathlib import Path
 
-    from chexradinet.config.parameters import RoundZero
+    from chexradinet.config.parameters import RoundZero, TrainingPlacement
     from chexradinet.monitoring import PaceKeeper
     from chexradinet.training.device import num_processes
     from chexradinet.training.train import headline, train
 
+    place = TrainingPlacement(**settings.pop("nodes")) if "nodes" in settings else None
     given = RoundZero(**settings)
     with tempfile.TemporaryDirectory() as folder:
         pace = PaceKeeper(given.training.batch_size, Path(folder) / "pace")
@@ -34,6 +35,7 @@ def train(
             initial_weights=given.initial_weights,
             progress=pace,
             processes=num_processes(accelerator_type, accelerators),
+            nodes=place,
             reuse=given.reuse,
             pretext=given.pretrain,
         )

@@ -24,7 +24,7 @@ from chexradinet.artifacts import (
 from chexradinet.config import StoreConfig, digest_of
 from chexradinet.errors import ArtifactError, StoreError, StoreIntegrityError, StoreNotFoundError
 from chexradinet.store.opening import DEFAULT, open_store
-from chexradinet.store.transfer import download_directory, upload_directory
+from chexradinet.store.transfer import add_directory, download_directory, upload_directory
 from chexradinet.store.uri import checkpoint_folder, parse_uri
 from chexradinet.version import __version__
 
@@ -88,14 +88,28 @@ class FinishedWork:
             return
         try:
             upload_directory(made, self._uri, self._config)
-            store, prefix = open_store(self._uri, self._config)
-            with TemporaryDirectory(prefix="chexradinet-finished-") as scratch:
-                listed = Path(scratch) / _LIST
-                write_document(listed, _KIND, _SCHEMA, {"files": _files_of(made)})
-                store.put_file(prefix + _LIST, listed)
+            self._list(made)
         except StoreError as error:
             _log.warning("the result of %s is not kept: %s", self._stage, error)
         _remove_expired(self._uri)
+
+    def share(self, made: Path) -> None:
+        """Keep what other machines need, unless it is there; they may read it meanwhile.
+
+        Raises:
+            StoreError: the store does not take it.
+        """
+        store, prefix = open_store(self._uri, self._config)
+        if not store.exists(prefix + _LIST):
+            add_directory(made, self._uri, self._config)
+            self._list(made)
+
+    def _list(self, made: Path) -> None:
+        store, prefix = open_store(self._uri, self._config)
+        with TemporaryDirectory(prefix="chexradinet-finished-") as scratch:
+            listed = Path(scratch) / _LIST
+            write_document(listed, _KIND, _SCHEMA, {"files": _files_of(made)})
+            store.put_file(prefix + _LIST, listed)
 
 
 def _files_of(folder: Path) -> dict[str, str]:

@@ -99,7 +99,7 @@ def on_processes(count: int, function: Callable[..., object], *arguments: object
     )
     level = logging.getLogger().getEffectiveLevel()
     try:
-        elastic_launch(config, _join_group)(level, function, arguments)
+        elastic_launch(config, join_group)(level, function, *arguments)
     except SignalException as error:
         raise Interrupted(
             f"{error.sigval.name} ended the training; if a checkpoint folder is set, its state is "
@@ -120,12 +120,13 @@ def _reason(message: Any) -> str:  # noqa: ANN401
 
 
 @record
-def _join_group(level: int, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+def join_group(level: int, function: Callable[..., object], *arguments: object) -> None:
+    """Run a function in a process that an elastic launcher started, as one of its group."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    else:
+    elif os.environ["GROUP_WORLD_SIZE"] == "1":  # one launcher, so one machine
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
     function(*arguments)

@@ -3,14 +3,15 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from chexradinet.artifacts import require_replaceable, sha256_of
 from chexradinet.config import GuidanceConfig, GuidanceRecipe, TrainConfig, digest_of
+from chexradinet.config.parameters import TrainingPlacement
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
 from chexradinet.model.bundle import (
@@ -32,6 +33,7 @@ from chexradinet.regions.normalisation import fit_normalisation
 from chexradinet.regions.tables import FeaturesArtifact, read_feature_shards
 from chexradinet.store.finished import FinishedWork
 from chexradinet.training.device import on_processes
+from chexradinet.training.nodes import on_nodes
 from chexradinet.training.train import round_summary, trained, training_data
 
 _log = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ def retrain(
     min_improvement: float = 0.0,
     progress: Callable[[int, int, float], None] | None = None,
     processes: int = 1,
+    nodes: TrainingPlacement | None = None,
     reuse: bool = True,
 ) -> RoundOutcome:
     """Train one guided round from the bundle of the round before, and write its bundle.
@@ -79,6 +82,7 @@ def retrain(
         min_improvement: By how much the validation mean AUROC must rise to count as better.
         progress: Called as `fit` calls it; of several processes the first does, with a copy.
         processes: Number of processes, one per accelerator; equal up to rounding to one process.
+        nodes: Several nodes to train on instead of here.
         reuse: Take the bundle of an equal round that ended, if one is kept.
 
     Raises:
@@ -89,21 +93,31 @@ def retrain(
         Interrupted: the process was asked to end; the message says where its state is.
     """
     require_replaceable(target, BUNDLE_HEAD)
-    work = partial(
-        _retrain, bundle, dataset, features, target, round_number, guidance, config, progress
-    )
-    files = (file for folder in features for file in folder.glob("*"))
+    features = features if guidance.contrasts else []
+    arguments = (bundle, dataset, features, target, round_number, guidance, config)
+    previous, data = read_bundle_info(bundle)[1], open_dataset(dataset, verify=False).digest
+    together = nodes.num_processes if nodes else processes
     inputs = [
-        *(round_number, processes, guidance.record(), config.record()),
-        *(read_bundle_info(bundle)[1], open_dataset(dataset, verify=False).digest),
-        sorted(map(sha256_of, files)) if guidance.contrasts else [],
+        *(round_number, together, guidance.record(), config.record()),
+        *(previous, data),
+        _digests(features),
     ]
-    finished = FinishedWork("retrain", digest_of(inputs), reuse=reuse)
-    if not finished.take(target, BUNDLE_HEAD):
+    work = digest_of(inputs)
+    finished = FinishedWork("retrain", work, reuse=reuse)
+    if finished.take(target, BUNDLE_HEAD):
+        pass
+    elif nodes:
+        shared = {"dataset": (dataset, data), "bundle": (bundle, previous)}
+        for number, shard in enumerate(features):
+            shared[f"features-{number}"] = (shard, digest_of(_digests([shard])))
+        settings: dict[str, Any] = {"guidance": guidance.struct(), "config": config.struct()}
+        settings["round_number"] = round_number
+        on_nodes(nodes, "retrain", work, shared, settings, target)
+    else:
         if processes == 1:
-            work()
+            retrain_here(*arguments, progress)
         else:
-            on_processes(processes, work)
+            on_processes(processes, retrain_here, *arguments, progress)
         finished.keep(target)
     info = read_bundle_info(target)[0]
     better = improved([entry["mean_auroc"] for entry in info.metrics["history"]], min_improvement)
@@ -111,7 +125,12 @@ def retrain(
     return RoundOutcome(info=info, improved=better)
 
 
-def _retrain(
+def _digests(features: Sequence[Path]) -> list[str]:
+    files = (file for folder in features for file in folder.glob("*"))
+    return sorted(sha256_of(file) for file in files)
+
+
+def retrain_here(
     bundle: Path,
     dataset: Path,
     features: Sequence[Path],
@@ -121,6 +140,7 @@ def _retrain(
     config: TrainConfig,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> BundleInfo:
+    """Do the training of `retrain` in this process, alone or as one of its group."""
     data = open_dataset(dataset)
     loaded = load_bundle(bundle)
     require_match(loaded.info, data.info)

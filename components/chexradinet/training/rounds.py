@@ -26,7 +26,12 @@ class Opening(NamedTuple):
 
 
 def open_round(
-    number: int, rounds: int, improved: bool, num_shards: int, accelerators: str
+    number: int,
+    rounds: int,
+    improved: bool,
+    num_shards: int,
+    accelerators: str,
+    node_accelerators: str = "",
 ) -> Opening:
     """Tell a round's steps whether it runs, over which shards, and with how many accelerators.
 
@@ -36,6 +41,7 @@ def open_round(
         improved: Whether the round before ran and improved validation.
         num_shards: Number of shards of a round.
         accelerators: Accelerators of a training step in a round that runs.
+        node_accelerators: Accelerators of a node, if a training has several nodes.
     """
     if not improved or number > rounds:
         return Opening(active=False, shards=[0], accelerators="0", single_accelerator="0")
@@ -43,7 +49,7 @@ def open_round(
         active=True,
         shards=list(range(num_shards)),
         accelerators=accelerators,
-        single_accelerator=single_accelerator(accelerators),
+        single_accelerator=single_accelerator(node_accelerators or accelerators),
     )
 
 

@@ -19,6 +19,7 @@ from chexradinet.config import (
     digest_of,
     require,
 )
+from chexradinet.config.parameters import TrainingPlacement
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import TrainingError
 from chexradinet.evaluation.evaluator import validate
@@ -41,6 +42,7 @@ from chexradinet.store.finished import FinishedWork
 from chexradinet.store.opening import open_object, open_store
 from chexradinet.store.transfer import download_directory
 from chexradinet.training.device import on_processes
+from chexradinet.training.nodes import on_nodes
 from chexradinet.training.preemption import safeguard
 from chexradinet.training.pretrain import pretrain
 
@@ -60,6 +62,7 @@ def train(
     initial_weights: str = "",
     progress: Progress | None = None,
     processes: int = 1,
+    nodes: TrainingPlacement | None = None,
     reuse: bool = True,
     pretext: PretrainConfig | None = None,
 ) -> BundleInfo:
@@ -74,6 +77,7 @@ def train(
             dict of the same depth; empty starts at random.
         progress: Called as `fit` calls it; of several processes the first does, with a copy.
         processes: Number of processes, one per accelerator; equal up to rounding to one process.
+        nodes: Several nodes to train on instead of here.
         reuse: Take the bundle of an equal training that ended, if one is kept.
         pretext: How to pre-train an encoder on the training images first; None does not.
 
@@ -90,11 +94,18 @@ def train(
     wanted = "empty if there is a pretext: a network starts from one of them"
     require(not (pretext and initial_weights), "initial_weights", initial_weights, wanted)
     data = open_dataset(dataset, verify=False).digest
-    inputs = [data, network.record(), config.record(), _identity(initial_weights), processes]
+    together = nodes.num_processes if nodes else processes
+    inputs = [data, network.record(), config.record(), _identity(initial_weights), together]
     if pretext is not None:
         inputs.append(pretext.record())
-    finished = FinishedWork("train", digest_of(inputs), reuse=reuse)
+    work = digest_of(inputs)
+    finished = FinishedWork("train", work, reuse=reuse)
     if finished.take(target, BUNDLE_HEAD):
+        return read_bundle_info(target)[0]
+    if nodes:
+        settings: dict[str, Any] = {"network": network.struct(), "config": config.struct()}
+        settings["initial_weights"] = initial_weights
+        on_nodes(nodes, "train", work, {"dataset": (dataset, data)}, settings, target)
         return read_bundle_info(target)[0]
     with tempfile.TemporaryDirectory() as folder:
         if pretext is not None:
@@ -102,14 +113,14 @@ def train(
             pretrain(dataset, Path(initial_weights), network, pretext, progress=progress)
         arguments = (dataset, target, network, config, initial_weights, progress)
         if processes == 1:
-            _train(*arguments)
+            train_here(*arguments)
         else:
-            on_processes(processes, _train, *arguments)
+            on_processes(processes, train_here, *arguments)
     finished.keep(target)
     return read_bundle_info(target)[0]
 
 
-def _train(
+def train_here(
     dataset: Path,
     target: Path,
     network: NetworkConfig,
@@ -117,6 +128,7 @@ def _train(
     initial_weights: str,
     progress: Progress | None = None,
 ) -> BundleInfo:
+    """Do the training of `train` in this process, alone or as one of its group."""
     data = open_dataset(dataset)
     classifier = build_network(network, len(data.info.findings), seed=config.seed)
     start = start_from(classifier, initial_weights, data) if initial_weights else Start({}, [])

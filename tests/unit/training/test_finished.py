@@ -30,7 +30,7 @@ def test_a_finished_training_is_taken_and_not_trained_again(
 ) -> None:
     train(tiny_dataset, tmp_path / "first", TINY_NETWORK, TINY_TRAINING)
     with monkeypatch.context() as patch:
-        forbid(patch, "chexradinet.training.train._train")
+        forbid(patch, "chexradinet.training.train.train_here")
         train(tiny_dataset, tmp_path / "again", TINY_NETWORK, TINY_TRAINING)
         other = TINY_TRAINING.changed(seed=6)
         with pytest.raises(pytest.fail.Exception, match="it was done again"):
@@ -58,7 +58,7 @@ def test_a_finished_round_is_taken_and_judged_by_the_limit_given_now(
         ).improved
 
     assert run("first", -1)
-    forbid(monkeypatch, "chexradinet.training.retrain._retrain")
+    forbid(monkeypatch, "chexradinet.training.retrain.retrain_here")
     assert run("again", -1)
     assert not run("strict", 1)
 
