@@ -1,11 +1,8 @@
 """The wheel holds all that the package reads, and its command runs from an empty folder."""
 
-import ast
-import re
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -34,34 +31,6 @@ def test_every_file_beside_the_code_is_in_the_wheel(wheel: Path) -> None:
         ).stdout.split()
         missing = {name.replace(package, place, 1) for name in tracked} - names
         assert missing == set()
-
-
-def test_whatever_the_package_imports_is_a_dependency_of_its_own_or_of_an_extra(
-    wheel: Path,
-) -> None:
-    archive = zipfile.ZipFile(wheel)
-    (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-    declared: dict[str, set[str]] = {"": set(), "kfp": set(), "radiomics": set(), "dev": set()}
-    for line in archive.read(metadata).decode().splitlines():
-        if found := re.match(r"Requires-Dist: ([\w.-]+)[^;]*(?:; extra == '(\w+)')?", line):
-            declared[found[2] or ""].add(re.sub(r"[-_.]+", "-", found[1]).lower())
-    known = packages_distributions()
-    for path in sorted((ROOT / "components" / "chexradinet").rglob("*.py")):
-        extra = {"steps": "kfp", "regions": "radiomics"}.get(path.parent.name, "")
-        for name in imported(path) - sys.stdlib_module_names - {"chexradinet"}:
-            distributions = {re.sub(r"[-_.]+", "-", one).lower() for one in known[name]}
-            assert distributions & (declared[""] | declared[extra]), f"{path}: {name}"
-
-
-def imported(path: Path) -> set[str]:
-    """Return the top-level names of all modules that a file imports."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {one.name.partition(".")[0] for one in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.partition(".")[0])
-    return names
 
 
 def test_plain_pip_installs_it_and_its_command_runs_outside_the_checkout(
