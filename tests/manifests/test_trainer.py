@@ -41,7 +41,7 @@ def test_every_object_is_valid_and_in_the_namespace_of_runs(
         assert thing["metadata"]["labels"]["app.kubernetes.io/part-of"] == "chexradinet"
     (runtime,) = [o for o in with_trainer if o["kind"] == "TrainingRuntime"]
     assert runtime["metadata"]["namespace"] == "chexradinet"
-    template = {"spec": {"replicatedJbos": []}}
+    template: Object = {"spec": {"replicatedJbos": []}}
     with pytest.raises(Exception, match="replicatedJbos"):
         validate({**runtime, "spec": {"template": template}}, custom_resources)
 

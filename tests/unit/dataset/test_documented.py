@@ -15,7 +15,7 @@ from chexradinet.ingest.summary import SHOWN_FLAGS
 from chexradinet.records import RejectReason
 
 PAGE = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")
-ROWS = {row.strip("`") for row in re.findall(r"^\| (`\w+`)", PAGE, flags=re.MULTILINE)}
+ROWS = {row.strip("`") for row in re.findall(r"^[|-] (`\w+`)", PAGE, flags=re.MULTILINE)}
 
 
 @pytest.mark.parametrize("reason", list(RejectReason))

@@ -20,6 +20,7 @@ from chexradinet.config import (
 from chexradinet.config.parameters import TrainingPlacement, TrainingSettings, nested
 from chexradinet.errors import ConfigError, TrainingError
 from chexradinet.model.bundle import load_bundle
+from chexradinet.store.finished import FinishedWork
 from chexradinet.store.uri import CHECKPOINT_VARIABLE
 from chexradinet.training import nodes
 from chexradinet.training.heatmap import heatmap
@@ -133,7 +134,7 @@ def test_two_nodes_train_like_one_process_in_both_kinds_of_round(
 def test_a_node_without_its_input_ends_all_of_them(
     tiny_dataset: Path, tmp_path: Path, machine: OneMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nodes.FinishedWork, "share", lambda *_: None)
+    monkeypatch.setattr(FinishedWork, "share", lambda *_: None)
     with pytest.raises(TrainingError, match="the dataset that the step shared is not there"):
         train(tiny_dataset, tmp_path / "model", NETWORK, CONFIG, nodes=PLACE)
     assert not (tmp_path / "model").exists()
@@ -152,7 +153,7 @@ def test_outside_of_a_pod_several_nodes_are_refused(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CHECKPOINT_VARIABLE, "s3://bucket/checkpoints")
-    monkeypatch.setattr(nodes.FinishedWork, "take", lambda *_: False)
+    monkeypatch.setattr(FinishedWork, "take", lambda *_: False)
     monkeypatch.setattr(nodes, "SERVICE_ACCOUNT", tmp_path)
     with pytest.raises(ConfigError, match="needs a pod on Kubernetes with its account's token"):
         train(tiny_dataset, tmp_path / "model", NETWORK, CONFIG, nodes=PLACE)
