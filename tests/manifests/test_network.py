@@ -28,6 +28,7 @@ FOREIGN_PODS = [
     {"component": "metadata-grpc-server"},
     {"k8s-app": "kube-dns"},
     {"app.kubernetes.io/name": "prometheus"},
+    {"app.kubernetes.io/name": "training-node"},  # with options/trainer
 ]
 
 
