@@ -17,6 +17,8 @@ RUN_ID = "00000000-0000-0000-0000-000000000001"
 
 _PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
 
+_CONDITION = re.compile(r"inputs\.parameter_values\['([^']+)'\] (==|!=) '([^']*)'")
+
 
 class GraphError(Exception):
     """The compiled pipeline holds something that this walk does not know."""
@@ -67,7 +69,8 @@ def _component(
     for task_name in _in_order(tasks):
         task = tasks[task_name]
         inputs = _inputs(task.get("inputs", {}), given, done)
-        _require_known(task, task_name)
+        if not _is_wanted(task, task_name, inputs):
+            continue
         place = f"{path}{'.' if path else ''}{task_name}"
         reference = task["componentRef"]["name"]
         if "parameterIterator" in task:
@@ -173,6 +176,15 @@ def _outputs(wanted: Specification, done: Mapping[str, Values]) -> Values:
     return found
 
 
-def _require_known(task: Specification, name: str) -> None:
-    if "condition" in task.get("triggerPolicy", {}) or "artifactIterator" in task:
-        raise GraphError(f"task {name} has a condition or loops over artifacts")
+def _is_wanted(task: Specification, name: str, inputs: Values) -> bool:
+    """Return whether a task runs; its condition may compare one parameter with a text."""
+    if "artifactIterator" in task:
+        raise GraphError(f"task {name} loops over artifacts")
+    condition = task.get("triggerPolicy", {}).get("condition")
+    if condition is None:
+        return True
+    compared = _CONDITION.fullmatch(condition)
+    if compared is None:
+        raise GraphError(f"task {name} has the condition {condition}")
+    parameter, operator, text = compared.groups()
+    return bool((inputs.parameters[parameter] == text) == (operator == "=="))

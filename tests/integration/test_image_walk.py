@@ -101,7 +101,7 @@ def test_what_the_walk_does_not_know_is_an_error() -> None:
         },
         "components": {"comp": {"executorLabel": "exec"}},
     }
-    with pytest.raises(GraphError, match="maybe has a condition"):
+    with pytest.raises(GraphError, match="maybe has the condition inputs"):
         walk(pipeline, {}, lambda path, name, inputs: Values())
 
 

@@ -216,7 +216,7 @@ def test_every_variable_of_the_guide_reaches_a_pod(
         for name in _environment(settings, kind)
     }
     assert documented <= given
-    assert "`AWS_SESSION_TOKEN` | no | third part of temporary credentials; on Kub" in storage
+    assert "`AWS_SESSION_TOKEN`: third part of temporary credentials; on Kub" in storage
     assert given <= documented
 
 

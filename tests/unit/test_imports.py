@@ -90,7 +90,7 @@ def test_no_two_files_import_each_other_in_a_circle(package: str) -> None:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("components", {"radiomics"}),
+        ("components", {"radiomics", "trainer"}),
         ("pipelines", {"kfp"}),
         ("benchmarks", {"kfp", "radiomics", "dev"}),
         ("tests", {"kfp", "radiomics", "dev"}),
