@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from minio import MinioAdmin
@@ -162,7 +163,11 @@ def counted_reads(
         files.append(file)
         return read(opened, file)
 
+    def here(items: list[Any], decode: Callable[..., Any], _: int) -> Iterator[Any]:
+        return map(decode, items)
+
     monkeypatch.setattr(source, "read", noted)
+    monkeypatch.setattr("chexradinet.ingest.ingest.decode_in_order", here)
     return files
 
 

@@ -53,7 +53,10 @@ class Inbox:
     num_unreadable: int = 0
     """Links that lead nowhere or out of the inbox, and folders that may not be read."""
     num_replaced: int = 0
-    """Under a name whose object an earlier plan has done: the sender has written it again."""
+    """Under a name whose object an earlier plan has done: the sender has written it again.
+
+    Plans that did nothing of what the inbox still holds are not read, and so not counted.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

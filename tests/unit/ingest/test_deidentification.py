@@ -173,8 +173,8 @@ def test_folder_that_cannot_be_listed_is_not_named(
 
     scandir = os.scandir
 
-    def refuse(path: Path) -> object:
-        if path.name == STUDY_DAY:
+    def refuse(path: Path | int) -> object:
+        if isinstance(path, Path) and path.name == STUDY_DAY:
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 

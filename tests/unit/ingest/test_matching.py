@@ -47,7 +47,7 @@ def test_file_is_meant_when_one_path_ends_in_the_other_and_the_same_path_goes_fi
 
 
 def test_name_that_several_files_have_is_refused_with_the_number_of_such_rows() -> None:
-    with pytest.raises(LabelTableError, match=r"2 rows of labels\.csv .*'v1\.jpg', means"):
+    with pytest.raises(LabelTableError, match=r"2 rows of labels\.csv .*'v1\.jpg', matches"):
         match_rows("labels.csv", ["v1.jpg", "1.png", "s/v1.jpg", "c/../v1.jpg", "v1.jpg"], FILES)
 
 

@@ -44,6 +44,7 @@ def test_a_file_that_changed_is_scored_once_with_what_it_became(world: World) ->
 
 
 def test_an_object_that_is_written_again_after_it_was_scored_is_counted(world: World) -> None:
+    world.add_dicom(7, "stays.dcm")
     for number in range(2):
         world.add_dicom(number, "a.dcm")
         outcome, _ = world.run()
