@@ -101,7 +101,7 @@ def test_the_smallest_study_runs_here_from_the_compiled_pipeline(
     }
     assert all(row["seeds"] == 2 for row in document["rows"])
     assert "What is shown and what is not" in (study / "report.html").read_text()
-    fixed = [path.read_text() for path in artifacts_of(run, PREREGISTRATION)]
+    fixed = [yaml.safe_load(path.read_text()) for path in artifacts_of(run, PREREGISTRATION)]
     assert len(fixed) == 2
     assert fixed[0] == fixed[1]
     assert read_plan(study / PREREGISTRATION).record() == document["plan"]
