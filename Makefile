@@ -54,7 +54,7 @@ demo: .venv/.ready ## Train on generated X-rays and score an inbox, on this mach
 test: .venv/.ready ## Run all tests, on two processes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
-test-fast: .venv/.ready ## Run in under three minutes what needs no server and no training
+test-fast: .venv/.ready ## Run what needs no server and no training
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope -m "not slow and not trains and not image and not cluster" tests/unit tests/manifests
 
 test-tools: ## Install on Debian the programs that some tests need (root)
