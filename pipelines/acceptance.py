@@ -91,7 +91,7 @@ class Acceptance:
     def run(self) -> bool:
         """Do everything; return whether all of it held."""
         try:
-            with suppress(ChexRadiNetError):  # told in its row
+            with suppress(ChexRadiNetError):  # its row says so
                 self._check()
                 self._prepare()
                 versions = self._publish()

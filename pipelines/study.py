@@ -63,8 +63,8 @@ def study_parts(
             dataset=dataset,
         )
         with_checkpoints(on_accelerator(ran, placement, training_memory, accelerators))
-    told = study_report(plan=plan, dataset=dataset, cells=dsl.Collected(ran.outputs["cells"]))
-    on_processor(told, placement, training_memory)
+    judged = study_report(plan=plan, dataset=dataset, cells=dsl.Collected(ran.outputs["cells"]))
+    on_processor(judged, placement, training_memory)
 
 
 def study_pipeline() -> Callable[..., Any]:

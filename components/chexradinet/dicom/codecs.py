@@ -121,7 +121,9 @@ def values_of(patterns: NDArray[np.integer], layout: PixelLayout) -> NDArray[np.
     return values
 
 
-def agreed(patterns: Stored, layout: PixelLayout, bits: int, *, is_told: bool) -> PixelLayout:
+def agreed(
+    patterns: Stored, layout: PixelLayout, bits: int, *, is_from_stream: bool
+) -> PixelLayout:
     """Return how to read words that may hold more or fewer bits than Bits Stored (ADR 0015).
 
     Values may overshoot Bits Stored in a lossy stream, be extended to 16 bits or not, or have bits
@@ -133,7 +135,7 @@ def agreed(patterns: Stored, layout: PixelLayout, bits: int, *, is_told: bool) -
         patterns: Grey words of shape (H, W).
         layout: What the header says.
         bits: Depth of the words.
-        is_told: Whether a stream tells this depth itself; then it holds if both are as smooth.
+        is_from_stream: Whether the depth is the stream's own; then it wins a tie.
     """
     by_stream = replace(layout, bits_stored=bits, high_bit=bits - 1)
     if layout.high_bit >= layout.bits_stored:
@@ -152,7 +154,7 @@ def agreed(patterns: Stored, layout: PixelLayout, bits: int, *, is_told: bool) -
     rows = rows[:: len(rows) // _MAX_SAMPLE_ROWS + 1]
     drops_bits = int(patterns.max()) >> min(bits, layout.bits_stored) > 0
     header, stream = (_roughness(patterns, rows, way, drops_bits) for way in (layout, by_stream))
-    return layout if header < stream or (header == stream and not is_told) else by_stream
+    return layout if header < stream or (header == stream and not is_from_stream) else by_stream
 
 
 def _roughness(

@@ -140,8 +140,10 @@ def decoded(file: DicomFile, layout: PixelLayout) -> Frame:
         stored, excess = _native(file, layout)
         if excess > 1:
             notes.append("excess_pixel_bytes")
-    told, depth = bits is not None, bits or 8 * stored.itemsize
-    as_read = agreed(stored, layout, depth, is_told=told) if layout.is_monochrome else layout
+    as_read = layout
+    if layout.is_monochrome:
+        depth = bits or 8 * stored.itemsize
+        as_read = agreed(stored, layout, depth, is_from_stream=bits is not None)
     if as_read != layout:
         notes.append("stream_contradicts_bits_stored")
     return Frame(stored, as_read, tuple(notes))

@@ -235,7 +235,7 @@ def patient_weights(
     """Yield how often each image was drawn, shape (N, resamples of this chunk), chunk by chunk.
 
     Raises:
-        EvaluationError: there is no image.
+        EvaluationError: there are no images.
     """
     patients, member = np.unique(np.asarray(patient_ids), return_inverse=True)
     if not len(patients):

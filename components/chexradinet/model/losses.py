@@ -92,7 +92,7 @@ def nt_xent(
         radiomics_embeddings: Shape (P, D).
         temperature: Above 0.
         owners: The image of each row, (P,). If given, views of one image are never negatives of
-            each other: an image cannot be told from itself.
+            each other: an image is no negative of itself.
 
     Returns:
         A scalar; 0 if no view has a negative, as for P = 1.

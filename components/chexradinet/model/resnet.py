@@ -164,7 +164,7 @@ def build_network(config: NetworkConfig, num_findings: int, seed: int | None = N
         seed: Equal seeds give equal weights; None draws from torch's global generator.
 
     Raises:
-        ConfigError: there is no finding to learn.
+        ConfigError: there are no findings to learn.
     """
     require(num_findings >= 1, "num_findings", num_findings, "at least 1")
     if seed is None:

@@ -191,10 +191,10 @@ def _provenance(found: Mapping[str, Any]) -> dict[str, Any]:
         "pretrain": "Round 0 started from a pre-trained encoder.",
         "initial_weights": "Round 0 started from a given state dict, such as ImageNet's.",
     }
-    told = [starts[one["stage"]] for one in stages if one["stage"] in starts]
+    known = [starts[one["stage"]] for one in stages if one["stage"] in starts]
     off = "Round 0 started from random weights: ImageNet was off, as no file was given."
     judged = [{"stage": "evaluate", **found["evaluate"]}] if "evaluate" in found else []
-    return {"stages": stages + judged, "start": " ".join(told) or off}
+    return {"stages": stages + judged, "start": " ".join(known) or off}
 
 
 def learning_curves(
