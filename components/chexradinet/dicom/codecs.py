@@ -11,6 +11,7 @@ Source: DICOM PS3.5 annexes A.4 and G.
 """
 
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -47,6 +48,7 @@ _NO_RUN, _LONGEST_RUN = 128, 128
 _MAX_SAMPLE_ROWS = 256
 _BYTE = 8
 _CODESTREAM = b"\xff\x4f\xff\x51"
+_TILE_PART = b"\xff\x90"
 _BROKEN_STREAM = (
     *(imagecodecs.Jpeg8Error, imagecodecs.JpeglsError, imagecodecs.Jpeg2kError),
     *(MemoryError, NotImplementedError, ValueError),
@@ -100,6 +102,8 @@ def decode_frame(frame: bytes, syntax: uid.UID, layout: PixelLayout) -> tuple[St
         raise unreadable(f"no decoder for {syntax.name}")
     bits = _checked_depth(frame, syntax, layout)
     frame = whole_stream(frame)
+    if syntax in _JPEG_2000:
+        _require_all_tiles(frame)
     try:
         pixels = _decoded(frame, syntax, layout)
     except _BROKEN_STREAM as error:
@@ -352,6 +356,31 @@ def jpeg_2000_head(frame: bytes) -> Head | None:
     if sampling != {bytes([frame[42], 1, 1])}:
         return None
     return height - top, width - left, components, (frame[42] & 0x7F) + 1
+
+
+def _require_all_tiles(stream: bytes) -> None:
+    """Refuse a codestream without all its tiles and tile-parts: OpenJPEG leaves them black.
+
+    Source: ISO/IEC 15444-1, A.4.2 and A.5.1.
+    """
+    right, bottom, _, _, width, height, left, top = struct.unpack_from(">8I", stream, 8)
+    expected = -(-(right - left) // max(width, 1)) * -(-(bottom - top) // max(height, 1))
+    parts = list(_tile_parts(stream))
+    found = Counter(tile for tile, _ in parts)
+    if len(found) < expected or any(found[tile] < promised for tile, promised in parts):
+        raise truncated(f"the codestream holds {len(found)} of {expected} tiles, or parts of them")
+
+
+def _tile_parts(stream: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the tile of each tile-part, and how many its tile has; 0 if that is not told."""
+    position = len(_CODESTREAM) // 2
+    while (marker := stream[position : position + 2]) not in (_TILE_PART, _END, b""):
+        position += 2 + int.from_bytes(stream[position + 2 : position + 4])
+    while marker == _TILE_PART and position + 12 <= len(stream):
+        tile, length, _, promised = struct.unpack_from(">HIBB", stream, position + 4)
+        yield tile, promised
+        position += length or len(stream)
+        marker = stream[position : position + 2]
 
 
 def marked_colour(frame: bytes) -> str | None:

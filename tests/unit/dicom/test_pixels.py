@@ -1,13 +1,16 @@
 """Pixels whose stream, length or offset table contradicts the header: read right, or refused."""
 
+import io
 import struct
 
 import imagecodecs
 import numpy as np
+import pydicom
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom import uid
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 
 from chexradinet.config import DicomConfig
 from chexradinet.dicom.codecs import values_of
@@ -45,6 +48,20 @@ def with_bits(content: bytes, stored: int, high: int | None = None) -> bytes:
     """Return a file whose header names another depth than its pixels were written with."""
     content = patched(content, 0x0028, 0x0101, b"US", stored)
     return patched(content, 0x0028, 0x0102, b"US", stored - 1 if high is None else high)
+
+
+def tiled_codestream(picture: NDArray[np.integer]) -> list[bytes]:
+    """Return a lossless codestream of four tiles, taken apart: header, tiles, end marker."""
+    written = io.BytesIO()
+    tile = (picture.shape[1] // 2, picture.shape[0] // 2)
+    Image.fromarray(picture).save(written, "JPEG2000", tile_size=tile, no_jp2=True)
+    head, *tiles = written.getvalue().removesuffix(b"\xff\xd9").split(b"\xff\x90\x00\x0a")
+    return [head, *(b"\xff\x90\x00\x0a" + tile for tile in tiles), b"\xff\xd9"]
+
+
+def bytes_of_frame(content: bytes) -> bytes:
+    (frame,) = generate_frames(pydicom.dcmread(io.BytesIO(content)).PixelData, number_of_frames=1)
+    return frame
 
 
 def frame_of(content: bytes) -> Frame:
@@ -283,6 +300,33 @@ def test_the_byte_that_makes_the_length_even_is_no_excess() -> None:
 def test_more_fragments_than_an_x_ray_has_are_too_large() -> None:
     content = encode_radiograph(scene(0, 4095), uid.JPEG2000Lossless)
     assert reason_of(with_items(content, *[b"ab"] * 60_000)).startswith("too_large: more than")
+
+
+@pytest.mark.parametrize("missing", range(4))
+def test_a_codestream_that_lacks_a_tile_is_truncated(missing: int) -> None:
+    truth = scene(0, 255, np.uint8)
+    written = encode_radiograph(truth, uid.JPEG2000Lossless)
+    head, *tiles = tiled_codestream(truth)
+    np.testing.assert_array_equal(values_read(with_stream(written, b"".join([head, *tiles]))), truth)
+    del tiles[missing]
+    reason = reason_of(with_stream(written, b"".join([head, *tiles])))
+    assert reason.startswith("truncated: the codestream holds 3 of 4 tiles")
+
+
+def test_a_codestream_that_lacks_parts_of_its_tile_is_truncated() -> None:
+    written = encode_radiograph(scene(0, 4095), uid.JPEG2000Lossless)
+    stream = bytearray(bytes_of_frame(written))
+    stream[stream.index(b"\xff\x90") + 11] = 2  # tile-parts of its tile
+    assert reason_of(with_stream(written, bytes(stream))).startswith("truncated: the codestream")
+
+
+def test_the_last_tile_may_leave_its_length_out() -> None:
+    truth = scene(0, 4095)
+    written = encode_radiograph(truth, uid.JPEG2000Lossless)
+    stream = bytearray(bytes_of_frame(written))
+    place = stream.index(b"\xff\x90") + 6
+    stream[place : place + 4] = bytes(4)
+    np.testing.assert_array_equal(values_read(with_stream(written, bytes(stream))), truth)
 
 
 def test_uncompressed_bytes_of_a_second_frame_are_not_padding() -> None:
