@@ -307,7 +307,9 @@ def test_a_codestream_that_lacks_a_tile_is_truncated(missing: int) -> None:
     truth = scene(0, 255, np.uint8)
     written = encode_radiograph(truth, uid.JPEG2000Lossless)
     head, *tiles = tiled_codestream(truth)
-    np.testing.assert_array_equal(values_read(with_stream(written, b"".join([head, *tiles]))), truth)
+    np.testing.assert_array_equal(
+        values_read(with_stream(written, b"".join([head, *tiles]))), truth
+    )
     del tiles[missing]
     reason = reason_of(with_stream(written, b"".join([head, *tiles])))
     assert reason.startswith("truncated: the codestream holds 3 of 4 tiles")
