@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from chexradinet.cli.progress import show_json
 from chexradinet.config import Settings as ModelSettings
 from chexradinet.config.parameters import (
     WORKER_IMAGE,
@@ -23,7 +24,7 @@ from chexradinet.config.parameters import (
 from chexradinet.errors import ChexRadiNetError, ConfigError
 from pipelines.compile import BUILD_FOLDER, compile_nightly, compile_study, compile_training
 from pipelines.describe import parameters_of
-from pipelines.ending import show_nightly, show_training
+from pipelines.ending import ENDINGS
 from pipelines.parameters import asked_shape, load_compiled, parse_settings
 from pipelines.remote import (
     Arms,
@@ -94,8 +95,8 @@ def run_command(
     console.print(f"running {compiled} in {target}", highlight=False, soft_wrap=True)
     with _continued_by(*([] if run_folder else ["--run-folder", str(target)])):
         run_locally(compiled, arguments, target, console)
-    show = show_training if name == "training" else show_nightly
-    show(arguments, target, console)
+    result = ENDINGS[name](arguments, target, console)
+    show_json(run_folder=target, **result)
 
 
 @contextmanager

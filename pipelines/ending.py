@@ -1,4 +1,7 @@
-"""What a local run ends with: figures, reports, model and decision."""
+"""What a local run ends with: figures, reports, model and decision.
+
+Each function prints it and returns it by name, for programs that ask for JSON.
+"""
 
 import json
 from collections.abc import Mapping
@@ -26,8 +29,10 @@ _COLUMNS = {
 }
 
 
-def show_training(arguments: Mapping[str, Value], run_folder: Path, console: Console) -> None:
-    """Print the headline table, where report and model are, and whether it was published.
+def show_training(
+    arguments: Mapping[str, Value], run_folder: Path, console: Console
+) -> dict[str, object]:
+    """Print the headline table, where report and champion are, and whether it is this model.
 
     Args:
         arguments: Parameters of the run.
@@ -46,13 +51,20 @@ def show_training(arguments: Mapping[str, Value], run_folder: Path, console: Con
     console.print(document["protocol"]["localization"], style="dim", highlight=False)
     figures = artifacts_of(run_folder, "figures")[-1]
     decision = read_document(figures, "publication", DECISION_SCHEMA)
-    verdict = "published" if decision["published"] else "not published"
-    _line(console, "report", evaluation / "report.html")
-    _line(console, "model", f"{arguments['models_uri']}/{decision['champion_digest']}")
-    _line(console, "decision", f"{verdict}: {decision['reason']}")
+    published, digest = decision["published"], decision["champion_digest"]
+    champion = f"{arguments['models_uri']}/{digest}" if digest else "none"
+    verdict = "published" if published else "not published"
+    lines = {
+        "report": evaluation / "report.html",
+        "model" if published else "champion": champion,
+        "decision": f"{verdict}: {decision['reason']}",
+    }
+    return _lines(console, lines)
 
 
-def show_nightly(arguments: Mapping[str, Value], run_folder: Path, console: Console) -> None:
+def show_nightly(
+    arguments: Mapping[str, Value], run_folder: Path, console: Console
+) -> dict[str, object]:
     """Print what a night came to, and where its worklist and report are.
 
     Args:
@@ -62,15 +74,40 @@ def show_nightly(arguments: Mapping[str, Value], run_folder: Path, console: Cons
     """
     (collected,) = run_folder.glob("*/collect/executor_output.json")
     outcome = json.loads(collected.read_text(encoding="utf-8"))["parameterValues"]["Output"]
-    _line(console, "night", outcome)
     scores = f"{arguments['results_uri']}/scores"
     nights = sorted(Path(scores).glob("date=*"))
-    for name in ("worklist", "report"):
-        _line(console, name, nights[-1] / f"{name}.html" if nights else f"{scores}/…/{name}.html")
+    folder = nights[-1] if nights else f"{scores}/…"
+    lines = {name: f"{folder}/{name}.html" for name in ("worklist", "report")}
+    return _lines(console, {"night": outcome, **lines})
 
 
-def _line(console: Console, name: str, text: object) -> None:
-    console.print(f"{name:<9} {text}", highlight=False, markup=False, soft_wrap=True)
+def show_study(
+    _arguments: Mapping[str, Value], run_folder: Path, console: Console
+) -> dict[str, object]:
+    """Print what a study shows and what not, and where its report is.
+
+    Args:
+        run_folder: Folder of the finished run.
+        console: Where to print.
+    """
+    # Here, because torch takes seconds to load.
+    from chexradinet.training.study_report import SCHEMA
+
+    study = artifacts_of(run_folder, "study")[-1]
+    document = read_document(study / "study.json", "study", SCHEMA)
+    for sentence in document["sentences"]:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    return _lines(console, {"report": study / "report.html"})
+
+
+ENDINGS = {"training": show_training, "nightly": show_nightly, "study": show_study}
+"""By pipeline."""
+
+
+def _lines(console: Console, lines: Mapping[str, object]) -> dict[str, object]:
+    for name, text in lines.items():
+        console.print(f"{name:<9} {text}", highlight=False, markup=False, soft_wrap=True)
+    return {name: str(text) for name, text in lines.items()}
 
 
 def _cell(value: object) -> str:

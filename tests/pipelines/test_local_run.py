@@ -148,7 +148,7 @@ def test_ctrl_c_prints_the_command_that_continues_the_run_in_mid_training(
 ) -> None:
     (tmp_path / "run.yaml").write_text("\n".join(word.replace("=", ": ") for word in TINY))
     given = (f"source={phantom}", "models_uri=models", "rounds=0", "compare_arms=false", "epochs=9")
-    command = [str(Path(sys.executable).with_name("chexradinet")), "run", "training"]
+    command = [str(Path(sys.executable).with_name("chexradinet")), "--json", "run", "training"]
     command += ["--config", "run.yaml", *(word for one in given for word in ("--set", one))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **ONE_THREAD}
 
@@ -182,6 +182,9 @@ def test_ctrl_c_prints_the_command_that_continues_the_run_in_mid_training(
     assert "ingest was done before" in log.read_text()
     ending = re.findall(r"^(report|model|decision) +\S", said, re.MULTILINE)
     assert ending == ["report", "model", "decision"]
+    result = json.loads(said.splitlines()[-1])
+    assert result["decision"].startswith("published")
+    assert Path(tmp_path, result["report"]).is_file()
 
 
 def test_a_missing_source_fails_the_run_with_its_own_words(

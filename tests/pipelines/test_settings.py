@@ -299,7 +299,7 @@ def test_each_preset_is_one_that_a_run_takes(
 ) -> None:
     taken: list[Any] = []
     monkeypatch.setattr(commands, "run_locally", lambda *given: taken.append(given[1]))
-    monkeypatch.setattr(commands, "show_training", lambda *_: None)
+    monkeypatch.setitem(commands.ENDINGS, "training", lambda *_: {})
     words = [f"--set={key}={value}" for key, value in REQUIRED["training"].items()]
     command = ["run", "training", "--config", str(preset), "--folder", str(tmp_path), *words]
     result = CliRunner().invoke(commands.app, command)

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
+from typer.testing import CliRunner
 
 from chexradinet.artifacts import read_document
 from chexradinet.config import Freeze, Pretext
 from chexradinet.errors import ConfigError
 from chexradinet.phantom import write_phantom
 from chexradinet.training.study_parts import PREREGISTRATION, num_parts
-from pipelines.parameters import load_compiled, parse_settings
-from pipelines.run import artifacts_of, run_locally
+from pipelines import __main__ as commands
+from pipelines.run import artifacts_of
 from pipelines.study import MAX_PARTS, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,9 +31,9 @@ def test_plan_of_the_documentation_is_possible(tmp_path: Path) -> None:
     assert plan.seeds == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("name", ["study.yaml", "study-guided.yaml"])
-def test_plan_of_the_evidence_is_possible(name: str) -> None:
-    plan = read_plan(ROOT / "benchmarks" / name)
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("study*.yaml")), ids=str)
+def test_plan_of_the_evidence_is_possible(path: Path) -> None:
+    plan = read_plan(path)
     assert num_parts(plan, MAX_PARTS) == len(plan.arms) * len(plan.seeds)
 
 
@@ -81,16 +81,20 @@ SMALLEST: dict[str, Any] = {
 
 @pytest.mark.slow
 def test_the_smallest_study_runs_here_from_the_compiled_pipeline(
-    compiled_study: Path, tmp_path: Path
+    compiled_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_phantom(tmp_path / "source", 96, 64, seed=1)
     settings = {"source": str(tmp_path / "source"), "data_format": "csv", "image_side": 48}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({**settings, "plan": SMALLEST}))
-    arguments = parse_settings(load_compiled(compiled_study), [], tmp_path / "run.yaml")
-    run = tmp_path / "run"
-    run_locally(compiled_study, arguments, run, Console(quiet=True), {"OMP_NUM_THREADS": "1"})
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    folder, run = str(compiled_study.parent), tmp_path / "run"
+    command = ["run", "study", "--config", str(tmp_path / "run.yaml"), "--folder", folder]
+    result = CliRunner().invoke(commands.app, [*command, "--run-folder", str(run)])
+    assert result.exit_code == 0, result.output
     (study,) = artifacts_of(run, "study")
+    assert f"report    {study / 'report.html'}" in result.output
     document = read_document(study / "study.json", "study", 2)
+    assert all(sentence in result.output for sentence in document["sentences"])
     ran = {(row["arm"], row["readout"], row["labels"]) for row in document["rows"]}
     number = document["data"]["training_images"]
     assert ran == {

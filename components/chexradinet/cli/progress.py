@@ -22,6 +22,11 @@ def print_json(wanted: bool) -> None:
 def show(text: str, **result: object) -> None:
     """Print a command's result: a line for people, and JSON on standard output if asked for."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+    show_json(**result)
+
+
+def show_json(**result: object) -> None:
+    """Print a result as JSON on standard output if asked for."""
     if _as_json:
         typer.echo(json.dumps(result, sort_keys=True, default=str))
 
