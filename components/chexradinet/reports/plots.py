@@ -15,6 +15,8 @@ from chexradinet.reports.page import readable
 
 # Colours of Okabe and Ito: distinct for every kind of colour vision, and by lightness in print.
 _BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#8A8F98", "#1d2733"
+_GREEN, _PINK, _YELLOW, _SKY = "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+_ARM_COLORS = (_BLUE, _ORANGE, _GREEN, _PINK, _YELLOW, _SKY, _INK, _GREY)
 _COLUMNS = 4
 _DPI = 130
 _BINS = 20
@@ -92,6 +94,39 @@ def learning_plot(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
 
     return _small_plots(list(curves), draw, ("epoch, all rounds", "value"), (2.6, 2.0))
+
+
+def study_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return the mean AUROC of a study's arms by number of labels, one plot per read-out.
+
+    Args:
+        rows: Rows of the table with `readout`, `labels`, `arm` and `auroc_by_seed`. A dot is a mean
+            over seeds, its bar goes from the worst seed to the best.
+    """
+    arms, readouts = (list(dict.fromkeys(row[key] for row in rows)) for key in ("arm", "readout"))
+    numbers = sorted({row["labels"] for row in rows})
+    figure = Figure(figsize=(8.8, 3.4), dpi=_DPI, layout="constrained")
+    panels = figure.subplots(1, len(readouts), squeeze=False)[0]
+    for row in rows:
+        index = arms.index(row["arm"])
+        values = [value for value in row["auroc_by_seed"].values() if value is not None]
+        if values:
+            place = numbers.index(row["labels"]) + (index + 1) / (len(arms) + 1) - 0.5
+            color = _ARM_COLORS[index % len(_ARM_COLORS)]
+            axes = panels[readouts.index(row["readout"])]
+            axes.vlines(place, min(values), max(values), color=color, linewidth=1.4)
+            axes.plot(place, np.mean(values), "o", color=color, markersize=4.5, label=row["arm"])
+    for axes, readout in zip(panels, readouts, strict=True):
+        axes.set_title(readout, fontsize=9, color=_INK)
+        axes.set_xticks(range(len(numbers)), map(str, numbers))
+        _plain(axes)
+    named = dict(zip(*reversed(panels[-1].get_legend_handles_labels()), strict=True))
+    figure.legend(
+        named.values(), named, loc="outside upper center", ncols=5, frameon=False, fontsize=8
+    )
+    figure.supxlabel("labelled images", fontsize=9, color=_INK)
+    figure.supylabel("mean AUROC", fontsize=9, color=_INK)
+    return _png(figure)
 
 
 def localization_plot(

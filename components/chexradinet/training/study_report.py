@@ -35,6 +35,7 @@ from chexradinet.evaluation.metrics import MEASURES, interval, signed
 from chexradinet.model.provenance import environment
 from chexradinet.records import Split
 from chexradinet.reports.page import write_page
+from chexradinet.reports.plots import study_plot
 from chexradinet.training.study import facts_of
 from chexradinet.training.study_cell import READOUTS, Outcome
 
@@ -81,7 +82,8 @@ def study_document(data: Dataset, plan: StudyPlan, outcomes: Sequence[Outcome]) 
 def write_study(folder: Path, document: dict[str, Any]) -> None:
     """Write `study.json` and `report.html`."""
     write_document(folder / "study.json", "study", SCHEMA, document)
-    write_page(folder / "report.html", "study", measures=MEASURES, **document)
+    picture = study_plot(document["rows"])
+    write_page(folder / "report.html", "study", measures=MEASURES, picture=picture, **document)
 
 
 def sentence(difference: dict[str, Any], margin: float) -> str:
@@ -180,7 +182,12 @@ class _Tested:
         tuned = readout != READOUTS[0]
         boxed = tuned and len(self.cases.rows)
         located = [self._located(one.hits) for one in outcomes] if boxed else []
+        by_seed = {
+            f"{one.cell.seed}": each["mean_auroc"]
+            for one, each in zip(outcomes, found, strict=True)
+        }
         return {
+            "auroc_by_seed": by_seed,
             "mean_auroc": mean_or_none([one["mean_auroc"] for one in found]),
             "mean_auprc": mean_or_none([one["mean_auprc"] for one in found]),
             "within_view_auroc": mean_or_none([self._within_view(each) for each in scores]),
