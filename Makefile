@@ -5,6 +5,8 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export UV_LINK_MODE ?= hardlink
+# Each stage and many tests are processes of their own, which would compile the project again.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -51,11 +53,13 @@ test-cluster: .venv/.ready ## Apply every overlay to a real API server (etcd, ku
 demo: .venv/.ready ## Train on generated X-rays and score an inbox, on this machine (DEMO="--seed 8")
 	@$(BIN)/python -m pipelines demo $(DEMO)
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+
 test: .venv/.ready ## Run all tests, on two processes
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+	@$(PYTEST)
 
 test-fast: .venv/.ready ## Run what needs no server and no training
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope -m "not slow and not trains and not image and not cluster" tests/unit tests/manifests
+	@$(PYTEST) -m "not slow and not trains and not image and not cluster" tests/unit tests/manifests
 
 test-tools: ## Install on Debian the programs that some tests need (root)
 	@apt-get update -qq && apt-get install -y -qq --no-install-recommends $(TEST_TOOLS) >/dev/null

@@ -92,7 +92,8 @@ def _runner(
 ) -> subprocess.Popen[str]:
     """Start the process that runs a pipeline, in a session that the terminal's Ctrl-C spares."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.local_runner", *words],
+        # By -c, since each stage would import what was started by -m.
+        [sys.executable, "-c", "from pipelines.local_runner import main; main()", *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

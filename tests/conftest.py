@@ -3,10 +3,12 @@
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from chexradinet import parallel
 
 _ABSENT = " is absent: "
 
@@ -26,6 +28,26 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+_OF_WORKERS = [
+    "chexradinet.dicom.reader", "chexradinet.ingest.decoding", "chexradinet.nightly.read",
+    "chexradinet.regions.feature_classes", "chexradinet.regions.radiomics",
+    "chexradinet.store.s3", "chexradinet.training.targets", "pytest",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_server_for_all_pools() -> Iterator[None]:
+    """Let the server that workers are forked from import what the pools of all tests need.
+
+    It imports what the first pool of a process needs; tests have pools of many kinds, and each of
+    their workers would import the rest anew.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        server = parallel._FORKSERVER
+        patch.setattr(parallel, "_preload", lambda _: server.set_forkserver_preload(_OF_WORKERS))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tool() -> Callable[[str, str], str]:
     """Return a function that finds a program, or skips saying how to get it; CI must have it."""
@@ -42,10 +64,16 @@ def tool() -> Callable[[str, str], str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what trains a network, so that `make test-fast` can leave it out."""
+    """Mark what trains a network, and let files with the most slow tests run first.
+
+    So `make test-fast` can leave out the former, and two processes end at about the same time.
+    """
+    slow: Counter[Path] = Counter()
     for item in items:
         if "tiny_model" in getattr(item, "fixturenames", ()):
             item.add_marker("trains")
+        slow[item.path] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -63,10 +63,10 @@ def wait_until_up() -> Callable[..., None]:
     def wait(
         url: str, process: "subprocess.Popen[bytes]", context: ssl.SSLContext | None = None
     ) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
             try:
-                with urllib.request.urlopen(url, timeout=1, context=context):  # noqa: S310 (loopback)
+                with urllib.request.urlopen(url, timeout=5, context=context):  # noqa: S310 (loopback)
                     return
             except OSError:
                 time.sleep(0.05)
@@ -213,7 +213,7 @@ def dcmtk() -> Callable[..., None]:
         skip_unless_ci("DCMTK is not installed: apt-get install dcmtk")
 
     def run(*command: str) -> None:
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
 
     return run
 

@@ -89,10 +89,10 @@ def behind_tls(port: int, certificate: Path) -> Iterator[int]:
 
 def wait_until_listening(port: int, process: "subprocess.Popen[bytes]") -> None:
     """Wait until a server takes connections; without credentials it answers nothing else."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
         except OSError:
             time.sleep(0.05)
         else:

@@ -23,8 +23,17 @@ pytestmark = pytest.mark.slow
 GRACE_PERIOD_S = 30
 """What Kubernetes gives a pod between SIGTERM and SIGKILL unless told otherwise."""
 
-TRAIN = """
+TOLD = """
 import sys
+
+def told(done, total, loss):
+    print(done, total, flush=True)
+    if done == 5:
+        sys.stdin.readline()
+"""
+"""Says which step is done, and waits after the fifth: for the signal that comes then, if any."""
+
+TRAIN = f"""{TOLD}
 from pathlib import Path
 from chexradinet.config import Backbone, NetworkConfig, TrainConfig
 from chexradinet.training.train import train
@@ -33,12 +42,11 @@ train(
     Path(sys.argv[2]),
     NetworkConfig(backbone=Backbone("resnet18-narrow"), map_stride=8),
     TrainConfig(epochs=3, batch_size=2, num_threads=1),
-    progress=lambda done, total, loss: print(done, total, flush=True),
+    progress=told,
 )
 """
 
-RETRAIN = """
-import sys
+RETRAIN = f"""{TOLD}
 from pathlib import Path
 from chexradinet.config import GuidanceConfig, GuidanceRecipe, TrainConfig
 from chexradinet.training.retrain import retrain
@@ -50,7 +58,7 @@ retrain(
     round_number=1,
     guidance=GuidanceConfig(recipe=GuidanceRecipe.SHARPEN),
     config=TrainConfig(epochs=3, batch_size=2, num_threads=1),
-    progress=lambda done, total, loss: print(done, total, flush=True),
+    progress=told,
 )
 """
 
@@ -82,6 +90,7 @@ def _started(program: str, *arguments: Path, state: Path | None = None) -> subpr
     environment["CHEXRADINET_CHECKPOINT_URI"] = "" if state is None else str(state)
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -89,11 +98,11 @@ def _started(program: str, *arguments: Path, state: Path | None = None) -> subpr
     )
 
 
-def _evicted_at(step: int, process: subprocess.Popen[str], number: int) -> tuple[float, str]:
-    """Send a signal once a step is done; return the seconds until the end, and what was said."""
+def _evicted(process: subprocess.Popen[str], number: int) -> tuple[float, str]:
+    """Send a signal once step 5 is done; return the seconds until the end, and what was said."""
     assert process.stdout is not None
     for line in process.stdout:
-        if int(line.split()[0]) == step:
+        if int(line.split()[0]) == 5:
             break
     process.send_signal(number)
     started = time.monotonic()
@@ -107,7 +116,7 @@ def test_evicted_training_goes_on_and_ends_with_the_same_weights(
 ) -> None:
     state, target = tmp_path / "state", tmp_path / "model"
     with _started(TRAIN, dataset, target, state=state) as process:
-        seconds, error = _evicted_at(5, process, number)
+        seconds, error = _evicted(process, number)
     assert process.returncode != 0
     assert seconds < GRACE_PERIOD_S
     assert not target.exists()
@@ -133,6 +142,8 @@ def test_killed_without_notice_loses_an_epoch_at_most(
     state, target = tmp_path / "state", tmp_path / "model"
     with _started(TRAIN, dataset, target, state=state) as process:
         assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdin.close()
         first, total = map(int, process.stdout.readline().split())
         step = first
         while step <= total // 3 + 2:
@@ -154,7 +165,7 @@ def test_evicted_guided_round_goes_on_and_ends_with_the_same_weights(
         _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     with _started(RETRAIN, dataset, target, round_0, state=tmp_path / "state") as process:
-        seconds, _ = _evicted_at(5, process, signal.SIGTERM)
+        seconds, _ = _evicted(process, signal.SIGTERM)
     assert process.returncode != 0
     assert seconds < GRACE_PERIOD_S
     with _started(RETRAIN, dataset, target, round_0, state=tmp_path / "state") as process:

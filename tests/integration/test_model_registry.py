@@ -99,14 +99,14 @@ def test_a_model_is_registered_with_metrics_card_and_uri_and_a_second_time_chang
     card = "# A model\n\n| finding | AUROC |\n" + "| Effusion | 0.93 |\n" * 200
     assert register_model(name, DIGEST, URI, METRICS, card) is True
     assert register_model(name, DIGEST, URI, METRICS, card) is True
-    model = requests.get(f"{registry}/registered_model", {"name": name}, timeout=5).json()
+    model = requests.get(f"{registry}/registered_model", {"name": name}, timeout=60).json()
     asked = {"name": DIGEST, "parentResourceId": model["id"]}
-    version = requests.get(f"{registry}/model_version", asked, timeout=5).json()
+    version = requests.get(f"{registry}/model_version", asked, timeout=60).json()
     shown = version["customProperties"]
     assert {key: shown[key]["double_value"] for key in METRICS} == METRICS
     assert shown["model_card"]["string_value"] == card
     address = f"{registry}/model_versions/{version['id']}/artifacts"
-    (artifact,) = requests.get(address, timeout=5).json()["items"]
+    (artifact,) = requests.get(address, timeout=60).json()["items"]
     assert (artifact["name"], artifact["uri"]) == (DIGEST, URI)
 
 
@@ -114,10 +114,10 @@ def test_another_model_is_another_version_of_the_same_name(registry: str, name: 
     other = "cd" * 32
     assert register_model(name, DIGEST, URI, METRICS, "card")
     assert register_model(name, other, f"s3://models/{other}", {}, "card")
-    model = requests.get(f"{registry}/registered_model", {"name": name}, timeout=5).json()
+    model = requests.get(f"{registry}/registered_model", {"name": name}, timeout=60).json()
     for digest in (DIGEST, other):
         asked = {"name": digest, "parentResourceId": model["id"]}
-        assert requests.get(f"{registry}/model_version", asked, timeout=5).status_code == 200
+        assert requests.get(f"{registry}/model_version", asked, timeout=60).status_code == 200
 
 
 def test_without_an_address_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,13 +52,13 @@ OF_AN_ARCHIVE = {
 
 
 def answer(address: str) -> bytes:
-    with urllib.request.urlopen(address, timeout=5) as response:  # noqa: S310 - our own loopback
+    with urllib.request.urlopen(address, timeout=60) as response:  # noqa: S310 - our own loopback
         return bytes(response.read())
 
 
 def ended(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
-    process.wait(timeout=20)
+    process.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +156,11 @@ def filled(gateway: str, prometheus: str, tmp_path_factory: pytest.TempPathFacto
         arguments = parse_settings(load_compiled(compiled), [models, *words])
         console = Console(file=io.StringIO())
         run_locally(compiled, arguments, folder / compiled.stem, console, environment)
-    for _ in range(150):
+    for _ in range(600):
         if query(prometheus, "chexradinet_nightly_last_success_timestamp_seconds"):
             return prometheus
         time.sleep(0.1)
-    return pytest.fail("Prometheus did not scrape the gateway in 15 s")
+    return pytest.fail("Prometheus did not scrape the gateway in a minute")
 
 
 def dashboard() -> dict[str, Any]:

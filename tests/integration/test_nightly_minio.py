@@ -1,16 +1,16 @@
 """The nightly run on MinIO: as on a directory, and when the server is lost in between."""
 
-import os
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from chexradinet.config import StoreConfig
 from chexradinet.errors import StoreUnavailableError
+from chexradinet.ingest.decoding import decode_in_order
 from chexradinet.nightly import score
 from chexradinet.nightly.ledger import PlannedImage
 from chexradinet.nightly.read import Reading, read_xray
@@ -78,22 +78,22 @@ def test_a_server_that_is_away_for_a_moment_is_waited_for(
     start_minio: Callable[[], SimpleNamespace],
     use_server: Callable[[SimpleNamespace], None],
     new_bucket: Callable[[SimpleNamespace], str],
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     server = start_minio()
     use_server(server)
     world = bucket_world(tmp_path / "world", f"s3://{new_bucket(server)}", num_png=6)
+    comes_back = threading.Timer(0.5, server.start)
 
-    def away() -> None:
-        time.sleep(0.3)
+    def away(*given: Any) -> Iterator[Any]:  # noqa: ANN401 - as it is called
         server.kill()
-        time.sleep(1.0)
-        server.start()
+        comes_back.start()
+        return decode_in_order(*given)
 
-    absence = threading.Thread(target=away)
-    absence.start()
-    _, night = world.run(run_id=f"waiting-{os.getpid()}")
-    absence.join()
+    monkeypatch.setattr(score, "decode_in_order", away)
+    _, night = world.run(shard_size=6)
+    comes_back.join()
     assert night is not None
     assert night.num_scored == 6
     server.kill()

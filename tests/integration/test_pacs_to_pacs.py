@@ -47,7 +47,7 @@ def send(receiver: SimpleNamespace, world: World, *numbers: int) -> None:
     paths = [world.add_dicom(number, header=today) for number in numbers]
     address = ["127.0.0.1", str(receiver.dicom_port)]
     command = ["storescu", "-aec", "CHEXRADINET", *address, *map(str, paths)]
-    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
     for path in paths:
         path.unlink()
 
@@ -211,4 +211,4 @@ def test_over_http_the_receiver_gives_and_stores_and_does_nothing_else(
     trusted: SimpleNamespace, method: str, path: str, status: int
 ) -> None:
     address = trusted.url.replace("dicom-web", path)
-    assert session_for().request(method, address, timeout=10).status_code == status
+    assert session_for().request(method, address, timeout=60).status_code == status

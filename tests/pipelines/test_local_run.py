@@ -1,5 +1,6 @@
 """The compiled YAML runs on this machine, and rounds open and close as they should."""
 
+import inspect
 import json
 import os
 import re
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kfp.local import subprocess_task_handler
 from rich.console import Console
 
 from chexradinet.evaluation.metrics import read_metrics
 from chexradinet.model.bundle import read_bundle_info
 from chexradinet.phantom import write_phantom
 from pipelines.compile import compile_training
+from pipelines.local_runner import run_stage
 from pipelines.parameters import load_compiled, parse_settings
 from pipelines.run import LocalRunError, artifacts_of, run_locally
 
@@ -192,6 +195,14 @@ def test_a_missing_source_fails_the_run_with_its_own_words(
 ) -> None:
     with pytest.raises(LocalRunError, match=r"SourceError: .*nowhere"):
         _run(compiled_training, tmp_path / "nowhere", tmp_path)
+
+
+def test_kfp_starts_stages_by_the_function_that_the_local_runner_replaces() -> None:
+    asked, given = (
+        list(inspect.signature(one).parameters)
+        for one in (subprocess_task_handler.run_local_subprocess, run_stage)
+    )
+    assert asked == given
 
 
 def _is_skipped(regions: Path) -> bool:

@@ -87,7 +87,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch, tool: Callable[[str, str], str]) ->
     arguments = [binary, f"--web.listen-address={address}", "--persistence.file="]
     process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(100):
+        for _ in range(1200):
             try:
                 socket.create_connection(("127.0.0.1", int(address.split(":")[1]))).close()
                 break
@@ -97,11 +97,11 @@ def gateway(monkeypatch: pytest.MonkeyPatch, tool: Callable[[str, str], str]) ->
         yield f"http://{address}"
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
 
 
 def scraped(address: str) -> str:
-    with urllib.request.urlopen(f"{address}/metrics", timeout=5) as answer:  # noqa: S310
+    with urllib.request.urlopen(f"{address}/metrics", timeout=60) as answer:  # noqa: S310
         return str(answer.read().decode())
 
 
@@ -182,7 +182,7 @@ def test_promtool_finds_nothing_to_criticise(
     for _, registry in telemetry.registries_of(record):
         text = generate_latest(registry).decode()
         checked = subprocess.run(
-            arguments, input=text, text=True, capture_output=True, timeout=20, check=False
+            arguments, input=text, text=True, capture_output=True, timeout=120, check=False
         )
         assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
     bad = text.replace("duration_seconds", "duration_ms")
@@ -241,7 +241,7 @@ def test_a_gateway_that_never_answers_is_given_up(
         monkeypatch.setenv("PUSHGATEWAY_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
         assert not telemetry.push(a_night())
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 5  # which is the time unless it is set
     assert "timed out" in caplog.text
 
 

@@ -15,6 +15,9 @@ images, 1,000 resamples).
 
 Source: Efron and Tibshirani 1993, chapter 13 (percentile interval); patients are drawn whole,
 because their images resemble each other.
+
+scikit-learn takes over a second to import, so only the functions that need it do so: planning,
+reading and publishing import this module for its types alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import metrics
 
 from chexradinet.errors import EvaluationError
 
@@ -88,6 +90,8 @@ def auroc(labels: Array, scores: Array) -> float | None:
     truth, values = known_cases(labels, scores)
     if truth.all() or not truth.any():
         return None
+    from sklearn import metrics
+
     return float(metrics.roc_auc_score(truth, values))
 
 
@@ -99,6 +103,8 @@ def auprc(labels: Array, scores: Array) -> float | None:
     truth, values = known_cases(labels, scores)
     if truth.all() or not truth.any():
         return None
+    from sklearn import metrics
+
     return float(metrics.average_precision_score(truth, values))
 
 
@@ -143,6 +149,8 @@ def roc_points(
     truth, values = known_cases(labels, scores)
     if truth.all() or not truth.any():
         return None
+    from sklearn import metrics
+
     curve = np.stack(metrics.roc_curve(truth, values))
     if curve.shape[1] > max_points:
         length = np.r_[0.0, np.cumsum(np.diff(curve[0]) + np.diff(curve[1]))]

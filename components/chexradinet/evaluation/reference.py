@@ -23,8 +23,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.covariance import LedoitWolf
-from sklearn.decomposition import PCA
 
 from chexradinet.errors import EvaluationError, MismatchError
 from chexradinet.evaluation.classification import Array, BoolArray, FloatArray
@@ -236,6 +234,9 @@ def _embedding_space(
 
 
 def _fit_space(embeddings: FloatArray, seed: int) -> dict[str, npt.NDArray[np.float32]]:
+    from sklearn.covariance import LedoitWolf
+    from sklearn.decomposition import PCA
+
     num = max(1, min(_MAX_COMPONENTS, embeddings.shape[1], len(embeddings) // _CASES_PER_COMPONENT))
     reduction = PCA(n_components=num, svd_solver="randomized", random_state=seed).fit(embeddings)
     centered = embeddings - reduction.mean_

@@ -1,30 +1,27 @@
 """Decoding continues while the network works: neither waits for the other's whole time."""
 
 import time
-
-import pytest
+from pathlib import Path
 
 from chexradinet.ingest.decoding import decode_in_order
-
-NUM_FILES = 96
-SECONDS_EACH = 0.05
+from chexradinet.parallel import ITEMS_AHEAD
 
 
-def slow(file: int) -> int:
-    """Stand where a decoder does: 50 ms, and no load on the processor."""
-    time.sleep(SECONDS_EACH)
+def mark(file: Path) -> Path:
+    """Stand where a decoder does, and leave a mark."""
+    file.touch()
     return file
 
 
-@pytest.mark.slow
-def test_the_consumer_hardly_waits_where_decoding_keeps_up_with_it() -> None:
-    outcomes = decode_in_order(range(NUM_FILES), slow, 2)
-    assert next(outcomes) == 0  # the processes have started
-    waited = 0.0
-    for _ in range(NUM_FILES - 1):
-        time.sleep(SECONDS_EACH)  # stands where the forward pass does
-        asked = time.perf_counter()
-        next(outcomes)
-        waited += time.perf_counter() - asked
-    # One after the other, it would wait for all that two processes decode: half of the sum.
-    assert waited < 0.25 * NUM_FILES * SECONDS_EACH / 2
+def test_files_are_decoded_ahead_while_the_consumer_works_and_no_further(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number:03}" for number in range(2 * ITEMS_AHEAD + 40)]
+    outcomes = decode_in_order(files, mark, 2)
+    assert next(outcomes) == files[0]
+    # The consumer asks for nothing here, as while a batch passes the network.
+    ahead = files[: 2 * ITEMS_AHEAD]
+    deadline = time.monotonic() + 120
+    while not all(file.exists() for file in ahead):
+        assert time.monotonic() < deadline, "decoding waits for the consumer"
+        time.sleep(0.01)
+    assert not any(file.exists() for file in files[2 * ITEMS_AHEAD :])
+    assert list(outcomes) == files[1:]

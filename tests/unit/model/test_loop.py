@@ -18,6 +18,8 @@ from chexradinet.model.resnet import ChexRadiNet
 from chexradinet.model.training import fit
 from tests.unit.model.test_training import GUIDED, NONE, SETTINGS, _parts, _regions, _squares
 
+pytestmark = pytest.mark.trains
+
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 
 

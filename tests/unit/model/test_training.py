@@ -16,6 +16,7 @@ from chexradinet.model.losses import GuidanceHeads, build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
 from chexradinet.model.training import Regions, TrainingData, fit
 
+pytestmark = pytest.mark.trains
 NAN = float("nan")
 NONE = GuidanceConfig(guidance=GuidanceRecipe.NONE)
 GUIDED = GuidanceConfig()

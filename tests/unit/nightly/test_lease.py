@@ -103,7 +103,7 @@ def test_a_stage_renews_its_lease_while_it_works(ledger: Ledger) -> None:
     with holding(ledger, this_process("mine", ttl_s=0.2)) as ours:
         assert ours
         before = ledger.store.stat(key).etag
-        for _ in range(200):
+        for _ in range(1200):
             if ledger.store.stat(key).etag != before:
                 break
             time.sleep(0.05)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,36 +46,58 @@ def fitted(target: Path, config: TrainConfig, guidance: GuidanceConfig) -> None:
         target.write_text(json.dumps(history))
 
 
-@pytest.mark.parametrize(
-    ("config", "guidance"),
-    [
-        (CONFIG, GUIDED),
-        (CONFIG.changed(accumulation=2, ema_decay=0.9), GUIDED),
-    ],
-    ids=["guided", "accumulated and averaged"],
-)
-def test_two_processes_train_like_one(
-    tmp_path: Path, config: TrainConfig, guidance: GuidanceConfig
+RUNS = {
+    "guided": (CONFIG, GUIDED),
+    "accumulated and averaged": (CONFIG.changed(accumulation=2, ema_decay=0.9), GUIDED),
+    "bare": (CONFIG, NONE),
+    "statistics apart": (CONFIG.changed(sync_batch_norm=False), NONE),
+}
+
+
+def all_fitted(folder: Path, names: list[str]) -> None:
+    """Train one after the other, since processes take longer to start than to train this."""
+    for name in names:
+        fitted(folder / name, *RUNS[name])
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of what two processes trained."""
+    folder = tmp_path_factory.mktemp("two processes")
+    names = ["guided", "accumulated and averaged", "statistics apart"]
+    on_processes(2, all_fitted, folder, names)
+    return folder
+
+
+def losses(path: Path) -> Any:  # noqa: ANN401 - JSON
+    """Return what a training said of its epochs."""
+    return json.loads(path.read_text())
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("name", ["guided", "accumulated and averaged"])
+def test_two_processes_train_like_one(together: Path, tmp_path: Path, name: str) -> None:
+    all_fitted(tmp_path, [name])
+    for one, two in zip(losses(tmp_path / name), losses(together / name), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=2e-4)
+        assert two["parts"] == pytest.approx(one["parts"], rel=2e-3)
+    file = f"{name}.safetensors"
+    weights, expected = load_file(together / file), load_file(tmp_path / file)
+    for key, value in expected.items():
+        torch.testing.assert_close(weights[key], value, rtol=5e-3, atol=5e-3, msg=key)
+
+
+@pytest.mark.trains
+def test_statistics_of_each_process_alone_give_another_network(
+    together: Path, tmp_path: Path
 ) -> None:
-    fitted(tmp_path / "one", config, guidance)
-    on_processes(2, fitted, tmp_path / "two", config, guidance)
-    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one", "two"))
-    for alone, together in zip(one, two, strict=True):
-        assert together["loss"] == pytest.approx(alone["loss"], rel=2e-4)
-        assert together["parts"] == pytest.approx(alone["parts"], rel=2e-3)
-    weights = [load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two")]
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=5e-3, atol=5e-3, msg=name)
+    all_fitted(tmp_path, ["bare"])
+    one, two = losses(tmp_path / "bare")[0], losses(together / "statistics apart")[0]
+    assert two["loss"] != pytest.approx(one["loss"], rel=2e-4)
+    assert two["loss"] == pytest.approx(one["loss"], rel=0.3)
 
 
-def test_statistics_of_each_process_alone_give_another_network(tmp_path: Path) -> None:
-    fitted(tmp_path / "one", CONFIG, NONE)
-    on_processes(2, fitted, tmp_path / "two", CONFIG.changed(sync_batch_norm=False), NONE)
-    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one", "two"))
-    assert two[0]["loss"] != pytest.approx(one[0]["loss"], rel=2e-4)
-    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=0.3)
-
-
+@pytest.mark.trains
 def test_batches_smaller_than_the_number_of_processes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"ConfigError.*too small for 2 processes"):
         on_processes(2, fitted, tmp_path / "x", CONFIG.changed(accumulation=9), NONE)
@@ -89,6 +112,7 @@ def killed(marker: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.trains
 def test_a_process_that_dies_ends_all_of_them(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"process 1 of 2 ended the training: .*SIGKILL"):
         on_processes(2, killed, tmp_path / "marker")
@@ -131,6 +155,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.trains
 def test_asked_to_end_two_processes_keep_their_state_once_and_continue(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
