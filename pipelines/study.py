@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from chexradinet.config.parameters import StudySettings
-from chexradinet.config.study import StudyPlan
+from chexradinet.config.training import StudyPlan
 from chexradinet.errors import ConfigError
 from chexradinet.steps.ingest import ingest
 from chexradinet.steps.study_plan import study_plan

@@ -12,7 +12,6 @@ from chexradinet.artifacts import read_document
 from chexradinet.config import Freeze, Pretext
 from chexradinet.errors import ConfigError
 from chexradinet.phantom import write_phantom
-from chexradinet.training.study_parts import PREREGISTRATION, num_parts
 from pipelines import __main__ as commands
 from pipelines.run import artifacts_of
 from pipelines.study import MAX_PARTS, read_plan
@@ -34,7 +33,7 @@ def test_plan_of_the_documentation_is_possible(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("study*.yaml")), ids=str)
 def test_plan_of_the_evidence_is_possible(path: Path) -> None:
     plan = read_plan(path)
-    assert num_parts(plan, MAX_PARTS) == len(plan.arms) * len(plan.seeds)
+    assert plan.num_parts(MAX_PARTS) == len(plan.arms) * len(plan.seeds)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +108,12 @@ def test_the_smallest_study_runs_here_from_the_compiled_pipeline(
     page = (study / "report.html").read_text()
     assert "What is shown and what is not" in page
     assert page.count("<img src=") == 1
-    fixed = [yaml.safe_load(path.read_text()) for path in artifacts_of(run, PREREGISTRATION)]
+    fixed = [yaml.safe_load(path.read_text()) for path in artifacts_of(run, "study.yaml")]
     assert len(fixed) == 2
     assert fixed[0] == fixed[1]
-    assert read_plan(study / PREREGISTRATION).record() == document["plan"]
+    assert read_plan(study / "study.yaml").record() == document["plan"]
 
 
 def test_more_arms_and_seeds_than_a_run_has_room_for_share_parts(tmp_path: Path) -> None:
     plan = read_plan(ROOT / "benchmarks/study.yaml")
-    assert num_parts(plan, 7) == 7
+    assert plan.num_parts(7) == 7

@@ -20,9 +20,9 @@ from chexradinet.config.ingest import IngestConfig as IngestConfig
 from chexradinet.config.ingest import PreprocessingConfig as PreprocessingConfig
 from chexradinet.config.ingest import QualityConfig as QualityConfig
 from chexradinet.config.ingest import SourceFormat as SourceFormat
+from chexradinet.config.ingest import StoreConfig as StoreConfig
 from chexradinet.config.ingest import UncertainLabel as UncertainLabel
 from chexradinet.config.ingest import parse_uncertain as parse_uncertain
-from chexradinet.config.store import StoreConfig as StoreConfig
 from chexradinet.config.training import MAX_ROUNDS_LIMIT as MAX_ROUNDS_LIMIT
 from chexradinet.config.training import Backbone as Backbone
 from chexradinet.config.training import Freeze as Freeze

@@ -8,7 +8,6 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from chexradinet.config.base import Settings, digest_of, internal, require, stored_as
-from chexradinet.config.store import StoreConfig
 from chexradinet.errors import ConfigError, UnknownFindingError
 from chexradinet.findings import Vocabulary, canonical_finding, own_findings
 
@@ -160,6 +159,19 @@ class QualityConfig(Settings):
     """Shortest side of a DICOM image, in pixels."""
     check_inversion: bool = True
     """Reject images whose black and white are swapped, whatever the header says."""
+
+
+class StoreConfig(Settings):
+    """How object storage is talked to."""
+
+    retry_total_s: float = Field(default=120.0, ge=0)
+    """Seconds after the first failure during which a request is repeated; 0 for one attempt."""
+    connect_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds to wait for a connection."""
+    read_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds to wait for the next bytes of an answer."""
+    part_bytes: int = Field(default=16 * 1024 * 1024, ge=5 * 1024 * 1024)
+    """Files larger than this are uploaded in parts of this size: the memory an upload takes."""
 
 
 class IngestConfig(Settings):

@@ -23,13 +23,13 @@ from chexradinet.config.evaluation import (
 )
 from chexradinet.config.ingest import IngestConfig
 from chexradinet.config.nightly import PlanConfig
-from chexradinet.config.study import StudyPlan
 from chexradinet.config.training import (
     MAX_ROUNDS_LIMIT,
     NetworkConfig,
     Pretext,
     PretrainConfig,
     RetrainConfig,
+    StudyPlan,
     TrainConfig,
 )
 from chexradinet.errors import ConfigError

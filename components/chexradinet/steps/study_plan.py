@@ -22,13 +22,14 @@ def study_plan(
     from pathlib import Path
 
     from chexradinet.config.parameters import StudySettings, nested
-    from chexradinet.config.study import StudyPlan
-    from chexradinet.training.study_parts import num_parts, write_preregistration
+    from chexradinet.config.training import StudyPlan
 
     settings = nested(StudySettings, given)
     plan = StudyPlan(**settings.plan)
-    write_preregistration(Path(preregistration.path), plan)
-    count = num_parts(plan, max_loop)
+    folder = Path(preregistration.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.yaml").write_text(plan.as_yaml(), encoding="utf-8")
+    count = plan.num_parts(max_loop)
     return (
         settings.ingest.struct(),
         plan.struct(),

@@ -19,14 +19,13 @@ def study_report(
     import shutil
     from pathlib import Path
 
-    from chexradinet.config.study import StudyPlan
+    from chexradinet.config.training import StudyPlan
     from chexradinet.dataset.dataset import open_dataset
     from chexradinet.training.study import outcomes_of
-    from chexradinet.training.study_parts import write_preregistration
     from chexradinet.training.study_report import study_document, write_study
 
     data, given = open_dataset(Path(dataset.path)), StudyPlan(**plan)
     outcomes = outcomes_of(data, given, [Path(part.path) for part in cells])
-    write_preregistration(Path(study.path), given)
     write_study(Path(study.path), study_document(data, given, outcomes))
+    (Path(study.path) / "study.yaml").write_text(given.as_yaml(), encoding="utf-8")
     shutil.copyfile(Path(study.path) / "report.html", report.path)

@@ -18,10 +18,10 @@ def study_run(
     """Train every number of labels of a part's arms and seeds."""
     from pathlib import Path
 
-    from chexradinet.config.study import StudyPlan
+    from chexradinet.config.training import StudyPlan
     from chexradinet.dataset.dataset import open_dataset
     from chexradinet.training.device import check_accelerator
-    from chexradinet.training.study_parts import run_part
+    from chexradinet.training.study import run_part
 
     check_accelerator(accelerator_type, accelerators)
     data = open_dataset(Path(dataset.path))

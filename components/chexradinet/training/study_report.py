@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from chexradinet.artifacts import write_document
-from chexradinet.config.study import StudyPlan
+from chexradinet.config.training import StudyPlan
 from chexradinet.dataset.dataset import Dataset
 from chexradinet.evaluation.calibration import calibration_metrics
 from chexradinet.evaluation.classification import (
@@ -36,8 +36,7 @@ from chexradinet.model.provenance import environment
 from chexradinet.records import Split
 from chexradinet.reports.page import write_page
 from chexradinet.reports.plots import study_plot
-from chexradinet.training.study import facts_of
-from chexradinet.training.study_cell import READOUTS, Outcome
+from chexradinet.training.study import READOUTS, Outcome
 
 SCHEMA = 2
 _CHANCE = 0.025
@@ -64,7 +63,7 @@ def study_document(data: Dataset, plan: StudyPlan, outcomes: Sequence[Outcome]) 
         for found in tested.differences(*pair, number, readout, plan)
     ]
     return {
-        "data": facts_of(data),
+        "data": _facts_of(data),
         "plan": plan.record(),
         "rows": rows,
         "differences": differences,
@@ -114,6 +113,18 @@ def seed_interval(differences: NDArray[np.float64]) -> list[float] | None:
     half = stats.t.ppf(0.975, number - 1) * differences.std(ddof=1) / np.sqrt(number)
     mean = differences.mean()
     return [float(mean - half), float(mean + half)]
+
+
+def _facts_of(data: Dataset) -> dict[str, Any]:
+    """Return what a report says of the data."""
+    test = data.manifest.iloc[data.rows(Split.TEST)]
+    return {
+        "dataset_digest": data.digest,
+        "training_images": len(data.rows(Split.TRAIN)),
+        "test_images": len(test),
+        "test_patients": int(test["patient_id"].nunique()),
+        "findings": list(data.info.findings),
+    }
 
 
 def _paired(

@@ -16,15 +16,22 @@ from chexradinet.config import (
     RetrainConfig,
     TrainConfig,
 )
-from chexradinet.config.study import Arm, StudyPlan
+from chexradinet.config.training import Arm, StudyPlan
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
 from chexradinet.evaluation.localization import LOCALIZATION_KEYS, boxed_cases
 from chexradinet.records import Split
-from chexradinet.training import study_cell
-from chexradinet.training.study import cells_of, labelled_rows, outcomes_of, run_study
-from chexradinet.training.study_cell import READOUTS, Cell, Outcome
-from chexradinet.training.study_parts import run_part
+from chexradinet.training import study as study_module
+from chexradinet.training.study import (
+    READOUTS,
+    Cell,
+    Outcome,
+    cells_of,
+    labelled_rows,
+    outcomes_of,
+    run_part,
+    run_study,
+)
 from chexradinet.training.study_report import seed_interval, sentence, study_document, write_study
 
 PLAN = StudyPlan(
@@ -157,7 +164,7 @@ def test_guided_rounds_are_arms_and_end_when_validation_no_longer_rises(
     data = open_dataset(tiny_dataset)
     ranked = iter([0.6, 0.7, 0.65])
     monkeypatch.setattr(
-        study_cell, "_ranked", lambda *_: {"validation": next(ranked), "test": None}
+        study_module, "_ranked", lambda *_: {"validation": next(ranked), "test": None}
     )
     (stopped,) = run_study(data, GUIDED, tmp_path, cells=[Cell("sharpen", 24, 0)])
     assert [one["validation"] for one in stopped.rounds] == [0.6, 0.7, 0.65]
