@@ -52,13 +52,13 @@ def _train(folder: Path) -> None:
 
 
 def _heatmap(folder: Path) -> None:
-    from chexradinet.training.heatmap import heatmap
+    from chexradinet.training.rounds import heatmap
 
     heatmap(folder / "round-0", folder / "dataset", folder / "regions", RegionConfig())
 
 
 def _radiomics(folder: Path) -> None:
-    from chexradinet.training.radiomics import radiomics
+    from chexradinet.training.rounds import radiomics
 
     config = RadiomicsConfig()
     dataset, regions = folder / "dataset", folder / "regions"

@@ -24,7 +24,7 @@ def test_imports_run_one_way() -> None:
 
 BARE_HOST = ("SimpleITK", "radiomics", "pydicom", "highdicom", "kfp", "minio", "prometheus_client")
 STAGES = (
-    "training.train", "training.retrain", "training.heatmap", "training.evaluate", "nightly.score",
+    "training.train", "training.retrain", "training.rounds", "training.evaluate", "nightly.score",
 )  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def train(dataset: Dataset, out: Out, num_threads: Threads = 0, *, settings: Rou
 @with_settings(RegionConfig)
 def heatmap(model: Model, dataset: Dataset, out: Out, *, settings: RegionConfig) -> None:
     """Find the regions that a model looked at in the training images."""
-    from chexradinet.training.heatmap import heatmap as run
+    from chexradinet.training.rounds import heatmap as run
 
     count = run(model, dataset, out, settings)
     show(f"{count} regions in {out}", regions=count)
@@ -134,7 +134,7 @@ def radiomics(
     settings: RadiomicsConfig,
 ) -> None:
     """Measure the 102 radiomics features of regions."""
-    from chexradinet.training.radiomics import radiomics as run
+    from chexradinet.training.rounds import radiomics as run
 
     with bar("radiomics", "regions") as progress:
         count = run(dataset, regions, out, settings, num_workers=num_workers, progress=progress)

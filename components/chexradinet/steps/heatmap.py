@@ -28,8 +28,7 @@ def heatmap(
 
     from chexradinet.config import RegionConfig
     from chexradinet.training.device import check_accelerator
-    from chexradinet.training.heatmap import heatmap
-    from chexradinet.training.radiomics import Shard
+    from chexradinet.training.rounds import Shard, heatmap
 
     check_accelerator(accelerator_type, accelerators)
     part = Shard(int(shard), num_shards)

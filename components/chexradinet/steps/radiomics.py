@@ -24,7 +24,7 @@ def radiomics(
 
     from chexradinet.config import RadiomicsConfig
     from chexradinet.monitoring import ProgressLog
-    from chexradinet.training.radiomics import radiomics
+    from chexradinet.training.rounds import radiomics
 
     given = RadiomicsConfig(**settings)
     radiomics(

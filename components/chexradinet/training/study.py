@@ -47,9 +47,9 @@ from chexradinet.processors import available_processors
 from chexradinet.records import Split
 from chexradinet.regions.extract import extract_regions
 from chexradinet.regions.radiomics import extract_features
-from chexradinet.training.heatmap import look
 from chexradinet.training.pretrain import pretrain
 from chexradinet.training.retrain import SEED_STRIDE, improved, usable_regions, without_contrast
+from chexradinet.training.rounds import look
 from chexradinet.training.train import start_from
 
 KIND = "study-cell"

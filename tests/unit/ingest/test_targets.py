@@ -21,9 +21,8 @@ from chexradinet.ingest.sources import Folder
 from chexradinet.ingest.upload import ingest_to
 from chexradinet.phantom import write_phantom
 from chexradinet.training.evaluate import Arms, evaluate
-from chexradinet.training.heatmap import heatmap
-from chexradinet.training.radiomics import radiomics
 from chexradinet.training.retrain import retrain
+from chexradinet.training.rounds import heatmap, radiomics
 from chexradinet.training.train import train
 
 SMALL = IngestConfig(preprocessing=PreprocessingConfig(image_side=32), ingest_workers=1)

@@ -23,9 +23,8 @@ from chexradinet.model.bundle import load_bundle
 from chexradinet.store.finished import FinishedWork
 from chexradinet.store.uri import CHECKPOINT_VARIABLE
 from chexradinet.training import nodes
-from chexradinet.training.heatmap import heatmap
-from chexradinet.training.radiomics import radiomics
 from chexradinet.training.retrain import retrain
+from chexradinet.training.rounds import heatmap, radiomics
 from chexradinet.training.train import train
 
 NETWORK = NetworkConfig(backbone=Backbone.RESNET18_NARROW, map_stride=8)

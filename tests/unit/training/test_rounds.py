@@ -31,10 +31,8 @@ from chexradinet.regions.tables import (
     read_regions,
     write_features,
 )
-from chexradinet.training.heatmap import heatmap
-from chexradinet.training.radiomics import Shard, radiomics
 from chexradinet.training.retrain import RoundOutcome, retrain
-from chexradinet.training.rounds import skip
+from chexradinet.training.rounds import Shard, heatmap, radiomics, skip
 from chexradinet.training.train import headline, train
 
 NETWORK = NetworkConfig(backbone=Backbone.RESNET18_NARROW, map_stride=8)
