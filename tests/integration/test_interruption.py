@@ -15,7 +15,7 @@ from chexradinet.errors import Interrupted
 from chexradinet.ingest.ingest import ingest
 from chexradinet.model.checkpoint import KIND, POSITION_FILE, SCHEMA
 from chexradinet.phantom import write_phantom
-from chexradinet.training.preemption import safeguard
+from chexradinet.training.processes import safeguard
 from tests.stores import listed
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from chexradinet.errors import ChexRadiNetError
 from chexradinet.model import training
-from chexradinet.training import preemption
+from chexradinet.training import processes
 from pipelines import remote
 from pipelines.__main__ import app
 from pipelines.acceptance_cluster import FIRST_EPOCH, KEPT, RESUMED
@@ -176,7 +176,7 @@ def test_what_was_made_stays_if_asked_for(
 
 def test_lines_that_the_acceptance_looks_for_in_logs_are_those_that_training_writes() -> None:
     written = "".join(
-        Path(str(module.__file__)).read_text("utf-8") for module in (preemption, training)
+        Path(str(module.__file__)).read_text("utf-8") for module in (processes, training)
     )
     for line in (FIRST_EPOCH.replace("1", "%d"), KEPT, RESUMED.removesuffix("step-")):
         assert line in written

@@ -27,8 +27,8 @@ def evaluate(
     from pathlib import Path
 
     from chexradinet.config.parameters import Assessment
-    from chexradinet.training.device import check_accelerator
     from chexradinet.training.evaluate import Arms, evaluate
+    from chexradinet.training.processes import check_accelerator
 
     check_accelerator(accelerator_type, accelerators)
     given = Assessment(**settings)

@@ -27,7 +27,7 @@ def heatmap(
         return
 
     from chexradinet.config import RegionConfig
-    from chexradinet.training.device import check_accelerator
+    from chexradinet.training.processes import check_accelerator
     from chexradinet.training.rounds import Shard, heatmap
 
     check_accelerator(accelerator_type, accelerators)

@@ -49,7 +49,7 @@ def retrain(
     from chexradinet.config import GuidanceRecipe, RetrainConfig
     from chexradinet.config.parameters import TrainingPlacement
     from chexradinet.monitoring import PaceKeeper
-    from chexradinet.training.device import num_processes
+    from chexradinet.training.processes import num_processes
     from chexradinet.training.retrain import retrain
     from chexradinet.training.train import headline
 

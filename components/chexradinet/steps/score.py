@@ -27,7 +27,7 @@ def score(
     from chexradinet.config.nightly import Run, ScoreConfig
     from chexradinet.nightly.records import Addresses
     from chexradinet.nightly.run import score_stage
-    from chexradinet.training.device import check_accelerator
+    from chexradinet.training.processes import check_accelerator
 
     check_accelerator(accelerator_type, accelerators)
     addresses = Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri)

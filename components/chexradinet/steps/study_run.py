@@ -20,7 +20,7 @@ def study_run(
 
     from chexradinet.config.training import StudyPlan
     from chexradinet.dataset.dataset import open_dataset
-    from chexradinet.training.device import check_accelerator
+    from chexradinet.training.processes import check_accelerator
     from chexradinet.training.study import run_part
 
     check_accelerator(accelerator_type, accelerators)

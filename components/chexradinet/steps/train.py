@@ -20,7 +20,7 @@ def train(
 
     from chexradinet.config.parameters import RoundZero, TrainingPlacement
     from chexradinet.monitoring import PaceKeeper
-    from chexradinet.training.device import num_processes
+    from chexradinet.training.processes import num_processes
     from chexradinet.training.train import headline, train
 
     place = TrainingPlacement(**settings.pop("nodes")) if "nodes" in settings else None

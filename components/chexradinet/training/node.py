@@ -22,7 +22,7 @@ from chexradinet.model.bundle_info import BUNDLE_HEAD
 from chexradinet.model.distributed import Ranks
 from chexradinet.regions.tables import FEATURES_HEAD
 from chexradinet.store.finished import FinishedWork
-from chexradinet.training.device import join_group
+from chexradinet.training.processes import join_group
 from chexradinet.training.retrain import retrain_here
 from chexradinet.training.train import train_here
 

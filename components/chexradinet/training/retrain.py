@@ -32,8 +32,8 @@ from chexradinet.regions.feature_names import FEATURE_NAMES
 from chexradinet.regions.normalisation import fit_normalisation
 from chexradinet.regions.tables import FeaturesArtifact, read_feature_shards
 from chexradinet.store.finished import FinishedWork
-from chexradinet.training.device import on_processes
 from chexradinet.training.nodes import on_nodes
+from chexradinet.training.processes import on_processes
 from chexradinet.training.train import round_summary, trained, training_data
 
 _log = logging.getLogger(__name__)

@@ -41,10 +41,9 @@ from chexradinet.records import Split
 from chexradinet.store.finished import FinishedWork
 from chexradinet.store.opening import open_object, open_store
 from chexradinet.store.transfer import download_directory
-from chexradinet.training.device import on_processes
 from chexradinet.training.nodes import on_nodes
-from chexradinet.training.preemption import safeguard
 from chexradinet.training.pretrain import pretrain
+from chexradinet.training.processes import on_processes, safeguard
 
 FitArguments = tuple[ChexRadiNet, GuidanceHeads | None, TrainingData, TrainConfig, GuidanceConfig]
 """Network, heads, data and settings, in the order of `fit`."""

@@ -12,8 +12,8 @@ from chexradinet.artifacts import write_document
 from chexradinet.errors import Interrupted, StoreUnavailableError
 from chexradinet.model.checkpoint import KIND, POSITION_FILE, SCHEMA
 from chexradinet.store.uri import CHECKPOINT_VARIABLE
-from chexradinet.training import preemption as interruption
-from chexradinet.training.preemption import Safeguard, safeguard
+from chexradinet.training import processes as interruption
+from chexradinet.training.processes import Safeguard, safeguard
 
 RUN = "0123abcd"
 

@@ -21,7 +21,7 @@ from chexradinet.model.distributed import Ranks
 from chexradinet.model.losses import build_heads
 from chexradinet.model.resnet import build_network
 from chexradinet.model.training import Regions, TrainingData, fit
-from chexradinet.training.device import num_processes, on_processes
+from chexradinet.training.processes import num_processes, on_processes
 
 GPU = "nvidia.com/gpu"
 CONFIG = TrainConfig(epochs=2, batch_size=10, learning_rate=1e-3, num_threads=1)
