@@ -9,8 +9,8 @@ import pytest
 from chexradinet.config import PublishConfig
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.records import Split
-from chexradinet.training import gate
-from chexradinet.training.gate import Check, Comparison, compare
+from chexradinet.training import publish as publication
+from chexradinet.training.publish import Check, Comparison, compare
 
 SETTINGS = PublishConfig(min_cases=2)
 
@@ -34,7 +34,7 @@ def measured(
     logits = np.where(labels == 1, 2.0, -2.0)
     logits[:errors] *= -1
     known = dict.fromkeys(data.info.findings, 0.9)
-    return gate._Measured(
+    return publication._Measured(
         logits=logits,
         auroc={**known, **(aurocs or {})},
         pointing=pointing,
@@ -52,7 +52,7 @@ def compared(
 ) -> Comparison:
     """Compare two models that are measured so."""
     models = {Path("ours"): ours, Path("theirs"): theirs}
-    monkeypatch.setattr(gate, "_measured", lambda path, *_: models[path])
+    monkeypatch.setattr(publication, "_measured", lambda path, *_: models[path])
     return compare(Path("ours"), Path("theirs"), data, config)
 
 
