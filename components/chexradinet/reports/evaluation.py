@@ -27,8 +27,7 @@ from chexradinet.evaluation.metrics import MEASURES, gain_sentences, interval, v
 from chexradinet.model.card import GUIDANCE_EVIDENCE
 from chexradinet.records import Box
 from chexradinet.regions.extract import extract_regions
-from chexradinet.regions.feature_names import FEATURE_NAMES
-from chexradinet.regions.tables import regions_table
+from chexradinet.regions.tables import FEATURE_NAMES, regions_table
 from chexradinet.reports.overlay import overlay, png_bytes
 from chexradinet.reports.page import number, readable, write_page
 from chexradinet.reports.plots import (

@@ -24,7 +24,7 @@ from chexradinet.monitoring import ProgressReporter, timed_stage
 from chexradinet.processors import available_processors
 from chexradinet.records import Split
 from chexradinet.regions.local_radiomics import LOCAL_FEATURES
-from chexradinet.regions.normalisation import RadiomicsNormalisation, fit_normalisation
+from chexradinet.regions.radiomics import RadiomicsNormalisation, fit_normalisation
 from chexradinet.training.processes import safeguard
 from chexradinet.training.targets import Targets, num_targets, prepare_targets
 

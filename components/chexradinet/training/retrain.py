@@ -28,9 +28,8 @@ from chexradinet.model.provenance import provenance, read_provenance
 from chexradinet.model.training import Regions, run_digest
 from chexradinet.monitoring import timed_stage
 from chexradinet.records import FeatureStatus, Split
-from chexradinet.regions.feature_names import FEATURE_NAMES
-from chexradinet.regions.normalisation import fit_normalisation
-from chexradinet.regions.tables import FeaturesArtifact, read_feature_shards
+from chexradinet.regions.radiomics import fit_normalisation
+from chexradinet.regions.tables import FEATURE_NAMES, FeaturesArtifact, read_feature_shards
 from chexradinet.store.finished import FinishedWork
 from chexradinet.training.nodes import on_nodes
 from chexradinet.training.processes import on_processes

@@ -18,20 +18,50 @@ from chexradinet.config import Pretext, digest_of
 from chexradinet.dataset.dataset import Dataset, gathered
 from chexradinet.errors import ArtifactError, WorkerError
 from chexradinet.parallel import Failure, Job, in_processes
-from chexradinet.regions.local_gradients import NUM_ORIENTATIONS, local_hog
 from chexradinet.regions.local_radiomics import LOCAL_FEATURES, local_radiomics
 
 KIND = "pretext-targets"
 SCHEMA = 1
 _HEAD = Head("targets.json", KIND)
 _CHUNK_IMAGES = 32
+_NUM_ORIENTATIONS = 9
+_EPS = 1e-6
 
 Measure = Callable[[NDArray[np.uint8], int], NDArray[np.float32]]
+
+
+def local_hog(image: NDArray[np.uint8], stride: int) -> NDArray[np.float32]:
+    """Return the share of each orientation in each cell, shape (9, H / stride, W / stride).
+
+    Histograms of oriented gradients: the pretext that radiomics have to beat.
+
+    Args:
+        image: Grey levels, shape (H, W); sides are multiples of `stride`.
+        stride: Pixels of a cell's side.
+
+    Source: Dalal and Triggs 2005; as a pretext, Wei et al. 2022, arXiv:2112.09133.
+    """
+    height, width = image.shape[0] // stride, image.shape[1] // stride
+    down, right = np.gradient(image.astype(np.float32))
+    angle = np.arctan2(down, right) % np.pi
+    orientation = np.minimum(
+        (angle / np.pi * _NUM_ORIENTATIONS).astype(np.intp), _NUM_ORIENTATIONS - 1
+    )
+    cell = np.arange(height).repeat(stride)[:, None] * width + np.arange(width).repeat(stride)
+    place = orientation * (height * width) + cell
+    found = np.bincount(
+        place.ravel(), np.hypot(down, right).ravel(), _NUM_ORIENTATIONS * height * width
+    ).reshape(_NUM_ORIENTATIONS, height, width)
+    scaled: NDArray[np.float32] = (found / (np.linalg.norm(found, axis=0) + _EPS)).astype(
+        np.float32
+    )
+    return scaled
+
 
 _MEASURES: dict[Pretext, tuple[str, Measure, int]] = {
     Pretext.RADIOMICS: ("radiomics-1", local_radiomics, len(LOCAL_FEATURES)),
     Pretext.PERMUTED: ("radiomics-1", local_radiomics, len(LOCAL_FEATURES)),
-    Pretext.HOG: ("hog-1", local_hog, NUM_ORIENTATIONS),
+    Pretext.HOG: ("hog-1", local_hog, _NUM_ORIENTATIONS),
 }
 """Name and version of each measure, its function, and how many targets it gives."""
 

@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from chexradinet.errors import MismatchError, TrainingError
-from chexradinet.regions.feature_names import FEATURE_NAMES
-from chexradinet.regions.normalisation import fit_normalisation
+from chexradinet.regions.radiomics import fit_normalisation
+from chexradinet.regions.tables import FEATURE_NAMES
 
 NUM_FEATURES = len(FEATURE_NAMES)
 

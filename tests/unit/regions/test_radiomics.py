@@ -16,9 +16,14 @@ from chexradinet.errors import MismatchError
 from chexradinet.records import Box, FeatureStatus, Region, RegionStatus
 from chexradinet.regions import feature_classes as measured_module
 from chexradinet.regions.feature_classes import features_of_arrays
-from chexradinet.regions.feature_names import FEATURE_NAMES, NAMES_BY_CLASS
 from chexradinet.regions.radiomics import crop_of, extract_features, features_if_installed
-from chexradinet.regions.tables import FEATURE_COLUMNS, FeatureRow, regions_table
+from chexradinet.regions.tables import (
+    FEATURE_COLUMNS,
+    FEATURE_NAMES,
+    NAMES_BY_CLASS,
+    FeatureRow,
+    regions_table,
+)
 
 SIDE = 96
 CONFIG = RadiomicsConfig()

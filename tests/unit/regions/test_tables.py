@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from chexradinet.artifacts import write_table
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.records import Box, Region, RegionStatus
-from chexradinet.regions.feature_names import FEATURE_NAMES
 from chexradinet.regions.tables import (
+    FEATURE_NAMES,
     REGION_COLUMNS,
     features_table,
     read_feature_shards,
