@@ -34,9 +34,10 @@ from benchmarks.training import (
     whole_loop,
 )
 from chexradinet.config import Backbone, TrainConfig
+from chexradinet.model.batches import TrainingData
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet
-from chexradinet.model.training import TrainingData, fit
+from chexradinet.model.training import fit
 from chexradinet.phantom import iter_phantom
 from chexradinet.phantom.findings import PHANTOM_FINDINGS
 

@@ -39,7 +39,8 @@ from chexradinet.dicom.reader import read_radiograph, to_model
 from chexradinet.evaluation.calibration import Calibration, FindingCalibration, apply_calibration
 from chexradinet.evaluation.reference import Population, build_reference
 from chexradinet.findings import NIH_FINDINGS
-from chexradinet.model.bundle import BundleInfo, model_card, replace_info, save_bundle
+from chexradinet.model.bundle import replace_info, save_bundle
+from chexradinet.model.bundle_info import BundleInfo
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
 from chexradinet.nightly.records import Addresses
@@ -150,7 +151,7 @@ def publish(models: Path, network: ChexRadiNet, images: NDArray[np.uint8]) -> No
         preprocessing_digest=preprocessing.digest(),
         calibration=calibration,
     )
-    save_bundle(models / "plain", info, network, None, model_card(info))
+    save_bundle(models / "plain", info, network, None)
     reference = build_reference(
         Population(
             findings=NIH_FINDINGS,

@@ -24,8 +24,9 @@ from chexradinet.config import (
     NetworkConfig,
     TrainConfig,
 )
+from chexradinet.model.batches import TrainingData
 from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
-from chexradinet.model.training import TrainingData, fit
+from chexradinet.model.training import fit
 
 NUM_FINDINGS = 14
 TARGET = 0.95

@@ -22,7 +22,8 @@ from chexradinet.config import NetworkConfig, PreprocessingConfig, QualityConfig
 from chexradinet.config.nightly import Device, PlanConfig, ResultSettings, Run, ScoreConfig
 from chexradinet.evaluation.calibration import Calibration, FindingCalibration
 from chexradinet.evaluation.reference import Reference
-from chexradinet.model.bundle import BundleInfo, model_card, replace_info, save_bundle
+from chexradinet.model.bundle import replace_info, save_bundle
+from chexradinet.model.bundle_info import BundleInfo
 from chexradinet.model.resnet import build_network
 from chexradinet.nightly.outcome import Night
 from chexradinet.nightly.plan import PlanOutcome
@@ -102,7 +103,7 @@ def make_bundle(
     )
     info = replace(info, **changes)
     network = build_network(config, len(info.findings), seed=seed)
-    digest = save_bundle(target, info, network, None, model_card(info))
+    digest = save_bundle(target, info, network, None)
     if reference is None:
         return digest
     return replace_info(target, target, reference.arrays, reference=reference.document)

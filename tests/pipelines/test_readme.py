@@ -14,7 +14,7 @@ import pytest
 
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.evaluation.metrics import read_metrics
-from chexradinet.model.bundle import verify_bundle
+from chexradinet.model.bundle_info import verify_bundle
 from chexradinet.phantom.dicom import write_phantom_inbox
 from pipelines.run import artifacts_of
 

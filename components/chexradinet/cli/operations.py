@@ -35,7 +35,7 @@ def export_onnx(
     out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
 ) -> None:
     """Write a network as ONNX: logits, maps and embedding in one graph."""
-    from chexradinet.model.onnx import export_onnx as run
+    from chexradinet.model.bundle import export_onnx as run
 
     run(bundle, out)
     show(f"the network is in {out}", onnx=out)

@@ -2,10 +2,19 @@
 
 `bundle.json` names the SHA-256 of every other file; the SHA-256 of its own canonical JSON, without
 the key `digest`, is the bundle's identity. Equal models give equal bytes and so equal digests.
+
+What made a model beside its data and settings (code, packages, machine) lies beside it as
+`provenance.json` and is not part of its digest: equal weights and settings are the same model,
+whichever machine made them.
 """
 
+import hashlib
+import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +23,43 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from chexradinet.artifacts import writing_directory
-from chexradinet.errors import ArtifactError, MismatchError
-from chexradinet.model.bundle_info import BUNDLE_HEAD as BUNDLE_HEAD
+from chexradinet.artifacts import (
+    read_document,
+    sha256_of,
+    write_document,
+    writing_directory,
+    writing_file,
+)
+from chexradinet.config import digest_of
+from chexradinet.config.training import OptimizationConfig
+from chexradinet.errors import ArtifactError, ConfigError, MismatchError
+from chexradinet.model.attention import TripletAttention
 from chexradinet.model.bundle_info import (
+    BUNDLE_HEAD,
+    PROVENANCE_FILE,
     REFERENCE_PREFIX,
     WEIGHTS_FILE,
+    BundleInfo,
     copy_provenance,
+    read_bundle_info,
+    verify_bundle,
     write_info,
 )
-from chexradinet.model.bundle_info import BundleInfo as BundleInfo
-from chexradinet.model.bundle_info import copy_bundle as copy_bundle
-from chexradinet.model.bundle_info import read_bundle_info as read_bundle_info
-from chexradinet.model.bundle_info import read_reference_arrays as read_reference_arrays
-from chexradinet.model.bundle_info import require_match as require_match
-from chexradinet.model.bundle_info import verify_bundle as verify_bundle
-from chexradinet.model.card import model_card as model_card
+from chexradinet.model.card import model_card
+from chexradinet.model.distributed import Ranks
+from chexradinet.model.inference import folded
 from chexradinet.model.losses import GuidanceHeads
-from chexradinet.model.provenance import write_provenance
 from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
+from chexradinet.version import __version__
 
 _NETWORK_PREFIX = "network."
 _HEADS_PREFIX = "heads."
+_PACKAGE = Path(__file__).resolve().parents[1]
+_PROCESSORS = Path("/proc/cpuinfo")
+ONNX_OUTPUTS = ("logits", "maps", "embedding")
+_ONNX_OPSET = 17
 
 
 @dataclass(frozen=True)
@@ -55,8 +77,7 @@ def save_bundle(
     info: BundleInfo,
     network: ChexRadiNet,
     heads: GuidanceHeads | None,
-    model_card: str,
-    provenance: Sequence[dict[str, Any]] = (),
+    stages: Sequence[dict[str, Any]] = (),
 ) -> str:
     """Write a bundle, whole or not at all; an older one at `target` is replaced.
 
@@ -65,8 +86,7 @@ def save_bundle(
         info: Must describe `network`: same config, as many findings as it has logits.
         network: On any device, in any mode.
         heads: Heads of the contrastive term, if there are any.
-        model_card: Markdown, from `model_card(info)`.
-        provenance: Records of the stages that led to it; see `model.provenance`.
+        stages: Records of the stages that led to it, from `provenance`.
 
     Returns:
         The bundle's digest.
@@ -85,9 +105,9 @@ def save_bundle(
         tensors |= _prefixed(_HEADS_PREFIX, heads.state_dict())
     with writing_directory(target, BUNDLE_HEAD) as folder:
         save_file(tensors, folder / WEIGHTS_FILE)
-        if provenance:
-            write_provenance(folder, provenance)
-        return write_info(folder, info, model_card)
+        if stages:
+            write_provenance(folder, stages)
+        return write_info(folder, info, model_card(info))
 
 
 def load_bundle(path: Path, verify: bool = True, device: str = "cpu") -> LoadedBundle:
@@ -197,3 +217,144 @@ def _require_finite(network: ChexRadiNet, weights: Path) -> None:
         raise ArtifactError(
             f"the model of {weights} gives NaN or infinity for a plain test image; train it again"
         )
+
+
+def provenance(
+    stage: str, data_digests: Sequence[str], config: OptimizationConfig
+) -> dict[str, Any]:
+    """Return what a stage's result comes from on this machine, JSON-ready.
+
+    Args:
+        stage: Name of the stage.
+        data_digests: Data sets that it read.
+        config: Its seed, and its threads, of which 0 stands for torch's own choice.
+    """
+    return {
+        "stage": stage,
+        "data_digests": list(data_digests),
+        "seed": config.seed,
+        **environment(),
+        "threads": config.num_threads or torch.get_num_threads(),
+        "processes": Ranks.current().size,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Return code, packages and hardware of this process, JSON-ready."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "code": {"version": __version__, "sha256": _code_digest()},
+        "requirements_lock_sha256": _lock_digest(),
+        "packages_sha256": _packages_digest(),
+        "software": {"python": platform.python_version(), "torch": torch.__version__},
+        "hardware": {
+            "processor": _processor(),
+            "accelerator": torch.cuda.get_device_name() if on_gpu else None,
+        },
+    }
+
+
+def write_provenance(folder: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write the records of all stages that led to a result, the first one first."""
+    write_document(folder / PROVENANCE_FILE, "provenance", 1, {"stages": list(records)})
+
+
+def read_provenance(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of a bundle or an encoder; none for one of a release without them."""
+    path = folder / PROVENANCE_FILE
+    if not path.exists():
+        return []
+    stages: list[dict[str, Any]] = read_document(path, "provenance", 1)["stages"]
+    return stages
+
+
+@cache
+def _code_digest() -> str:
+    """Return the digest of the package's files, which tells a changed checkout from a release."""
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _lock_digest() -> str | None:
+    """Return the digest of the checkout's lock; None for an installed package, which has none."""
+    path = _PACKAGE.parents[1] / "requirements.lock"
+    return sha256_of(path) if path.is_file() else None
+
+
+@cache
+def _packages_digest() -> str:
+    """Return the digest of what is installed, names and versions, wherever that came from."""
+    return digest_of(sorted({f"{one.name}=={one.version}" for one in distributions()}))
+
+
+def _processor() -> str:
+    if _PROCESSORS.is_file():
+        for line in _PROCESSORS.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+class _TracedAttention(nn.Module):
+    """Triplet attention by its definition: no step depends on a size, so a graph can hold it."""
+
+    def __init__(self, attention: TripletAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def add_to(self, skipped: Tensor, features: Tensor) -> Tensor:
+        """Return the end of a residual block, as `TripletAttention.add_to` does."""
+        own = self.attention
+        columns = own.over_height(_pooled(features, 2))  # (B, 1, C, W)
+        rows = own.over_width(_pooled(features, 3).transpose(2, 3))  # (B, 1, H, C)
+        places = own.over_channels(_pooled(features, 1))  # (B, 1, H, W)
+        weights = columns[:, 0, :, None, :] + rows[:, 0].transpose(1, 2).unsqueeze(3) + places
+        return (skipped + features * (weights / 3)).relu()
+
+
+def _pooled(features: Tensor, axis: int) -> Tensor:
+    return torch.stack((features.amax(axis), features.mean(axis)), 1)
+
+
+def export_onnx(bundle: Path, target: Path) -> None:
+    """Write a bundle's network as one ONNX graph: logits, maps and embedding of a batch of images.
+
+    The input is what `normalise` gives, (B, 1, side, side) float32, B free. Calibration, thresholds
+    and names of findings stay in `bundle.json`.
+
+    Args:
+        bundle: Its directory; it is verified.
+        target: File to write; an older one is replaced.
+
+    Raises:
+        ArtifactError: the bundle is damaged or not sound.
+        ConfigError: the package `onnx` is not installed.
+    """
+    loaded = load_bundle(bundle)
+    network = folded(loaded.network)
+    for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+        for block in stage:
+            block.attention = _TracedAttention(block.attention)
+    side = loaded.info.preprocessing.image_side
+    with writing_file(target) as temporary, warnings.catch_warnings(), torch.no_grad():
+        # Tracing will end in some later torch; what follows it needs two more packages.
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                network,
+                (torch.zeros(2, 1, side, side),),
+                str(temporary),
+                dynamo=False,
+                input_names=["images"],
+                output_names=list(ONNX_OUTPUTS),
+                dynamic_axes={name: {0: "batch"} for name in ("images", *ONNX_OUTPUTS)},
+                opset_version=_ONNX_OPSET,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ConfigError(
+                f"the network cannot be exported ({error}); install the package onnx"
+            ) from error

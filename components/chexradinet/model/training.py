@@ -21,9 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from chexradinet.config import GuidanceConfig, TrainConfig, digest_of
 from chexradinet.errors import ConfigError, Interrupted, TrainingError
-from chexradinet.model.batches import Batches, Part, num_batches, permuted
-from chexradinet.model.batches import Regions as Regions
-from chexradinet.model.batches import TrainingData as TrainingData
+from chexradinet.model.batches import (
+    Batches,
+    Part,
+    Regions,
+    TrainingData,
+    num_batches,
+    permuted,
+)
 from chexradinet.model.checkpoint import (
     Position,
     Trained,

@@ -38,9 +38,9 @@ from chexradinet.evaluation.reference import (
     build_reference,
     image_statistics,
 )
-from chexradinet.model.bundle import BUNDLE_HEAD, read_bundle_info, replace_info
+from chexradinet.model.bundle import environment, read_provenance, replace_info
+from chexradinet.model.bundle_info import BUNDLE_HEAD, read_bundle_info
 from chexradinet.model.inference import predict
-from chexradinet.model.provenance import environment, read_provenance
 from chexradinet.monitoring import TrainingTelemetry, push, timed_stage
 from chexradinet.records import Split
 from chexradinet.reports.evaluation import report_figures, write_report

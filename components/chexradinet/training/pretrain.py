@@ -16,9 +16,15 @@ from chexradinet.artifacts import require_replaceable
 from chexradinet.config import NetworkConfig, Pretext, PretrainConfig, digest_of
 from chexradinet.dataset.dataset import Dataset, gathered, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
-from chexradinet.model.encoder import ENCODER_HEAD, read_encoder, save_encoder
-from chexradinet.model.pretext import PretextData, pretext_digest, pretrain_network
-from chexradinet.model.provenance import provenance
+from chexradinet.model.bundle import provenance
+from chexradinet.model.encoder import (
+    ENCODER_HEAD,
+    PretextData,
+    pretext_digest,
+    pretrain_network,
+    read_encoder,
+    save_encoder,
+)
 from chexradinet.model.resnet import build_network
 from chexradinet.monitoring import ProgressReporter, timed_stage
 from chexradinet.processors import available_processors

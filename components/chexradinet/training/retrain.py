@@ -14,18 +14,11 @@ from chexradinet.config import GuidanceConfig, GuidanceRecipe, TrainConfig, dige
 from chexradinet.config.parameters import TrainingPlacement
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
-from chexradinet.model.bundle import (
-    BUNDLE_HEAD,
-    BundleInfo,
-    load_bundle,
-    model_card,
-    read_bundle_info,
-    require_match,
-    save_bundle,
-)
+from chexradinet.model.batches import Regions
+from chexradinet.model.bundle import load_bundle, provenance, read_provenance, save_bundle
+from chexradinet.model.bundle_info import BUNDLE_HEAD, BundleInfo, read_bundle_info, require_match
 from chexradinet.model.distributed import Ranks
-from chexradinet.model.provenance import provenance, read_provenance
-from chexradinet.model.training import Regions, run_digest
+from chexradinet.model.training import run_digest
 from chexradinet.monitoring import timed_stage
 from chexradinet.records import FeatureStatus, Split
 from chexradinet.regions.radiomics import fit_normalisation
@@ -170,7 +163,7 @@ def retrain_here(
         )
         if Ranks.current().is_writer:
             stages = [*read_provenance(bundle), provenance("retrain", [data.digest], seeded)]
-            save_bundle(target, info, loaded.network, loaded.heads, model_card(info), stages)
+            save_bundle(target, info, loaded.network, loaded.heads, stages)
     return info
 
 

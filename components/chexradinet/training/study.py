@@ -39,10 +39,11 @@ from chexradinet.evaluation.calibration import PLATT, apply_calibration, fit_cal
 from chexradinet.evaluation.classification import classification_metrics
 from chexradinet.evaluation.evaluator import maps_of
 from chexradinet.evaluation.localization import LOCALIZATION_KEYS, boxed_cases, localization_hits
+from chexradinet.model.batches import Regions, TrainingData
 from chexradinet.model.inference import predict
 from chexradinet.model.losses import build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
-from chexradinet.model.training import Regions, TrainingData, fit
+from chexradinet.model.training import fit
 from chexradinet.processors import available_processors
 from chexradinet.records import Split
 from chexradinet.regions.extract import extract_regions

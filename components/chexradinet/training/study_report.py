@@ -32,7 +32,7 @@ from chexradinet.evaluation.localization import (
     localization_intervals,
 )
 from chexradinet.evaluation.metrics import MEASURES, interval, signed
-from chexradinet.model.provenance import environment
+from chexradinet.model.bundle import environment
 from chexradinet.records import Split
 from chexradinet.reports.page import write_page
 from chexradinet.reports.plots import study_plot

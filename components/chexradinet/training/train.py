@@ -23,19 +23,14 @@ from chexradinet.config.parameters import TrainingPlacement
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import TrainingError
 from chexradinet.evaluation.evaluator import validate
-from chexradinet.model.bundle import (
-    BUNDLE_HEAD,
-    BundleInfo,
-    model_card,
-    read_bundle_info,
-    save_bundle,
-)
+from chexradinet.model.batches import Regions, TrainingData
+from chexradinet.model.bundle import provenance, read_provenance, save_bundle
+from chexradinet.model.bundle_info import BUNDLE_HEAD, BundleInfo, read_bundle_info
 from chexradinet.model.distributed import Ranks
 from chexradinet.model.encoder import ENCODER_FILE, load_encoder
 from chexradinet.model.losses import GuidanceHeads, build_heads
-from chexradinet.model.provenance import provenance, read_provenance
 from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights
-from chexradinet.model.training import Regions, TrainingData, fit, run_digest
+from chexradinet.model.training import fit, run_digest
 from chexradinet.monitoring import ProgressReporter, timed_stage
 from chexradinet.records import Split
 from chexradinet.store.finished import FinishedWork
@@ -155,7 +150,7 @@ def train_here(
         )
         if Ranks.current().is_writer:
             stages = [*start.provenance, provenance("train", [data.digest], config)]
-            save_bundle(target, info, classifier, heads, model_card(info), stages)
+            save_bundle(target, info, classifier, heads, stages)
     return info
 
 

@@ -13,18 +13,21 @@ from chexradinet.artifacts import sha256_of
 from chexradinet.config import TrainConfig, digest_of
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.model.bundle import (
-    BundleInfo,
-    copy_bundle,
     load_bundle,
-    model_card,
-    read_bundle_info,
-    read_reference_arrays,
+    provenance,
+    read_provenance,
     replace_info,
-    require_match,
     save_bundle,
 )
+from chexradinet.model.bundle_info import (
+    BundleInfo,
+    copy_bundle,
+    read_bundle_info,
+    read_reference_arrays,
+    require_match,
+)
+from chexradinet.model.card import model_card
 from chexradinet.model.losses import build_heads
-from chexradinet.model.provenance import provenance, read_provenance
 from chexradinet.model.resnet import ChexRadiNet
 from chexradinet.version import __version__
 from tests.unit.model.conftest import FINDINGS
@@ -35,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.fixture
 def bundle(tmp_path: Path, info: BundleInfo, network: ChexRadiNet) -> Path:
     heads = build_heads(network.num_channels, seed=2)
-    save_bundle(tmp_path / "bundle", info, network, heads, model_card(info))
+    save_bundle(tmp_path / "bundle", info, network, heads)
     return tmp_path / "bundle"
 
 
@@ -63,7 +66,7 @@ def test_heads_travel_with_the_network(bundle: Path, network: ChexRadiNet) -> No
 def test_bundle_without_heads_loads_without_heads(
     tmp_path: Path, info: BundleInfo, network: ChexRadiNet
 ) -> None:
-    save_bundle(tmp_path / "plain", info, network, None, model_card(info))
+    save_bundle(tmp_path / "plain", info, network, None)
     assert load_bundle(tmp_path / "plain").heads is None
 
 
@@ -71,7 +74,7 @@ def test_equal_models_have_equal_bytes_and_digests(
     bundle: Path, tmp_path: Path, info: BundleInfo, network: ChexRadiNet
 ) -> None:
     heads = build_heads(network.num_channels, seed=2)
-    digest = save_bundle(tmp_path / "again", info, network, heads, model_card(info))
+    digest = save_bundle(tmp_path / "again", info, network, heads)
     assert digest == load_bundle(bundle).digest
     for path in bundle.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
@@ -82,7 +85,7 @@ def test_provenance_travels_with_a_bundle_and_is_not_part_of_its_digest(
 ) -> None:
     heads = build_heads(network.num_channels, seed=2)
     record = provenance("train", ["d" * 64], TrainConfig(seed=5, num_threads=3))
-    digest = save_bundle(tmp_path / "b", info, network, heads, model_card(info), [record])
+    digest = save_bundle(tmp_path / "b", info, network, heads, [record])
     assert digest == load_bundle(bundle).digest
     copy_bundle(tmp_path / "b", tmp_path / "copy")
     replace_info(tmp_path / "copy", tmp_path / "calibrated", {}, thresholds={"Mass": 0.5})
@@ -108,7 +111,7 @@ def test_one_weight_changes_the_digest(
     with torch.no_grad():
         network.fc.bias[0] += 1
     heads = build_heads(network.num_channels, seed=2)
-    digest = save_bundle(tmp_path / "other", info, network, heads, model_card(info))
+    digest = save_bundle(tmp_path / "other", info, network, heads)
     assert digest != load_bundle(bundle).digest
 
 
@@ -216,7 +219,7 @@ def test_weight_that_is_not_finite_is_refused_by_name(
 ) -> None:
     with torch.no_grad():
         network.layer1[0].conv1.weight[0, 0, 0, 0] = value
-    save_bundle(tmp_path / "broken", info, network, None, "card")
+    save_bundle(tmp_path / "broken", info, network, None)
     with pytest.raises(ArtifactError, match=r"layer1\.0\.conv1\.weight holds NaN or infinity"):
         load_bundle(tmp_path / "broken")
 
@@ -224,7 +227,7 @@ def test_weight_that_is_not_finite_is_refused_by_name(
 def test_weights_of_another_type_are_refused(
     tmp_path: Path, info: BundleInfo, network: ChexRadiNet
 ) -> None:
-    save_bundle(tmp_path / "half", info, network.half(), None, "card")
+    save_bundle(tmp_path / "half", info, network.half(), None)
     with pytest.raises(ArtifactError, match=r"is torch\.float16, not torch\.float32"):
         load_bundle(tmp_path / "half")
 
@@ -234,7 +237,7 @@ def test_model_that_overflows_is_refused_when_opened(
 ) -> None:
     with torch.no_grad():
         network.layer4[1].bn2.weight.fill_(3e38)
-    save_bundle(tmp_path / "overflows", info, network, None, "card")
+    save_bundle(tmp_path / "overflows", info, network, None)
     with pytest.raises(ArtifactError, match="gives NaN or infinity for a plain test image"):
         load_bundle(tmp_path / "overflows")
 
@@ -251,7 +254,7 @@ def test_number_that_is_not_finite_leaves_no_bundle(
 ) -> None:
     undefined = replace(info, metrics={"auroc": float("nan")})
     with pytest.raises(ArtifactError, match="None for what is not defined"):
-        save_bundle(tmp_path / "bad", undefined, network, None, "card")
+        save_bundle(tmp_path / "bad", undefined, network, None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -259,7 +262,7 @@ def test_info_of_another_network_is_not_saved(
     tmp_path: Path, info: BundleInfo, network: ChexRadiNet
 ) -> None:
     with pytest.raises(MismatchError, match="2 findings"):
-        save_bundle(tmp_path / "b", replace(info, findings=("A", "B")), network, None, "card")
+        save_bundle(tmp_path / "b", replace(info, findings=("A", "B")), network, None)
 
 
 def test_info_is_read_without_weights(bundle: Path, info: BundleInfo) -> None:

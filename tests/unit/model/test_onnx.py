@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from chexradinet.errors import ConfigError
-from chexradinet.model.bundle import BundleInfo, load_bundle, save_bundle
-from chexradinet.model.onnx import OUTPUTS, export_onnx
+from chexradinet.model.bundle import ONNX_OUTPUTS, export_onnx, load_bundle, save_bundle
+from chexradinet.model.bundle_info import BundleInfo
 from chexradinet.model.resnet import ChexRadiNet
 
 
@@ -17,7 +17,7 @@ from chexradinet.model.resnet import ChexRadiNet
 def bundle(tmp_path: Path, info: BundleInfo, network: ChexRadiNet) -> Path:
     with torch.no_grad():
         network.train()(torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(0)))
-    save_bundle(tmp_path / "bundle", info, network, None, "card")
+    save_bundle(tmp_path / "bundle", info, network, None)
     return tmp_path / "bundle"
 
 
@@ -28,7 +28,7 @@ def test_graph_gives_what_the_network_gives_for_any_number_of_images(
     pytest.importorskip("onnx", reason="onnx is not installed")
     export_onnx(bundle, tmp_path / "model.onnx")
     session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
-    assert [output.name for output in session.get_outputs()] == list(OUTPUTS)
+    assert [output.name for output in session.get_outputs()] == list(ONNX_OUTPUTS)
     for number in (1, 3):
         images = torch.randn(number, 1, 64, 64)
         with torch.inference_mode():

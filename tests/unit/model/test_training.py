@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from chexradinet.config import Backbone, GuidanceConfig, GuidanceRecipe, NetworkConfig, TrainConfig
 from chexradinet.errors import ConfigError, Interrupted, MismatchError, TrainingError
-from chexradinet.model.batches import augment, epoch_batches, permuted
+from chexradinet.model.batches import Regions, TrainingData, augment, epoch_batches, permuted
 from chexradinet.model.inference import predict
 from chexradinet.model.losses import GuidanceHeads, build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
-from chexradinet.model.training import Regions, TrainingData, fit
+from chexradinet.model.training import fit
 
 pytestmark = pytest.mark.trains
 NAN = float("nan")

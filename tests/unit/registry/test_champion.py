@@ -9,7 +9,8 @@ import pytest
 
 from chexradinet.config import Backbone, NetworkConfig, PreprocessingConfig
 from chexradinet.errors import ArtifactError, ConfigError
-from chexradinet.model.bundle import BundleInfo, model_card, save_bundle, verify_bundle
+from chexradinet.model.bundle import save_bundle
+from chexradinet.model.bundle_info import BundleInfo, verify_bundle
 from chexradinet.model.resnet import build_network
 from chexradinet.registry.champion import fetch_bundle, fetch_champion, read_pointer, roll_back
 
@@ -27,7 +28,7 @@ def published(models: Path, seed: int) -> str:
         preprocessing_digest=preprocessing.digest(),
         round=seed,
     )
-    save_bundle(models / "new", info, network, None, model_card(info))
+    save_bundle(models / "new", info, network, None)
     digest = verify_bundle(models / "new")
     (models / "new").rename(models / digest)
     return digest

@@ -19,16 +19,14 @@ from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import ArtifactError, MismatchError, SourceError
 from chexradinet.evaluation.calibration import fit_calibration
 from chexradinet.evaluation.metrics import read_metrics
-from chexradinet.model.bundle import (
+from chexradinet.model.bundle import load_bundle, read_provenance, replace_info
+from chexradinet.model.bundle_info import (
     copy_bundle,
-    load_bundle,
     read_bundle_info,
     read_reference_arrays,
-    replace_info,
     verify_bundle,
 )
 from chexradinet.model.inference import predict
-from chexradinet.model.provenance import read_provenance
 from chexradinet.records import Split
 from chexradinet.reports.evaluation import panel_cases
 from chexradinet.training.evaluate import Arms, Evaluation, distinct_rounds, evaluate

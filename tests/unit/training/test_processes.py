@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from chexradinet.config import GuidanceConfig, GuidanceRecipe, NetworkConfig, TrainConfig
 from chexradinet.errors import ConfigError, TrainingError
+from chexradinet.model.batches import Regions, TrainingData
 from chexradinet.model.bundle import load_bundle
 from chexradinet.model.distributed import Ranks
 from chexradinet.model.losses import build_heads
 from chexradinet.model.resnet import build_network
-from chexradinet.model.training import Regions, TrainingData, fit
+from chexradinet.model.training import fit
 from chexradinet.training.processes import num_processes, on_processes
 
 GPU = "nvidia.com/gpu"
