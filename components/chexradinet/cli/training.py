@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from chexradinet.cli.options import with_settings
-from chexradinet.cli.progress import bar, show
+from chexradinet.cli import bar, show, with_settings
 from chexradinet.config import (
     IngestConfig,
     Pretext,
