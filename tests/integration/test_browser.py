@@ -22,9 +22,15 @@ import numpy as np
 import pytest
 
 from chexradinet.config.nightly import WorklistConfig, WorklistIdentifiers
-from chexradinet.reports.nightly import FlaggedCase, NightReport, write_night_report
+from chexradinet.reports.nightly import (
+    FlaggedCase,
+    NightReport,
+    WaitingImage,
+    worklist,
+    write_night_report,
+    write_worklist_page,
+)
 from chexradinet.reports.overlay import overlay, png_bytes
-from chexradinet.reports.worklist import WaitingImage, worklist, write_worklist_page
 
 websocket = pytest.importorskip("websocket")
 

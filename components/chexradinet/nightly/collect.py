@@ -42,8 +42,13 @@ from chexradinet.nightly.outcome import Night, night_of
 from chexradinet.nightly.records import EXCLUDED, SCHEMA, SCORES, TIMINGS, Addresses
 from chexradinet.nightly.summary import most_urgent, night_drift, night_report, with_timings
 from chexradinet.nightly.worklist import WorklistScope, end_of, studies_of
-from chexradinet.reports.nightly import write_night_report
-from chexradinet.reports.worklist import Omissions, worklist, worklist_csv, write_worklist_page
+from chexradinet.reports.nightly import (
+    Omissions,
+    worklist,
+    worklist_csv,
+    write_night_report,
+    write_worklist_page,
+)
 
 MAX_DRIFT_IMAGES = 2048
 """Most X-rays of a night that are compared with the reference."""

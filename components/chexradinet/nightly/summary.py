@@ -24,8 +24,7 @@ from chexradinet.nightly.outcome import Night, num_flagged, num_outside
 from chexradinet.nightly.plan import drop_taken, inbox_images
 from chexradinet.nightly.records import DUPLICATE, NOT_SCORED, REJECTED, TIMINGS, Addresses
 from chexradinet.records import RejectReason
-from chexradinet.reports.nightly import FlaggedCase, NightReport, OutsideXRay
-from chexradinet.reports.worklist import WaitingImage
+from chexradinet.reports.nightly import FlaggedCase, NightReport, OutsideXRay, WaitingImage
 
 _UNREADABLE = {"status": "left_out", "reason": "link_or_folder_unreadable"}
 

@@ -17,7 +17,7 @@ from chexradinet.nightly.history import History, PlanHead
 from chexradinet.nightly.ledger import Plan, read_plan
 from chexradinet.nightly.merge import Merged, NightImage, merged_before
 from chexradinet.nightly.summary import waiting_images
-from chexradinet.reports.worklist import WaitingImage
+from chexradinet.reports.nightly import WaitingImage
 
 _log = logging.getLogger(__name__)
 

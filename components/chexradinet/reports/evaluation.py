@@ -28,8 +28,8 @@ from chexradinet.model.card import GUIDANCE_EVIDENCE
 from chexradinet.records import Box
 from chexradinet.regions.extract import extract_regions
 from chexradinet.regions.tables import FEATURE_NAMES, regions_table
+from chexradinet.reports import number, readable, write_page
 from chexradinet.reports.overlay import overlay, png_bytes
-from chexradinet.reports.page import number, readable, write_page
 from chexradinet.reports.plots import (
     decision_plot,
     learning_plot,

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from chexradinet.reports import count, write_page
 from chexradinet.reports.overlay import overlay, png_bytes
-from chexradinet.reports.page import count, write_page
 
 _THUMBNAIL_SIDE_PX = 200
 _MAX_THUMBNAILS = 24

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from chexradinet.evaluation.classification import FloatArray
-from chexradinet.reports.page import readable
+from chexradinet.reports import readable
 
 # Colours of Okabe and Ito: distinct for every kind of colour vision, and by lightness in print.
 _BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#8A8F98", "#1d2733"

@@ -34,7 +34,7 @@ from chexradinet.evaluation.localization import (
 from chexradinet.evaluation.metrics import MEASURES, interval, signed
 from chexradinet.model.bundle import environment
 from chexradinet.records import Split
-from chexradinet.reports.page import write_page
+from chexradinet.reports import write_page
 from chexradinet.reports.plots import study_plot
 from chexradinet.training.study import READOUTS, Outcome
 

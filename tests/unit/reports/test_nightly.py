@@ -11,16 +11,14 @@ from chexradinet.evaluation.reference import numeric_distribution
 from chexradinet.reports.nightly import (
     FlaggedCase,
     NightReport,
-    OutsideXRay,
-    write_night_report,
-)
-from chexradinet.reports.plots import reference_density, score_histograms
-from chexradinet.reports.worklist import (
     Omissions,
+    OutsideXRay,
     WaitingImage,
     worklist,
+    write_night_report,
     write_worklist_page,
 )
+from chexradinet.reports.plots import reference_density, score_histograms
 
 UNTIL = datetime(2026, 2, 2, tzinfo=UTC)
 EDGES = np.linspace(0, 1, 21)

@@ -13,7 +13,7 @@ import pytest
 from chexradinet.config.nightly import DEFAULT_URGENCY, WorklistConfig, WorklistIdentifiers
 from chexradinet.errors import ConfigError
 from chexradinet.findings import KNOWN_FINDINGS
-from chexradinet.reports.worklist import (
+from chexradinet.reports.nightly import (
     COLUMNS,
     Entry,
     WaitingImage,
