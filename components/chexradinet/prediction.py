@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chexradinet.config.nightly import ResultSettings
+from chexradinet.dataset.images import reject_on_error
 from chexradinet.errors import RejectedImageError, SourceError, StoreNotFoundError
 from chexradinet.evaluation.calibration import apply_calibration
 from chexradinet.model.bundle import load_bundle
@@ -28,7 +29,6 @@ from chexradinet.nightly.records import NightFinding, XRay
 from chexradinet.nightly.score import NOT_FINITE_DETAIL, Scorer, cases_of, finite_rows
 from chexradinet.records import Box, RejectReason
 from chexradinet.registry.champion import fetch_champion
-from chexradinet.rejection import reject_on_error
 from chexradinet.reports.overlay import overlay, png_bytes
 from chexradinet.store import open_store
 from chexradinet.store.transfer import download_directory

@@ -17,9 +17,13 @@ import io
 import logging
 import re
 import struct
+import traceback
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -28,12 +32,16 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from chexradinet.config import GeometryMode, PreprocessingConfig
-from chexradinet.errors import ConfigError, RejectedImageError
+from chexradinet.errors import ChexRadiNetError, ConfigError, RejectedImageError
+from chexradinet.parallel import time_limit
 from chexradinet.records import Geometry, RejectReason
-from chexradinet.rejection import is_memory_error, out_of_memory
 
 logging.getLogger("PIL").setLevel(logging.INFO)  # it logs EXIF texts when it debugs
 
+_log = logging.getLogger(__name__)
+
+DECODE_TIMEOUT_S = 60.0
+"""Most seconds that the decoding of one file may take."""
 MIN_SIDE_PX = 32
 """Shortest side that an X-ray can have and still show anything."""
 MAX_PIXELS = 64_000_000
@@ -87,6 +95,18 @@ _TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_READER_FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    cv2.error,
+    struct.error,
+)
+"""Faults of a reader that no file should cause."""
 
 
 def read_image(content: bytes) -> NDArray[np.uint8]:
@@ -244,8 +264,8 @@ def _too_large(size: str, most: int) -> RejectedImageError:
 def _broken(content: bytes, error: Exception) -> RejectedImageError:
     """Tell a file cut short (no end marker) from one damaged inside, and from another kind."""
     end = next((end for head, end in _SIGNATURES.items() if content.startswith(head)), None)
-    if is_memory_error(error):
-        return out_of_memory()
+    if _is_memory_error(error):
+        return _out_of_memory()
     if not content:
         return RejectedImageError(RejectReason.TRUNCATED, "the file is empty")
     if end is None:
@@ -320,3 +340,44 @@ def _shrunk_then_grown(pixels: NDArray[Any], height: int, width: int) -> NDArray
     if pixels.shape != (height, width):
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
     return pixels
+
+
+def _is_memory_error(error: Exception) -> bool:
+    """Tell whether Python or OpenCV had no memory left."""
+    of_opencv = isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
+    return of_opencv or isinstance(error, MemoryError)
+
+
+def _out_of_memory() -> RejectedImageError:
+    """Return the rejection of a file that takes more memory than it may."""
+    detail = "decoding it takes more memory than a process may use"
+    return RejectedImageError(RejectReason.TOO_LARGE, detail)
+
+
+@contextmanager
+def reject_on_error(timeout_s: float = DECODE_TIMEOUT_S) -> Iterator[None]:
+    """Turn an unexpected fault of the block into a rejection; the log asks to report it.
+
+    Args:
+        timeout_s: Most seconds that the block may take in a worker process.
+
+    Raises:
+        RejectedImageError: it says where the fault is, and nothing of the file.
+    """
+    try:
+        with time_limit(timeout_s):
+            yield
+    except ChexRadiNetError:
+        raise
+    except MemoryError:
+        raise _out_of_memory() from None
+    except _READER_FAULTS as error:
+        if _is_memory_error(error):
+            raise _out_of_memory() from None
+        # The text of such an error may quote the file, its type and place cannot.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        fault = f"{type(error).__name__} at line {place.lineno} of {Path(place.filename).name}"
+        _log.warning("a fault of the reader, please report it: %s", fault)
+        raise RejectedImageError(
+            RejectReason.UNREADABLE, f"a fault of the reader: {fault}"
+        ) from None

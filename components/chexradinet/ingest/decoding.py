@@ -24,15 +24,21 @@ from chexradinet.dataset.deidentification import (
     deidentified_ids,
     name_of,
 )
-from chexradinet.dataset.images import fit_to_model, pixel_digest, read_image
+from chexradinet.dataset.images import fit_to_model, pixel_digest, read_image, reject_on_error
 from chexradinet.dataset.labels.table import TableRow
 from chexradinet.dataset.quality import accepted_picture
 from chexradinet.dataset.writing import DatasetWriter
 from chexradinet.dicom.archive import MAX_FAILURES_IN_A_ROW
 from chexradinet.errors import RejectedImageError, StoreUnavailableError
 from chexradinet.ingest.sources import DICOM_SUFFIXES, Source
-from chexradinet.parallel import KEPT_BYTES, Failure, Job, in_processes
-from chexradinet.processors import available_memory_bytes, workers_for
+from chexradinet.parallel import (
+    KEPT_BYTES,
+    Failure,
+    Job,
+    available_memory_bytes,
+    in_processes,
+    workers_for,
+)
 from chexradinet.records import (
     Box,
     Geometry,
@@ -42,7 +48,6 @@ from chexradinet.records import (
     Split,
     View,
 )
-from chexradinet.rejection import reject_on_error
 
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _REVIEWED = (RejectReason.INVERTED, RejectReason.NOT_FRONTAL)

@@ -16,8 +16,7 @@ from chexradinet.config import RadiomicsConfig
 from chexradinet.model.inference import Predictions
 from chexradinet.nightly.model import NightModel
 from chexradinet.nightly.records import XRay
-from chexradinet.parallel import Job, Pool
-from chexradinet.processors import available_processors
+from chexradinet.parallel import Job, Pool, available_processors
 from chexradinet.records import FeatureStatus, Region
 from chexradinet.regions.extract import extract_region
 from chexradinet.regions.radiomics import Crop, crop_of, features_if_installed

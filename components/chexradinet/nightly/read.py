@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from chexradinet.config import PreprocessingConfig
 from chexradinet.config.nightly import ResultSettings, WorklistIdentifiers
+from chexradinet.dataset.images import DECODE_TIMEOUT_S, reject_on_error
 from chexradinet.dataset.quality import accepted_picture
 from chexradinet.dicom.archive import UID, is_dicomweb
 from chexradinet.errors import (
@@ -32,7 +33,6 @@ from chexradinet.nightly.records import (
     XRay,
 )
 from chexradinet.records import RejectReason
-from chexradinet.rejection import DECODE_TIMEOUT_S, reject_on_error
 from chexradinet.store import open_store
 
 _SHORTEST_NAME = 3

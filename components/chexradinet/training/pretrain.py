@@ -27,7 +27,7 @@ from chexradinet.model.encoder import (
 )
 from chexradinet.model.resnet import build_network
 from chexradinet.monitoring import ProgressReporter, timed_stage
-from chexradinet.processors import available_processors
+from chexradinet.parallel import available_processors
 from chexradinet.records import Split
 from chexradinet.regions.local_radiomics import LOCAL_FEATURES
 from chexradinet.regions.radiomics import RadiomicsNormalisation, fit_normalisation

@@ -19,7 +19,7 @@ from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import ConfigError, MismatchError
 from chexradinet.model.bundle_info import require_match
 from chexradinet.monitoring import timed_stage
-from chexradinet.processors import available_processors
+from chexradinet.parallel import available_processors
 from chexradinet.records import Split
 from chexradinet.regions.extract import extract_regions, guiding_findings
 from chexradinet.regions.radiomics import extract_features, is_installed

@@ -44,7 +44,7 @@ from chexradinet.model.inference import predict
 from chexradinet.model.losses import build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
 from chexradinet.model.training import fit
-from chexradinet.processors import available_processors
+from chexradinet.parallel import available_processors
 from chexradinet.records import Split
 from chexradinet.regions.extract import extract_regions
 from chexradinet.regions.radiomics import extract_features

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from chexradinet.dataset.images import reject_on_error
 from chexradinet.errors import RejectedImageError
 from chexradinet.ingest.decoding import FEW_FILES, decode_in_order
-from chexradinet.rejection import reject_on_error
 
 # Each "file" is an expression and `eval` is the decoder: it can be sent to another process, unlike
 # a function of a test, and it can end the process it runs in.

@@ -29,7 +29,7 @@ from chexradinet.nightly.merge import read_shard
 from chexradinet.nightly.plan import plan
 from chexradinet.nightly.records import TIMINGS, ShardResult, XRay
 from chexradinet.nightly.score import score
-from chexradinet.processors import available_processors
+from chexradinet.parallel import available_processors
 from chexradinet.records import RejectReason
 from chexradinet.store import open_store
 from tests.nightly_world import FINDINGS, SCORING, World, decode_in_this_process, make_world
