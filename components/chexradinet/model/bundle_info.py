@@ -29,7 +29,7 @@ WEIGHTS_FILE = "weights.safetensors"
 INFO_FILE = "bundle.json"
 CARD_FILE = "model-card.md"
 PROVENANCE_FILE = "provenance.json"
-"""Beside the model and not part of its digest; see `model.provenance`."""
+"""Beside the model and not part of its digest; see `model.bundle.provenance`."""
 REFERENCE_PREFIX = "reference."
 """Prefix of the reference's tensor names in the weights file."""
 BUNDLE_HEAD = Head(INFO_FILE, KIND)

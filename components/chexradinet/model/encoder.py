@@ -254,7 +254,7 @@ def save_encoder(
         target: Directory to make; an older encoder there is replaced.
         network: Pre-trained, on any device, in any mode.
         record: What is said of it, JSON-ready; `preprocessing_digest` among it.
-        provenance: Records of the stages that led to it; see `model.provenance`.
+        provenance: Records of the stages that led to it; see `model.bundle.provenance`.
     """
     tensors = {
         name: value.detach().cpu().contiguous()

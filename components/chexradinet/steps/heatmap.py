@@ -1,4 +1,4 @@
-"""Kubeflow component of `training.heatmap`."""
+"""Kubeflow component of `training.rounds.heatmap`."""
 
 from kfp import dsl
 

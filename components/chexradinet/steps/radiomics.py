@@ -1,4 +1,4 @@
-"""Kubeflow component of `training.radiomics`."""
+"""Kubeflow component of `training.rounds.radiomics`."""
 
 from kfp import dsl
 
