@@ -66,7 +66,7 @@ def _radiomics(folder: Path) -> None:
 
 
 def _retrain(folder: Path) -> None:
-    from chexradinet.training.retrain import retrain
+    from chexradinet.training.train import retrain
 
     retrain(
         folder / "round-0",

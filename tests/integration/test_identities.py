@@ -35,8 +35,7 @@ from chexradinet.store.administration import read_policies, set_up_buckets
 from chexradinet.store.uri import CHECKPOINT_VARIABLE
 from chexradinet.training.evaluate import Arms, evaluate
 from chexradinet.training.publish import publish
-from chexradinet.training.retrain import retrain
-from chexradinet.training.train import train
+from chexradinet.training.train import retrain, train
 from tests.integration.recording_proxy import Proxy, recording
 from tests.nightly_world import SCORING, make_bundle
 

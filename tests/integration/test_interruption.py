@@ -49,7 +49,7 @@ train(
 RETRAIN = f"""{TOLD}
 from pathlib import Path
 from chexradinet.config import GuidanceConfig, GuidanceRecipe, TrainConfig
-from chexradinet.training.retrain import retrain
+from chexradinet.training.train import retrain
 retrain(
     Path(sys.argv[3]),
     Path(sys.argv[1]),

@@ -155,7 +155,7 @@ def retrain(
     settings: RetrainConfig,
 ) -> None:
     """Train one guided round."""
-    from chexradinet.training.retrain import retrain as run
+    from chexradinet.training.train import retrain as run
 
     with bar(f"round {round_number}", "steps") as progress:
         outcome = run(

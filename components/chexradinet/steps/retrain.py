@@ -50,8 +50,7 @@ def retrain(
     from chexradinet.config.parameters import TrainingPlacement
     from chexradinet.monitoring import PaceKeeper
     from chexradinet.training.processes import num_processes
-    from chexradinet.training.retrain import retrain
-    from chexradinet.training.train import headline
+    from chexradinet.training.train import headline, retrain
 
     place = TrainingPlacement(**settings.pop("nodes")) if "nodes" in settings else None
     given = RetrainConfig(**settings)

@@ -23,8 +23,7 @@ from chexradinet.model.distributed import Ranks
 from chexradinet.regions.tables import FEATURES_HEAD
 from chexradinet.store.finished import FinishedWork
 from chexradinet.training.processes import join_group
-from chexradinet.training.retrain import retrain_here
-from chexradinet.training.train import train_here
+from chexradinet.training.train import retrain_here, train_here
 
 _HEADS = {"dataset": DATASET_HEAD, "bundle": BUNDLE_HEAD, "features": FEATURES_HEAD}
 _MODELS = {"network": NetworkConfig, "config": TrainConfig, "guidance": GuidanceConfig}

@@ -1,4 +1,7 @@
-"""The pretrain stage: an encoder from images alone, of training patients and unlabelled ones."""
+"""The pretrain stage: an encoder from images alone, of training patients and unlabelled ones.
+
+What a training starts from is here too: such an encoder, or a state dict such as ImageNet's.
+"""
 
 import logging
 import tempfile
@@ -6,31 +9,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chexradinet.artifacts import require_replaceable
+from chexradinet.artifacts import require_replaceable, sha256_of
 from chexradinet.config import NetworkConfig, Pretext, PretrainConfig, digest_of
 from chexradinet.dataset.dataset import Dataset, gathered, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
-from chexradinet.model.bundle import provenance
+from chexradinet.model.bundle import provenance, read_provenance
 from chexradinet.model.encoder import (
+    ENCODER_FILE,
     ENCODER_HEAD,
     PretextData,
+    load_encoder,
     pretext_digest,
     pretrain_network,
     read_encoder,
     save_encoder,
 )
-from chexradinet.model.resnet import build_network
+from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights
 from chexradinet.monitoring import ProgressReporter, timed_stage
 from chexradinet.parallel import available_processors
 from chexradinet.records import Split
 from chexradinet.regions.local_radiomics import LOCAL_FEATURES
 from chexradinet.regions.radiomics import RadiomicsNormalisation, fit_normalisation
+from chexradinet.store.opening import open_object, open_store
+from chexradinet.store.transfer import download_directory
 from chexradinet.training.processes import safeguard
 from chexradinet.training.targets import Targets, num_targets, prepare_targets
 
@@ -244,3 +251,47 @@ def _folder(cache: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
+
+
+def identity_of(uri: str) -> list[str]:
+    """Return what changes whenever initial weights or an encoder do; empty without any."""
+    if not uri:
+        return []
+    folder, prefix = open_store(uri)
+    if folder.exists(prefix + ENCODER_FILE):
+        return [info.etag for info in folder.list(prefix)]
+    store, key = open_object(uri)
+    return [store.stat(key).etag]
+
+
+class Start(NamedTuple):
+    """What a bundle records of the weights that its training began with."""
+
+    settings: dict[str, Any]
+    """Of an encoder; empty for a state dict."""
+    provenance: list[dict[str, Any]]
+
+
+def start_from(classifier: ChexRadiNet, uri: str, data: Dataset) -> Start:
+    """Load initial weights, if any; return what a bundle records of them.
+
+    Args:
+        classifier: Changed in place.
+        uri: Path or URI of an encoder or a torchvision state dict; empty leaves random weights.
+        data: Data set to train on.
+    """
+    if not uri:
+        return Start({}, [])
+    folder, prefix = open_store(uri)
+    with tempfile.TemporaryDirectory() as temporary:
+        if folder.exists(prefix + ENCODER_FILE):
+            local = Path(temporary) / "encoder"
+            download_directory(uri, local)
+            record = load_encoder(classifier, local, data.info.preprocessing_digest)
+            kept = {name: record[name] for name in ("digest", "pretext", "sources")}
+            return Start({"encoder": kept}, read_provenance(local))
+        store, key = open_object(uri)
+        local = Path(temporary) / Path(key).name
+        store.get_file(key, local)
+        load_imagenet_weights(classifier, local)
+        return Start({}, [{"stage": "initial_weights", "sha256": sha256_of(local)}])

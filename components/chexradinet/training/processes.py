@@ -108,7 +108,7 @@ def on_processes(count: int, function: Callable[..., object], *arguments: object
     """Run a function in several processes that form a group, and wait for all of them.
 
     Args:
-        count: Number of processes.
+        count: Number of processes; with 1 it runs in this one.
         function: Importable by name; it finds its place by `Ranks.current`.
         arguments: Picklable, the same for each process.
 
@@ -116,6 +116,9 @@ def on_processes(count: int, function: Callable[..., object], *arguments: object
         TrainingError: a process failed or died; the others are ended.
         Interrupted: this process was asked to end; the others were asked as well and have ended.
     """
+    if count == 1:
+        function(*arguments)
+        return
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

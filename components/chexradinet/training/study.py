@@ -48,10 +48,14 @@ from chexradinet.parallel import available_processors
 from chexradinet.records import Split
 from chexradinet.regions.extract import extract_regions
 from chexradinet.regions.radiomics import extract_features
-from chexradinet.training.pretrain import pretrain
-from chexradinet.training.retrain import SEED_STRIDE, improved, usable_regions, without_contrast
+from chexradinet.training.pretrain import pretrain, start_from
 from chexradinet.training.rounds import look
-from chexradinet.training.train import start_from
+from chexradinet.training.train import (
+    SEED_STRIDE,
+    improved,
+    usable_regions,
+    without_contrast,
+)
 
 KIND = "study-cell"
 SCHEMA = 2
@@ -299,8 +303,7 @@ def _network(arm: Arm, seed: int, data: Dataset, plan: StudyPlan, folder: Path) 
             config = plan.pretrain.changed(pretext=arm.pretext, seed=seed)
             pretrain(data.path, encoder, plan.network, config, cache=folder / "targets")
         start = str(encoder)
-    if start:
-        start_from(network, start, data)
+    start_from(network, start, data)
     network.eval()
     return network
 

@@ -1,12 +1,19 @@
-"""Round 0: a classifier trained on image labels alone."""
+"""Round 0, a classifier trained on image labels alone, and the guided rounds after it.
 
+A guided round trains the classifier on with the features of where it looked.
+"""
+
+import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from chexradinet.artifacts import require_replaceable, sha256_of
 from chexradinet.config import (
@@ -21,30 +28,44 @@ from chexradinet.config import (
 )
 from chexradinet.config.parameters import TrainingPlacement
 from chexradinet.dataset.dataset import Dataset, open_dataset
-from chexradinet.errors import TrainingError
+from chexradinet.errors import MismatchError, TrainingError
 from chexradinet.evaluation.evaluator import validate
 from chexradinet.model.batches import Regions, TrainingData
-from chexradinet.model.bundle import provenance, read_provenance, save_bundle
-from chexradinet.model.bundle_info import BUNDLE_HEAD, BundleInfo, read_bundle_info
+from chexradinet.model.bundle import load_bundle, provenance, read_provenance, save_bundle
+from chexradinet.model.bundle_info import BUNDLE_HEAD, BundleInfo, read_bundle_info, require_match
 from chexradinet.model.distributed import Ranks
-from chexradinet.model.encoder import ENCODER_FILE, load_encoder
 from chexradinet.model.losses import GuidanceHeads, build_heads
-from chexradinet.model.resnet import ChexRadiNet, build_network, load_imagenet_weights
+from chexradinet.model.resnet import ChexRadiNet, build_network
 from chexradinet.model.training import fit, run_digest
 from chexradinet.monitoring import ProgressReporter, timed_stage
-from chexradinet.records import Split
+from chexradinet.records import FeatureStatus, Split
+from chexradinet.regions.radiomics import fit_normalisation
+from chexradinet.regions.tables import FEATURE_NAMES, FeaturesArtifact, read_feature_shards
 from chexradinet.store.finished import FinishedWork
-from chexradinet.store.opening import open_object, open_store
-from chexradinet.store.transfer import download_directory
 from chexradinet.training.nodes import on_nodes
-from chexradinet.training.pretrain import pretrain
+from chexradinet.training.pretrain import identity_of, pretrain, start_from
 from chexradinet.training.processes import on_processes, safeguard
+
+_log = logging.getLogger(__name__)
 
 FitArguments = tuple[ChexRadiNet, GuidanceHeads | None, TrainingData, TrainConfig, GuidanceConfig]
 """Network, heads, data and settings, in the order of `fit`."""
 
 Progress = Callable[[int, int, float], None]
 """Called with the step, the number of steps and the loss."""
+
+SEED_STRIDE = 1009
+"""Rounds of one run see different orders, and equal rounds of two arms the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundOutcome:
+    """What a round came to."""
+
+    info: BundleInfo
+    """Description of the bundle that was written."""
+    improved: bool
+    """Whether the validation mean AUROC beat every earlier round's by more than the margin."""
 
 
 @timed_stage("train")
@@ -89,28 +110,42 @@ def train(
     require(not (pretext and initial_weights), "initial_weights", initial_weights, wanted)
     data = open_dataset(dataset, verify=False).digest
     together = nodes.num_processes if nodes else processes
-    inputs = [data, network.record(), config.record(), _identity(initial_weights), together]
+    inputs = [data, network.record(), config.record(), identity_of(initial_weights), together]
     if pretext is not None:
         inputs.append(pretext.record())
-    work = digest_of(inputs)
-    finished = FinishedWork("train", work, reuse=reuse)
-    if finished.take(target, BUNDLE_HEAD):
-        return read_bundle_info(target)[0]
-    if nodes:
-        settings: dict[str, Any] = {"network": network.struct(), "config": config.struct()}
-        settings["initial_weights"] = initial_weights
-        on_nodes(nodes, "train", work, {"dataset": (dataset, data)}, settings, target)
-        return read_bundle_info(target)[0]
-    with tempfile.TemporaryDirectory() as folder:
-        if pretext is not None:
-            initial_weights = str(Path(folder) / "encoder")
-            pretrain(dataset, Path(initial_weights), network, pretext, progress=progress)
-        arguments = (dataset, target, network, config, initial_weights, progress)
-        if processes == 1:
-            train_here(*arguments)
+    settings: dict[str, Any] = {"network": network.struct(), "config": config.struct()}
+    settings["initial_weights"] = initial_weights
+
+    def here() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            start = initial_weights
+            if pretext is not None:
+                start = str(Path(folder) / "encoder")
+                pretrain(dataset, Path(start), network, pretext, progress=progress)
+            on_processes(processes, train_here, dataset, target, network, config, start, progress)
+
+    shared = {"dataset": (dataset, data)}
+    return _obtain("train", digest_of(inputs), target, reuse, here, nodes, shared, settings)
+
+
+def _obtain(
+    stage: str,
+    work: str,
+    target: Path,
+    reuse: bool,
+    here: Callable[[], None],
+    nodes: TrainingPlacement | None,
+    shared: Mapping[str, tuple[Path, str]],
+    settings: dict[str, Any],
+) -> BundleInfo:
+    """Put a bundle at `target`: that of an equal training, or one trained here or on nodes."""
+    finished = FinishedWork(stage, work, reuse=reuse)
+    if not finished.take(target, BUNDLE_HEAD):
+        if nodes:
+            on_nodes(nodes, stage, work, shared, settings, target)
         else:
-            on_processes(processes, train_here, *arguments)
-    finished.keep(target)
+            here()
+            finished.keep(target)
     return read_bundle_info(target)[0]
 
 
@@ -125,7 +160,7 @@ def train_here(
     """Do the training of `train` in this process, alone or as one of its group."""
     data = open_dataset(dataset)
     classifier = build_network(network, len(data.info.findings), seed=config.seed)
-    start = start_from(classifier, initial_weights, data) if initial_weights else Start({}, [])
+    start = start_from(classifier, initial_weights, data)
     classifier.freeze(config.freeze)
     heads = build_heads(classifier.num_channels, seed=config.seed)
     guidance = GuidanceConfig(guidance=GuidanceRecipe.NONE)
@@ -188,40 +223,164 @@ def trained(
         yield history, validate(network, data)
 
 
-def _identity(uri: str) -> list[str]:
-    """Return what changes whenever initial weights or an encoder do; empty without any."""
-    if not uri:
-        return []
-    folder, prefix = open_store(uri)
-    if folder.exists(prefix + ENCODER_FILE):
-        return [info.etag for info in folder.list(prefix)]
-    store, key = open_object(uri)
-    return [store.stat(key).etag]
+@timed_stage("retrain")
+def retrain(
+    bundle: Path,
+    dataset: Path,
+    features: Sequence[Path],
+    target: Path,
+    *,
+    round_number: int,
+    guidance: GuidanceConfig,
+    config: TrainConfig,
+    min_improvement: float = 0.0,
+    progress: Progress | None = None,
+    processes: int = 1,
+    nodes: TrainingPlacement | None = None,
+    reuse: bool = True,
+) -> RoundOutcome:
+    """Train one guided round from the bundle of the round before, and write its bundle.
+
+    Args:
+        bundle: Model of the round before, of the same arm.
+        dataset: Directory that `ingest` wrote.
+        features: Directories that `radiomics` wrote, one per shard; not read unless the recipe
+            contrasts.
+        target: Bundle directory to make.
+        round_number: From 1.
+        guidance: What is added to the classification loss.
+        config: How to train; equal seeds give every arm the same images in the same order.
+        min_improvement: By how much the validation mean AUROC must rise to count as better.
+        progress: Called as `fit` calls it; of several processes the first does, with a copy.
+        processes: Number of processes, one per accelerator; equal up to rounding to one process.
+        nodes: Several nodes to train on instead of here.
+        reuse: Take the bundle of an equal round that ended, if one is kept.
+
+    Raises:
+        ConfigError: `target` holds something else than a bundle, or cannot be made.
+        ArtifactError: an input cannot be read.
+        MismatchError: the bundle or the features belong to another data set.
+        TrainingError: the loss left the finite numbers.
+        Interrupted: the process was asked to end; the message says where its state is.
+    """
+    require_replaceable(target, BUNDLE_HEAD)
+    features = features if guidance.contrasts else []
+    previous, data = read_bundle_info(bundle)[1], open_dataset(dataset, verify=False).digest
+    together = nodes.num_processes if nodes else processes
+    files = [sorted(sha256_of(file) for file in shard.glob("*")) for shard in features]
+    inputs = [
+        *(round_number, together, guidance.record(), config.record()),
+        *(previous, data, sorted(chain.from_iterable(files))),
+    ]
+    shared = {"dataset": (dataset, data), "bundle": (bundle, previous)}
+    for number, (shard, found) in enumerate(zip(features, files, strict=True)):
+        shared[f"features-{number}"] = (shard, digest_of(found))
+    settings: dict[str, Any] = {"guidance": guidance.struct(), "config": config.struct()}
+    settings["round_number"] = round_number
+
+    def here() -> None:
+        given = (bundle, dataset, features, target, round_number, guidance, config, progress)
+        on_processes(processes, retrain_here, *given)
+
+    info = _obtain("retrain", digest_of(inputs), target, reuse, here, nodes, shared, settings)
+    better = improved([entry["mean_auroc"] for entry in info.metrics["history"]], min_improvement)
+    _log.info("round %d (%s): improved=%s", round_number, info.guidance, better)
+    return RoundOutcome(info=info, improved=better)
 
 
-class Start(NamedTuple):
-    """What a bundle records of the weights that its training began with."""
+def retrain_here(
+    bundle: Path,
+    dataset: Path,
+    features: Sequence[Path],
+    target: Path,
+    round_number: int,
+    guidance: GuidanceConfig,
+    config: TrainConfig,
+    progress: Progress | None = None,
+) -> BundleInfo:
+    """Do the training of `retrain` in this process, alone or as one of its group."""
+    data = open_dataset(dataset)
+    loaded = load_bundle(bundle)
+    require_match(loaded.info, data.info)
+    regions = None
+    if guidance.contrasts:
+        regions = _guiding_regions(data, read_feature_shards(features))
+    if regions is None:
+        guidance = without_contrast(guidance)
+    seeded = config.changed(seed=config.seed + SEED_STRIDE * round_number)
+    parts = (loaded.network, loaded.heads, training_data(data), seeded, guidance)
+    run = digest_of(["retrain", round_number, data.digest, run_digest(*parts, regions)])
+    with trained(run, parts, data, progress, regions) as (history, validation):
+        summary = round_summary(round_number, guidance.arm, validation)
+        info = replace(
+            loaded.info,
+            round=round_number,
+            guidance=guidance.arm,
+            calibration=None,
+            thresholds=None,
+            reference=None,
+            metrics={
+                "validation": validation,
+                "history": [*loaded.info.metrics["history"], summary],
+                "num_guiding_regions": 0 if regions is None else len(regions.image_row),
+            },
+            settings={"train": seeded.record(), "guidance": guidance.record()},
+            history=history,
+        )
+        if Ranks.current().is_writer:
+            stages = [*read_provenance(bundle), provenance("retrain", [data.digest], seeded)]
+            save_bundle(target, info, loaded.network, loaded.heads, stages)
+    return info
 
-    settings: dict[str, Any]
-    """Of an encoder; empty for a state dict."""
-    provenance: list[dict[str, Any]]
+
+def _guiding_regions(data: Dataset, features: FeaturesArtifact) -> Regions | None:
+    """Return the usable regions with normalised features; None if no region is usable."""
+    if features.provenance["dataset_digest"] != data.digest:
+        raise MismatchError(
+            f"the features come from data set {features.provenance['dataset_digest'][:12]}, but "
+            f"{data.digest[:12]} was given; pass the data set that the radiomics were made of"
+        )
+    return usable_regions(data, features.table)
 
 
-def start_from(classifier: ChexRadiNet, uri: str, data: Dataset) -> Start:
-    """Load initial weights; return what a bundle records of them."""
-    folder, prefix = open_store(uri)
-    with tempfile.TemporaryDirectory() as temporary:
-        if folder.exists(prefix + ENCODER_FILE):
-            local = Path(temporary) / "encoder"
-            download_directory(uri, local)
-            record = load_encoder(classifier, local, data.info.preprocessing_digest)
-            kept = {name: record[name] for name in ("digest", "pretext", "sources")}
-            return Start({"encoder": kept}, read_provenance(local))
-        store, key = open_object(uri)
-        local = Path(temporary) / Path(key).name
-        store.get_file(key, local)
-        load_imagenet_weights(classifier, local)
-        return Start({}, [{"stage": "initial_weights", "sha256": sha256_of(local)}])
+def usable_regions(data: Dataset, features: pd.DataFrame) -> Regions | None:
+    """Return the regions that have features, normalised; None if no region has.
+
+    Args:
+        data: Data set of the images.
+        features: `FEATURE_COLUMNS` of `regions.tables`.
+
+    Raises:
+        TrainingError: a region lies in an image outside the training split.
+    """
+    rows = data.row_of(features["image_id"].to_numpy())
+    if not np.isin(rows, data.rows(Split.TRAIN)).all():
+        raise TrainingError("features of images outside the training split; they may not guide it")
+    usable = (features["status"] == FeatureStatus.OK.value).to_numpy()
+    if not usable.any():
+        _log.warning("none of %d regions has features: this round runs unguided", len(usable))
+        return None
+    values = features.loc[usable, list(FEATURE_NAMES)].to_numpy(dtype=np.float64)
+    return Regions(image_row=rows[usable], features=fit_normalisation(values).apply(values))
+
+
+def without_contrast(guidance: GuidanceConfig) -> GuidanceConfig:
+    """Return what is left of a round's guidance if no region has features."""
+    recipe = GuidanceRecipe.SHARPEN if guidance.sharpens else GuidanceRecipe.NONE
+    return guidance.changed(guidance=recipe)
+
+
+def improved(values: Sequence[float | None], min_improvement: float) -> bool:
+    """Tell whether the last round validates better than the best before it; the rule for a next.
+
+    Args:
+        values: Validation mean AUROC of each round so far; None, if undefined, never improves.
+        min_improvement: Rise that counts.
+    """
+    earlier = [value for value in values[:-1] if value is not None]
+    if values[-1] is None:
+        return False
+    return not earlier or values[-1] > max(earlier) + min_improvement
 
 
 def training_data(data: Dataset) -> TrainingData:

@@ -21,9 +21,8 @@ from chexradinet.ingest.sources import Folder
 from chexradinet.ingest.upload import ingest_to
 from chexradinet.phantom import write_phantom
 from chexradinet.training.evaluate import Arms, evaluate
-from chexradinet.training.retrain import retrain
 from chexradinet.training.rounds import heatmap, radiomics
-from chexradinet.training.train import train
+from chexradinet.training.train import retrain, train
 
 SMALL = IngestConfig(preprocessing=PreprocessingConfig(image_side=32), ingest_workers=1)
 NETWORK = NetworkConfig(backbone="resnet18-narrow", map_stride=8)  # type: ignore[arg-type]

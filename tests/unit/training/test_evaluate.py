@@ -30,7 +30,7 @@ from chexradinet.model.inference import predict
 from chexradinet.records import Split
 from chexradinet.reports.evaluation import panel_cases
 from chexradinet.training.evaluate import Arms, Evaluation, distinct_rounds, evaluate
-from chexradinet.training.retrain import retrain
+from chexradinet.training.train import retrain
 
 QUICK = EvaluationConfig(bootstrap_samples=100, min_positives=2)
 

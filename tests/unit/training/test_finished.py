@@ -10,8 +10,7 @@ from chexradinet.dataset.dataset import open_dataset
 from chexradinet.ingest.ingest import ingest
 from chexradinet.model.bundle_info import read_bundle_info
 from chexradinet.phantom import write_phantom
-from chexradinet.training.retrain import retrain
-from chexradinet.training.train import train
+from chexradinet.training.train import retrain, train
 from tests.unit.conftest import TINY_NETWORK, TINY_TRAINING
 
 
@@ -58,7 +57,7 @@ def test_a_finished_round_is_taken_and_judged_by_the_limit_given_now(
         ).improved
 
     assert run("first", -1)
-    forbid(monkeypatch, "chexradinet.training.retrain.retrain_here")
+    forbid(monkeypatch, "chexradinet.training.train.retrain_here")
     assert run("again", -1)
     assert not run("strict", 1)
 

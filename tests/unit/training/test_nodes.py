@@ -23,9 +23,8 @@ from chexradinet.model.bundle import load_bundle
 from chexradinet.store.finished import FinishedWork
 from chexradinet.store.uri import CHECKPOINT_VARIABLE
 from chexradinet.training import nodes
-from chexradinet.training.retrain import retrain
 from chexradinet.training.rounds import heatmap, radiomics
-from chexradinet.training.train import train
+from chexradinet.training.train import retrain, train
 
 NETWORK = NetworkConfig(backbone=Backbone.RESNET18_NARROW, map_stride=8)
 CONFIG = TrainConfig(epochs=2, batch_size=10, learning_rate=1e-3, num_threads=1)

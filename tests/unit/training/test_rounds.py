@@ -32,9 +32,8 @@ from chexradinet.regions.tables import (
     read_regions,
     write_features,
 )
-from chexradinet.training.retrain import RoundOutcome, retrain
 from chexradinet.training.rounds import Shard, heatmap, radiomics, skip
-from chexradinet.training.train import headline, train
+from chexradinet.training.train import RoundOutcome, headline, retrain, train
 
 NETWORK = NetworkConfig(backbone=Backbone.RESNET18_NARROW, map_stride=8)
 TRAINING = TrainConfig(epochs=1, batch_size=16, learning_rate=1e-3, seed=5, num_threads=1)
