@@ -10,8 +10,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import Field, model_validator
 
 from chexradinet.config.base import Settings, internal, require
-from chexradinet.config.evaluation import RadiomicsConfig, RegionConfig
 from chexradinet.config.ingest import QualityConfig
+from chexradinet.config.training import RadiomicsConfig, RegionConfig
 from chexradinet.errors import ConfigError
 from chexradinet.findings import canonical_name
 

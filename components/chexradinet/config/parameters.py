@@ -15,19 +15,17 @@ from typing import Any, Self, TypeVar
 from pydantic import Field, model_validator
 
 from chexradinet.config.base import Settings, is_internal, leaves, needed, require
-from chexradinet.config.evaluation import (
-    EvaluationConfig,
-    PublishConfig,
-    RadiomicsConfig,
-    RegionConfig,
-)
 from chexradinet.config.ingest import IngestConfig
 from chexradinet.config.nightly import PlanConfig
 from chexradinet.config.training import (
     MAX_ROUNDS_LIMIT,
+    EvaluationConfig,
     NetworkConfig,
     Pretext,
     PretrainConfig,
+    PublishConfig,
+    RadiomicsConfig,
+    RegionConfig,
     RetrainConfig,
     StudyPlan,
     TrainConfig,
