@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chexradinet.reports.ingest import IngestSummary, Thumbnail, write_ingest_report
+from chexradinet.ingest.summary import IngestSummary, Thumbnail, write_ingest_report
 
 IMAGE = np.zeros((32, 32), np.uint8)
 
