@@ -29,7 +29,7 @@ from chexradinet.nightly.records import NightFinding, XRay
 from chexradinet.nightly.score import NOT_FINITE_DETAIL, Scorer, cases_of, finite_rows
 from chexradinet.records import Box, RejectReason
 from chexradinet.registry.champion import fetch_champion
-from chexradinet.reports.overlay import overlay, png_bytes
+from chexradinet.reports.pictures import overlay, png_bytes
 from chexradinet.store import open_store
 from chexradinet.store.transfer import download_directory
 

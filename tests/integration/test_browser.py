@@ -30,7 +30,7 @@ from chexradinet.reports.nightly import (
     write_night_report,
     write_worklist_page,
 )
-from chexradinet.reports.overlay import overlay, png_bytes
+from chexradinet.reports.pictures import overlay, png_bytes
 
 websocket = pytest.importorskip("websocket")
 

@@ -17,7 +17,7 @@ from chexradinet.dicom_results.cases import ScoredCase, ScoredFinding
 from chexradinet.dicom_results.report import in_ascii
 from chexradinet.evaluation.classification import Array
 from chexradinet.records import Box, Geometry
-from chexradinet.reports.overlay import REGION_COLOR, overlay
+from chexradinet.reports.pictures import REGION_COLOR, overlay
 
 BANNER = "NOT FOR DIAGNOSTIC USE"
 """Burned into every picture."""

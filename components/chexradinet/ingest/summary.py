@@ -17,7 +17,7 @@ from chexradinet.dataset.dataset import (
 from chexradinet.ingest.ingest import empty_splits, unseen_findings
 from chexradinet.ingest.sources import KINDS_READ
 from chexradinet.reports import count, write_page
-from chexradinet.reports.overlay import overlay, png_bytes
+from chexradinet.reports.pictures import overlay, png_bytes
 
 SHOWN_FLAGS = ("polarity_unsure", "view_unknown", "burned_in_unknown", "body_part_unknown")
 """Flags of kept X-rays that a look at the image can settle, the most telling first."""

@@ -51,7 +51,7 @@ from chexradinet.nightly.records import (
     urgency,
 )
 from chexradinet.records import Box, Geometry, Region, RejectReason
-from chexradinet.reports.overlay import overlay, png_bytes
+from chexradinet.reports.pictures import overlay, png_bytes
 
 NOT_FINITE_DETAIL = "the model gave a score or a map that is not a finite number"
 PICTURE_SIDE_PX = 224

@@ -29,11 +29,12 @@ from chexradinet.records import Box
 from chexradinet.regions.extract import extract_regions
 from chexradinet.regions.tables import FEATURE_NAMES, regions_table
 from chexradinet.reports import number, readable, write_page
-from chexradinet.reports.overlay import overlay, png_bytes
-from chexradinet.reports.plots import (
+from chexradinet.reports.pictures import (
     decision_plot,
     learning_plot,
     localization_plot,
+    overlay,
+    png_bytes,
     reliability_plot,
     roc_plot,
 )

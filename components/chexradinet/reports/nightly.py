@@ -31,8 +31,7 @@ from PIL import Image
 from chexradinet.artifacts import CsvWriter
 from chexradinet.config.nightly import WorklistConfig, WorklistIdentifiers
 from chexradinet.reports import write_page
-from chexradinet.reports.overlay import png_bytes
-from chexradinet.reports.plots import score_histograms
+from chexradinet.reports.pictures import png_bytes, score_histograms
 
 NOTICE = (
     "For research and for ordering a worklist, not for diagnosis. A score is not a diagnosis; a "

@@ -28,7 +28,7 @@ from chexradinet.dicom_results.report import STANDARD_FINDINGS, private_code
 from chexradinet.dicom_results.results import write_dicom_results
 from chexradinet.errors import ConfigError, DicomResultError
 from chexradinet.records import Box, Geometry
-from chexradinet.reports.overlay import REGION_COLOR
+from chexradinet.reports.pictures import REGION_COLOR
 
 Tool = Callable[[str, str], str]
 Change = Callable[[Dataset], None]

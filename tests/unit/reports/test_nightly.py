@@ -18,7 +18,7 @@ from chexradinet.reports.nightly import (
     write_night_report,
     write_worklist_page,
 )
-from chexradinet.reports.plots import reference_density, score_histograms
+from chexradinet.reports.pictures import reference_density, score_histograms
 
 UNTIL = datetime(2026, 2, 2, tzinfo=UTC)
 EDGES = np.linspace(0, 1, 21)

@@ -5,7 +5,7 @@ import pytest
 
 from chexradinet.errors import EvaluationError
 from chexradinet.records import Box
-from chexradinet.reports.overlay import REGION_COLOR, TRUTH_COLOR, evidence, overlay
+from chexradinet.reports.pictures import REGION_COLOR, TRUTH_COLOR, evidence, overlay
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 48)).astype(np.uint8)
 
