@@ -26,7 +26,7 @@ from chexradinet.findings import NIH_FINDINGS
 from chexradinet.phantom import draw_phantom
 from chexradinet.phantom.dicom import encode_radiograph
 from chexradinet.records import Box, Geometry
-from chexradinet.regions.tables import FEATURE_NAMES
+from chexradinet.regions import FEATURE_NAMES
 from tests.unit.dicom_results.highdicom_report import content_by_highdicom
 
 SIDE, MODEL_SIDE, REPEATS = 2048, 224, 10

@@ -24,7 +24,7 @@ from chexradinet.config import NetworkConfig, PreprocessingConfig
 from chexradinet.config.nightly import PlanConfig, ResultSettings
 from chexradinet.errors import StoreConflictError, StoreNotFoundError
 from chexradinet.evaluation.calibration import Calibration, FindingCalibration
-from chexradinet.model.bundle_info import BundleInfo
+from chexradinet.model import BundleInfo
 from chexradinet.nightly import plan as planning
 from chexradinet.nightly.collect import collect_plan
 from chexradinet.nightly.history import read_history, roll_up

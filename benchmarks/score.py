@@ -40,7 +40,7 @@ from chexradinet.evaluation.calibration import Calibration, FindingCalibration, 
 from chexradinet.evaluation.reference import Population, build_reference
 from chexradinet.findings import NIH_FINDINGS
 from chexradinet.model.bundle import replace_info, save_bundle
-from chexradinet.model.bundle_info import BundleInfo
+from chexradinet.model import BundleInfo
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
 from chexradinet.nightly.records import Addresses

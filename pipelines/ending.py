@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chexradinet.artifacts import read_document
-from chexradinet.evaluation.metrics import headline_rows, read_metrics
+from chexradinet.evaluation import headline_rows, read_metrics
 from chexradinet.training.publish import DECISION_SCHEMA
 from pipelines.parameters import Value
 from pipelines.run import artifacts_of

@@ -23,7 +23,7 @@ from chexradinet.config.nightly import Device, PlanConfig, ResultSettings, Run, 
 from chexradinet.evaluation.calibration import Calibration, FindingCalibration
 from chexradinet.evaluation.reference import Reference
 from chexradinet.model.bundle import replace_info, save_bundle
-from chexradinet.model.bundle_info import BundleInfo
+from chexradinet.model import BundleInfo
 from chexradinet.model.resnet import build_network
 from chexradinet.nightly.outcome import Night
 from chexradinet.nightly.plan import PlanOutcome

@@ -23,7 +23,7 @@ import yaml
 from chexradinet.config.parameters import TrainingPlacement
 from chexradinet.dataset.dataset import DATASET_HEAD
 from chexradinet.errors import ConfigError, Interrupted, TrainingError
-from chexradinet.model.bundle_info import BUNDLE_HEAD
+from chexradinet.model import BUNDLE_HEAD
 from chexradinet.store.finished import FinishedWork
 from chexradinet.store.uri import CHECKPOINT_VARIABLE
 from chexradinet.training import nodes

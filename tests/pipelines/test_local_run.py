@@ -18,8 +18,8 @@ import pytest
 from kfp.local import subprocess_task_handler
 from rich.console import Console
 
-from chexradinet.evaluation.metrics import read_metrics
-from chexradinet.model.bundle_info import read_bundle_info
+from chexradinet.evaluation import read_metrics
+from chexradinet.model import read_bundle_info
 from chexradinet.phantom import write_phantom
 from pipelines.compile import compile_training
 from pipelines.local_runner import run_stage

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from chexradinet.dataset.dataset import open_dataset
-from chexradinet.evaluation.metrics import read_metrics
-from chexradinet.model.bundle_info import verify_bundle
+from chexradinet.evaluation import read_metrics
+from chexradinet.model import verify_bundle
 from chexradinet.phantom.dicom import write_phantom_inbox
 from pipelines.run import artifacts_of
 

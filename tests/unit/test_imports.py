@@ -33,7 +33,7 @@ STAGES = (
     [
         ([f"chexradinet.{name}" for name in STAGES], BARE_HOST),
         (["pipelines.training", "pipelines.nightly"], ("torch", "radiomics", "minio", "pandas")),
-        (["chexradinet.model.bundle_info"], ("torch", "radiomics", "minio", "kfp")),
+        (["chexradinet.model"], ("torch", "radiomics", "minio", "kfp")),
     ],
     ids=["training and scoring", "compiling", "passing a model on"],
 )

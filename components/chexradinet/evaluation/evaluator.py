@@ -35,10 +35,10 @@ from chexradinet.evaluation.localization import (
     localization_intervals,
     localize,
 )
-from chexradinet.evaluation.metrics import RoundMetrics, protocol_text
+from chexradinet.evaluation import RoundMetrics, protocol_text
 from chexradinet.evaluation.subgroups import age_groups, decision_curve, subgroup_metrics
 from chexradinet.model.bundle import load_bundle
-from chexradinet.model.bundle_info import BundleInfo, read_bundle_info, require_match
+from chexradinet.model import BundleInfo, read_bundle_info, require_match
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet
 from chexradinet.records import Split

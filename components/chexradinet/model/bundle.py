@@ -36,7 +36,7 @@ from chexradinet.config import digest_of
 from chexradinet.config.training import OptimizationConfig
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
 from chexradinet.model.attention import TripletAttention
-from chexradinet.model.bundle_info import (
+from chexradinet.model import (
     BUNDLE_HEAD,
     PROVENANCE_FILE,
     REFERENCE_PREFIX,

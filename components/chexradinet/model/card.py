@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chexradinet.model.bundle_info import BundleInfo
+    from chexradinet.model import BundleInfo
 
 _PURPOSE = """\
 ## Intended use

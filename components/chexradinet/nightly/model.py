@@ -13,7 +13,7 @@ from pathlib import Path
 from chexradinet.config.nightly import ResultSettings, settings_of
 from chexradinet.errors import ArtifactError, MismatchError, StoreNotFoundError
 from chexradinet.evaluation.reference import Reference
-from chexradinet.model.bundle_info import (
+from chexradinet.model import (
     BundleInfo,
     read_bundle_info,
     read_reference_arrays,

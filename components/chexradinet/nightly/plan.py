@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from chexradinet.config.nightly import PlanConfig
 from chexradinet.dicom.archive import is_dicomweb
 from chexradinet.errors import ConfigError, MismatchError, SourceError, StoreError
-from chexradinet.model.bundle_info import BundleInfo, read_bundle_info
+from chexradinet.model import BundleInfo, read_bundle_info
 from chexradinet.nightly.history import MAX_FAILED_NIGHTS, History, read_history, roll_up
 from chexradinet.nightly.lease import store_time
 from chexradinet.nightly.ledger import (

@@ -25,7 +25,7 @@ from chexradinet.dicom.archive import is_dicomweb, parse_archive
 from chexradinet.dicom_results.cases import ScoredFinding
 from chexradinet.errors import ArtifactError
 from chexradinet.records import Geometry, Region
-from chexradinet.regions.tables import FEATURE_NAMES
+from chexradinet.regions import FEATURE_NAMES
 from chexradinet.store import parse_uri
 
 SCORED, DUPLICATE = "scored", "duplicate"

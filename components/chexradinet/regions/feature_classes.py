@@ -24,7 +24,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from radiomics.base import RadiomicsFeaturesBase
 
-from chexradinet.regions.tables import FEATURE_CLASSES, NAMES_BY_CLASS
+from chexradinet.regions import FEATURE_CLASSES, NAMES_BY_CLASS
 
 # The classes log under the name of the module they are defined in. Ours are defined here and
 # silent, so pyradiomics' own loggers stay as they are: the warning that a symmetrical GLCM makes

@@ -20,7 +20,7 @@ from chexradinet.config import RadiomicsConfig, require
 from chexradinet.errors import MismatchError, TrainingError
 from chexradinet.parallel import Job, in_processes
 from chexradinet.records import Box, FeatureStatus, RegionStatus
-from chexradinet.regions.tables import (
+from chexradinet.regions import (
     BOX_COLUMNS,
     FEATURE_CLASSES,
     FEATURE_NAMES,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from chexradinet.errors import ArtifactError, ConfigError, StoreNotFoundError
-from chexradinet.model.bundle_info import verify_bundle
+from chexradinet.model import verify_bundle
 from chexradinet.store.opening import open_store
 from chexradinet.store.transfer import download_directory
 

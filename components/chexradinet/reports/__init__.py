@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from chexradinet.artifacts import writing_file
-from chexradinet.evaluation.metrics import interval, signed
+from chexradinet.evaluation import interval, signed
 
 NOT_DEFINED = "n/d"
 """Text in place of a number that is not defined."""

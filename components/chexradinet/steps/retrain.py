@@ -38,7 +38,7 @@ def retrain(
     import tempfile
     from pathlib import Path
 
-    from chexradinet.model.bundle_info import copy_bundle
+    from chexradinet.model import copy_bundle
     from chexradinet.training.rounds import open_round
 
     if not active:

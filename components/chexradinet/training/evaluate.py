@@ -26,7 +26,7 @@ from chexradinet.evaluation.evaluator import (
     figures_on_test,
     protocols,
 )
-from chexradinet.evaluation.metrics import (
+from chexradinet.evaluation import (
     EVALUATION_HEAD,
     METRICS_FILE,
     metrics_document,
@@ -39,7 +39,7 @@ from chexradinet.evaluation.reference import (
     image_statistics,
 )
 from chexradinet.model.bundle import environment, read_provenance, replace_info
-from chexradinet.model.bundle_info import BUNDLE_HEAD, read_bundle_info
+from chexradinet.model import BUNDLE_HEAD, read_bundle_info
 from chexradinet.model.inference import predict
 from chexradinet.monitoring import TrainingTelemetry, push, timed_stage
 from chexradinet.records import Split

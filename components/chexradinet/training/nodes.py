@@ -20,7 +20,7 @@ from urllib3.exceptions import HTTPError
 
 from chexradinet.config.parameters import TrainingPlacement
 from chexradinet.errors import ChexRadiNetError, ConfigError, Interrupted, TrainingError
-from chexradinet.model.bundle_info import BUNDLE_HEAD
+from chexradinet.model import BUNDLE_HEAD
 from chexradinet.parallel import on_signals
 from chexradinet.store.finished import FinishedWork
 from chexradinet.store.uri import CHECKPOINT_VARIABLE, parse_uri

@@ -17,13 +17,13 @@ from chexradinet.artifacts import Head, require_replaceable, write_document, wri
 from chexradinet.config import RadiomicsConfig, RegionConfig, require
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import ConfigError, MismatchError
-from chexradinet.model.bundle_info import require_match
+from chexradinet.model import require_match
 from chexradinet.monitoring import timed_stage
 from chexradinet.parallel import available_processors
 from chexradinet.records import Split
 from chexradinet.regions.extract import extract_regions, guiding_findings
 from chexradinet.regions.radiomics import extract_features, is_installed
-from chexradinet.regions.tables import (
+from chexradinet.regions import (
     FEATURES_HEAD,
     REGIONS_HEAD,
     read_regions,

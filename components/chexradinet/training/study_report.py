@@ -31,7 +31,7 @@ from chexradinet.evaluation.localization import (
     cases_by_finding,
     localization_intervals,
 )
-from chexradinet.evaluation.metrics import MEASURES, interval, signed
+from chexradinet.evaluation import MEASURES, interval, signed
 from chexradinet.model.bundle import environment
 from chexradinet.records import Split
 from chexradinet.reports import write_page

@@ -11,8 +11,8 @@ import pytest
 
 from chexradinet import __version__
 from chexradinet.cli import COMMANDS
-from chexradinet.model.bundle_info import read_bundle_info
-from chexradinet.regions.tables import read_features, read_regions
+from chexradinet.model import read_bundle_info
+from chexradinet.regions import read_features, read_regions
 from tests.nightly_world import make_world
 from tests.unit.cli.conftest import Done
 

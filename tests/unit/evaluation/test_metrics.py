@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chexradinet.errors import ArtifactError
-from chexradinet.evaluation.metrics import (
+from chexradinet.evaluation import (
     LOCALIZATION_FIELDS,
     RoundMetrics,
     headline_rows,

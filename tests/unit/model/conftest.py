@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chexradinet.config import Backbone, NetworkConfig, PreprocessingConfig
-from chexradinet.model.bundle_info import BundleInfo
+from chexradinet.model import BundleInfo
 from chexradinet.model.resnet import ChexRadiNet, build_network
 
 FINDINGS = ("Mass", "Effusion", "Nodule")

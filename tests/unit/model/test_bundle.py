@@ -19,7 +19,7 @@ from chexradinet.model.bundle import (
     replace_info,
     save_bundle,
 )
-from chexradinet.model.bundle_info import (
+from chexradinet.model import (
     BundleInfo,
     copy_bundle,
     read_bundle_info,

@@ -10,7 +10,7 @@ from chexradinet.config import IngestConfig, PreprocessingConfig
 from chexradinet.config.nightly import ResultSettings, WorklistConfig
 from chexradinet.errors import ConfigError
 from chexradinet.ingest.ingest import ingest
-from chexradinet.model.bundle_info import read_bundle_info
+from chexradinet.model import read_bundle_info
 from chexradinet.nightly.model import with_urgencies
 from chexradinet.phantom import write_phantom
 from chexradinet.training.train import train

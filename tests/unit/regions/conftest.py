@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from radiomics.featureextractor import RadiomicsFeatureExtractor
 
-from chexradinet.regions.tables import FEATURE_CLASSES, FEATURE_NAMES
+from chexradinet.regions import FEATURE_CLASSES, FEATURE_NAMES
 
 Reference = Callable[..., NDArray[np.float64]]
 

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from chexradinet.regions.feature_classes import FeatureSettings, features_of_arrays
-from chexradinet.regions.tables import NAMES_BY_CLASS
+from chexradinet.regions import NAMES_BY_CLASS
 
 RELATIVE_TOLERANCE = 1e-6
 CASES = ("brain1", "brain2", "breast1")

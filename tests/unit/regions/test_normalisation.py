@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from chexradinet.errors import MismatchError, TrainingError
 from chexradinet.regions.radiomics import fit_normalisation
-from chexradinet.regions.tables import FEATURE_NAMES
+from chexradinet.regions import FEATURE_NAMES
 
 NUM_FEATURES = len(FEATURE_NAMES)
 

@@ -17,7 +17,7 @@ from chexradinet.records import Box, FeatureStatus, Region, RegionStatus
 from chexradinet.regions import feature_classes as measured_module
 from chexradinet.regions.feature_classes import features_of_arrays
 from chexradinet.regions.radiomics import crop_of, extract_features, features_if_installed
-from chexradinet.regions.tables import (
+from chexradinet.regions import (
     FEATURE_COLUMNS,
     FEATURE_NAMES,
     NAMES_BY_CLASS,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from chexradinet.artifacts import write_table
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.records import Box, Region, RegionStatus
-from chexradinet.regions.tables import (
+from chexradinet.regions import (
     FEATURE_NAMES,
     REGION_COLUMNS,
     features_table,

@@ -17,7 +17,7 @@ from chexradinet.errors import ConfigError
 from chexradinet.parallel import ITEMS_AHEAD
 from chexradinet.records import FeatureStatus
 from chexradinet.regions.radiomics import BATCH_SIZE, Crop, measure_in_processes
-from chexradinet.regions.tables import FeatureRow
+from chexradinet.regions import FeatureRow
 
 MEASURE = partial(FeatureRow, FeatureStatus.OK)
 """Gives each crop back as if it were its features: what counts here is which come back, and how."""
@@ -26,7 +26,7 @@ SCRIPT = """
 import sys, time
 import numpy as np
 from chexradinet.records import FeatureStatus
-from chexradinet.regions.tables import rejected_row
+from chexradinet.regions import rejected_row
 from chexradinet.regions.radiomics import measure_in_processes
 
 def measure(crop):

@@ -18,7 +18,7 @@ from chexradinet.evaluation.localization import (
     localization_metrics,
     with_controls,
 )
-from chexradinet.evaluation.metrics import RoundMetrics, metrics_document
+from chexradinet.evaluation import RoundMetrics, metrics_document
 from chexradinet.records import Box, Region, RegionStatus
 
 FINDINGS = [

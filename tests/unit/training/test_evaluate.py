@@ -18,9 +18,9 @@ from chexradinet.config import (
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import ArtifactError, MismatchError, SourceError
 from chexradinet.evaluation.calibration import fit_calibration
-from chexradinet.evaluation.metrics import read_metrics
+from chexradinet.evaluation import read_metrics
 from chexradinet.model.bundle import load_bundle, read_provenance, replace_info
-from chexradinet.model.bundle_info import (
+from chexradinet.model import (
     copy_bundle,
     read_bundle_info,
     read_reference_arrays,

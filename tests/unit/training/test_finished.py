@@ -8,7 +8,7 @@ import pytest
 from chexradinet.config import GuidanceConfig, GuidanceRecipe, IngestConfig, PreprocessingConfig
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.ingest.ingest import ingest
-from chexradinet.model.bundle_info import read_bundle_info
+from chexradinet.model import read_bundle_info
 from chexradinet.phantom import write_phantom
 from chexradinet.training.train import retrain, train
 from tests.unit.conftest import TINY_NETWORK, TINY_TRAINING

@@ -14,7 +14,7 @@ from chexradinet.config import Backbone, Freeze, NetworkConfig, Pretext, Pretrai
 from chexradinet.dataset.dataset import DOCUMENT, MANIFEST, document_digest, open_dataset
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError, TrainingError
 from chexradinet.model.bundle import load_bundle, read_provenance
-from chexradinet.model.bundle_info import read_bundle_info
+from chexradinet.model import read_bundle_info
 from chexradinet.model.encoder import load_encoder, read_encoder, shift_cells
 from chexradinet.model.resnet import build_network
 from chexradinet.records import Split

@@ -15,7 +15,7 @@ from chexradinet.artifacts import read_document
 from chexradinet.config import EvaluationConfig, PublishConfig, RadiomicsConfig, RegionConfig
 from chexradinet.errors import ArtifactError, StoreNotFoundError
 from chexradinet.model.bundle import replace_info
-from chexradinet.model.bundle_info import (
+from chexradinet.model import (
     WEIGHTS_FILE,
     read_bundle_info,
     read_reference_arrays,

@@ -23,10 +23,10 @@ from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
 from chexradinet.ingest.ingest import ingest
 from chexradinet.model.bundle import load_bundle
-from chexradinet.model.bundle_info import read_bundle_info
+from chexradinet.model import read_bundle_info
 from chexradinet.phantom import write_phantom
 from chexradinet.records import Split
-from chexradinet.regions.tables import (
+from chexradinet.regions import (
     read_feature_shards,
     read_features,
     read_regions,
