@@ -19,8 +19,8 @@ from radiomics.featureextractor import RadiomicsFeatureExtractor
 
 from chexradinet.config import RadiomicsConfig
 from chexradinet.records import Box
-from chexradinet.regions.radiomics import crop_of, features_of_crop
 from chexradinet.regions import FEATURE_CLASSES, FEATURE_NAMES
+from chexradinet.regions.radiomics import crop_of, features_of_crop
 
 CASES = ((40, 224), (112, 224), (112, 512), (256, 512))
 """Side of the box and of the image, in pixels."""

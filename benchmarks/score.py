@@ -39,8 +39,8 @@ from chexradinet.dicom.reader import read_radiograph, to_model
 from chexradinet.evaluation.calibration import Calibration, FindingCalibration, apply_calibration
 from chexradinet.evaluation.reference import Population, build_reference
 from chexradinet.findings import NIH_FINDINGS
-from chexradinet.model.bundle import replace_info, save_bundle
 from chexradinet.model import BundleInfo
+from chexradinet.model.bundle import replace_info, save_bundle
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
 from chexradinet.nightly.records import Addresses

@@ -22,8 +22,8 @@ from chexradinet.config import NetworkConfig, PreprocessingConfig, QualityConfig
 from chexradinet.config.nightly import Device, PlanConfig, ResultSettings, Run, ScoreConfig
 from chexradinet.evaluation.calibration import Calibration, FindingCalibration
 from chexradinet.evaluation.reference import Reference
-from chexradinet.model.bundle import replace_info, save_bundle
 from chexradinet.model import BundleInfo
+from chexradinet.model.bundle import replace_info, save_bundle
 from chexradinet.model.resnet import build_network
 from chexradinet.nightly.outcome import Night
 from chexradinet.nightly.plan import PlanOutcome

@@ -20,8 +20,8 @@ from chexradinet.config.nightly import ResultSettings
 from chexradinet.dataset.images import reject_on_error
 from chexradinet.errors import RejectedImageError, SourceError, StoreNotFoundError
 from chexradinet.evaluation.calibration import apply_calibration
-from chexradinet.model.bundle import load_bundle
 from chexradinet.model import read_bundle_info
+from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import choose_device, folded, predict_folded
 from chexradinet.nightly.model import model_of
 from chexradinet.nightly.read import Reading, decode_xray

@@ -25,7 +25,6 @@ import numpy as np
 
 from chexradinet.artifacts import Head, read_document, write_document
 from chexradinet.errors import ArtifactError
-from chexradinet.evaluation.localization import LOCALIZATION_KEYS
 
 KIND = "metrics"
 """Kind of the document."""
@@ -34,6 +33,8 @@ SCHEMA = 1
 METRICS_FILE = "metrics.json"
 EVALUATION_HEAD = Head(METRICS_FILE, KIND)
 """By which a directory is known for an evaluation."""
+LOCALIZATION_KEYS = ("iou_0.1", "iou_0.3", "iou_0.5", "pointing")
+"""What is measured: boxes at three overlaps, and whether the map's peak lies in a true box."""
 LOCALIZATION_FIELDS = tuple(
     f"{prefix}{key}" for prefix in ("", "random_", "swapped_") for key in LOCALIZATION_KEYS
 )

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from chexradinet.config import EvaluationConfig, RegionConfig
 from chexradinet.dataset.dataset import Dataset
 from chexradinet.errors import MismatchError, SourceError
+from chexradinet.evaluation import RoundMetrics, protocol_text
 from chexradinet.evaluation.calibration import (
     Calibration,
     apply_calibration,
@@ -35,10 +36,9 @@ from chexradinet.evaluation.localization import (
     localization_intervals,
     localize,
 )
-from chexradinet.evaluation import RoundMetrics, protocol_text
 from chexradinet.evaluation.subgroups import age_groups, decision_curve, subgroup_metrics
-from chexradinet.model.bundle import load_bundle
 from chexradinet.model import BundleInfo, read_bundle_info, require_match
+from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet
 from chexradinet.records import Split

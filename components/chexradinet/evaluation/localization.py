@@ -20,6 +20,7 @@ import numpy.typing as npt
 from chexradinet.config import EvaluationConfig, RegionConfig
 from chexradinet.dataset.dataset import Dataset
 from chexradinet.errors import EvaluationError
+from chexradinet.evaluation import LOCALIZATION_KEYS
 from chexradinet.evaluation.classification import (
     BoolArray,
     FloatArray,
@@ -32,8 +33,6 @@ from chexradinet.evaluation.classification import (
 from chexradinet.records import Box, Region
 from chexradinet.regions.extract import extract_regions
 
-LOCALIZATION_KEYS = ("iou_0.1", "iou_0.3", "iou_0.5", "pointing")
-"""What is measured: boxes at three overlaps, and whether the map's peak lies in a true box."""
 _MARK_IOU = 0.3
 _SENSITIVITIES = (0.3, 0.5, 0.7)
 _FALSE_RATES = (0.05, 0.1, 0.25)

@@ -35,7 +35,6 @@ from chexradinet.artifacts import (
 from chexradinet.config import digest_of
 from chexradinet.config.training import OptimizationConfig
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
-from chexradinet.model.attention import TripletAttention
 from chexradinet.model import (
     BUNDLE_HEAD,
     PROVENANCE_FILE,
@@ -47,6 +46,7 @@ from chexradinet.model import (
     verify_bundle,
     write_info,
 )
+from chexradinet.model.attention import TripletAttention
 from chexradinet.model.card import model_card
 from chexradinet.model.distributed import Ranks
 from chexradinet.model.inference import folded

@@ -18,9 +18,9 @@ from chexradinet.nightly.model import NightModel
 from chexradinet.nightly.records import XRay
 from chexradinet.parallel import Job, Pool, available_processors
 from chexradinet.records import FeatureStatus, Region
+from chexradinet.regions import FeatureRow, rejected_row
 from chexradinet.regions.extract import extract_region
 from chexradinet.regions.radiomics import Crop, crop_of, features_if_installed
-from chexradinet.regions import FeatureRow, rejected_row
 
 Measured = Callable[[], FeatureRow]
 """Gives the features of a region, and waits for them if need be."""

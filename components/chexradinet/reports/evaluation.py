@@ -20,14 +20,14 @@ import numpy.typing as npt
 
 from chexradinet.config import RadiomicsConfig, RegionConfig
 from chexradinet.dataset.dataset import Dataset
+from chexradinet.evaluation import MEASURES, gain_sentences, interval, verdict
 from chexradinet.evaluation.calibration import Calibration, apply_calibration
 from chexradinet.evaluation.classification import Array, FloatArray
 from chexradinet.evaluation.evaluator import EvaluatedModel, maps_of
-from chexradinet.evaluation import MEASURES, gain_sentences, interval, verdict
 from chexradinet.model.card import GUIDANCE_EVIDENCE
 from chexradinet.records import Box
-from chexradinet.regions.extract import extract_regions
 from chexradinet.regions import FEATURE_NAMES, regions_table
+from chexradinet.regions.extract import extract_regions
 from chexradinet.reports import number, readable, write_page
 from chexradinet.reports.pictures import (
     decision_plot,

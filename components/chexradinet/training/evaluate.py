@@ -17,6 +17,12 @@ from chexradinet.artifacts import require_replaceable, writing_directory
 from chexradinet.config import EvaluationConfig, RadiomicsConfig, RegionConfig
 from chexradinet.dataset.dataset import Dataset, open_dataset, read_headers
 from chexradinet.errors import ArtifactError, ConfigError
+from chexradinet.evaluation import (
+    EVALUATION_HEAD,
+    METRICS_FILE,
+    metrics_document,
+    write_metrics,
+)
 from chexradinet.evaluation.calibration import Calibration, apply_calibration, fit_calibration
 from chexradinet.evaluation.evaluator import (
     EvaluatedModel,
@@ -26,20 +32,14 @@ from chexradinet.evaluation.evaluator import (
     figures_on_test,
     protocols,
 )
-from chexradinet.evaluation import (
-    EVALUATION_HEAD,
-    METRICS_FILE,
-    metrics_document,
-    write_metrics,
-)
 from chexradinet.evaluation.reference import (
     Population,
     Reference,
     build_reference,
     image_statistics,
 )
-from chexradinet.model.bundle import environment, read_provenance, replace_info
 from chexradinet.model import BUNDLE_HEAD, read_bundle_info
+from chexradinet.model.bundle import environment, read_provenance, replace_info
 from chexradinet.model.inference import predict
 from chexradinet.monitoring import TrainingTelemetry, push, timed_stage
 from chexradinet.records import Split

@@ -23,10 +23,10 @@ from chexradinet.artifacts import write_document
 from chexradinet.config import PublishConfig, RegionConfig
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import ArtifactError, StoreConflictError
+from chexradinet.evaluation import interval, read_metrics, signed
 from chexradinet.evaluation.calibration import apply_calibration, calibration_metrics
 from chexradinet.evaluation.classification import auroc, mean_or_none, paired_bootstrap_difference
 from chexradinet.evaluation.localization import BoxedCases, boxed_cases, localization_metrics
-from chexradinet.evaluation import interval, read_metrics, signed
 from chexradinet.model import CARD_FILE, BundleInfo, read_bundle_info, verify_bundle
 from chexradinet.monitoring import TrainingTelemetry, push
 from chexradinet.records import Split

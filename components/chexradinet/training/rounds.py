@@ -21,8 +21,6 @@ from chexradinet.model import require_match
 from chexradinet.monitoring import timed_stage
 from chexradinet.parallel import available_processors
 from chexradinet.records import Split
-from chexradinet.regions.extract import extract_regions, guiding_findings
-from chexradinet.regions.radiomics import extract_features, is_installed
 from chexradinet.regions import (
     FEATURES_HEAD,
     REGIONS_HEAD,
@@ -31,6 +29,8 @@ from chexradinet.regions import (
     write_features,
     write_regions,
 )
+from chexradinet.regions.extract import extract_regions, guiding_findings
+from chexradinet.regions.radiomics import extract_features, is_installed
 
 if TYPE_CHECKING:
     from chexradinet.model.resnet import ChexRadiNet

@@ -35,10 +35,11 @@ from chexradinet.config import (
 from chexradinet.config.training import Arm, StudyPlan
 from chexradinet.dataset.dataset import Dataset
 from chexradinet.errors import ArtifactError, MismatchError, TrainingError
+from chexradinet.evaluation import LOCALIZATION_KEYS
 from chexradinet.evaluation.calibration import PLATT, apply_calibration, fit_calibration
 from chexradinet.evaluation.classification import classification_metrics
 from chexradinet.evaluation.evaluator import maps_of
-from chexradinet.evaluation.localization import LOCALIZATION_KEYS, boxed_cases, localization_hits
+from chexradinet.evaluation.localization import boxed_cases, localization_hits
 from chexradinet.model.batches import Regions, TrainingData
 from chexradinet.model.inference import predict
 from chexradinet.model.losses import build_heads

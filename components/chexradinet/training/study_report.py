@@ -17,6 +17,7 @@ from scipy import stats
 from chexradinet.artifacts import write_document
 from chexradinet.config.training import StudyPlan
 from chexradinet.dataset.dataset import Dataset
+from chexradinet.evaluation import LOCALIZATION_KEYS, MEASURES, interval, signed
 from chexradinet.evaluation.calibration import calibration_metrics
 from chexradinet.evaluation.classification import (
     classification_metrics,
@@ -26,12 +27,10 @@ from chexradinet.evaluation.classification import (
     patient_weights,
 )
 from chexradinet.evaluation.localization import (
-    LOCALIZATION_KEYS,
     boxed_cases,
     cases_by_finding,
     localization_intervals,
 )
-from chexradinet.evaluation import MEASURES, interval, signed
 from chexradinet.model.bundle import environment
 from chexradinet.records import Split
 from chexradinet.reports import write_page

@@ -30,17 +30,17 @@ from chexradinet.config.parameters import TrainingPlacement
 from chexradinet.dataset.dataset import Dataset, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
 from chexradinet.evaluation.evaluator import validate
+from chexradinet.model import BUNDLE_HEAD, BundleInfo, read_bundle_info, require_match
 from chexradinet.model.batches import Regions, TrainingData
 from chexradinet.model.bundle import load_bundle, provenance, read_provenance, save_bundle
-from chexradinet.model import BUNDLE_HEAD, BundleInfo, read_bundle_info, require_match
 from chexradinet.model.distributed import Ranks
 from chexradinet.model.losses import GuidanceHeads, build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network
 from chexradinet.model.training import fit, run_digest
 from chexradinet.monitoring import ProgressReporter, timed_stage
 from chexradinet.records import FeatureStatus, Split
-from chexradinet.regions.radiomics import fit_normalisation
 from chexradinet.regions import FEATURE_NAMES, FeaturesArtifact, read_feature_shards
+from chexradinet.regions.radiomics import fit_normalisation
 from chexradinet.store.finished import FinishedWork
 from chexradinet.training.nodes import on_nodes
 from chexradinet.training.pretrain import identity_of, pretrain, start_from
@@ -348,7 +348,7 @@ def usable_regions(data: Dataset, features: pd.DataFrame) -> Regions | None:
 
     Args:
         data: Data set of the images.
-        features: `FEATURE_COLUMNS` of `regions.tables`.
+        features: `FEATURE_COLUMNS` of `chexradinet.regions`.
 
     Raises:
         TrainingError: a region lies in an image outside the training split.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from chexradinet.errors import EvaluationError
+from chexradinet.evaluation import LOCALIZATION_KEYS
 from chexradinet.evaluation.localization import (
-    LOCALIZATION_KEYS,
     free_response,
     localization_hits,
     localization_intervals,

@@ -12,19 +12,19 @@ import torch
 from chexradinet.artifacts import sha256_of
 from chexradinet.config import TrainConfig, digest_of
 from chexradinet.errors import ArtifactError, MismatchError
-from chexradinet.model.bundle import (
-    load_bundle,
-    provenance,
-    read_provenance,
-    replace_info,
-    save_bundle,
-)
 from chexradinet.model import (
     BundleInfo,
     copy_bundle,
     read_bundle_info,
     read_reference_arrays,
     require_match,
+)
+from chexradinet.model.bundle import (
+    load_bundle,
+    provenance,
+    read_provenance,
+    replace_info,
+    save_bundle,
 )
 from chexradinet.model.card import model_card
 from chexradinet.model.losses import build_heads

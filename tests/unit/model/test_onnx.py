@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from chexradinet.errors import ConfigError
-from chexradinet.model.bundle import ONNX_OUTPUTS, export_onnx, load_bundle, save_bundle
 from chexradinet.model import BundleInfo
+from chexradinet.model.bundle import ONNX_OUTPUTS, export_onnx, load_bundle, save_bundle
 from chexradinet.model.resnet import ChexRadiNet
 
 

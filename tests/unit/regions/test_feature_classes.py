@@ -16,8 +16,8 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from chexradinet.regions.feature_classes import FeatureSettings, features_of_arrays
 from chexradinet.regions import NAMES_BY_CLASS
+from chexradinet.regions.feature_classes import FeatureSettings, features_of_arrays
 
 RELATIVE_TOLERANCE = 1e-6
 CASES = ("brain1", "brain2", "breast1")

@@ -7,7 +7,7 @@ SCRIPT = """
 import sys
 for name in ("radiomics", "SimpleITK", "pydicom", "torch", "kfp"):
     sys.modules[name] = None
-from chexradinet.regions import extract, radiomics, tables
+from chexradinet.regions import extract, radiomics, read_features
 """
 
 

@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from chexradinet.errors import MismatchError, TrainingError
-from chexradinet.regions.radiomics import fit_normalisation
 from chexradinet.regions import FEATURE_NAMES
+from chexradinet.regions.radiomics import fit_normalisation
 
 NUM_FEATURES = len(FEATURE_NAMES)
 

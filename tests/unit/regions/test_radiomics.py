@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 from chexradinet.config import RadiomicsConfig
 from chexradinet.errors import MismatchError
 from chexradinet.records import Box, FeatureStatus, Region, RegionStatus
-from chexradinet.regions import feature_classes as measured_module
-from chexradinet.regions.feature_classes import features_of_arrays
-from chexradinet.regions.radiomics import crop_of, extract_features, features_if_installed
 from chexradinet.regions import (
     FEATURE_COLUMNS,
     FEATURE_NAMES,
@@ -24,6 +21,9 @@ from chexradinet.regions import (
     FeatureRow,
     regions_table,
 )
+from chexradinet.regions import feature_classes as measured_module
+from chexradinet.regions.feature_classes import features_of_arrays
+from chexradinet.regions.radiomics import crop_of, extract_features, features_if_installed
 
 SIDE = 96
 CONFIG = RadiomicsConfig()

@@ -16,8 +16,8 @@ import pytest
 from chexradinet.errors import ConfigError
 from chexradinet.parallel import ITEMS_AHEAD
 from chexradinet.records import FeatureStatus
-from chexradinet.regions.radiomics import BATCH_SIZE, Crop, measure_in_processes
 from chexradinet.regions import FeatureRow
+from chexradinet.regions.radiomics import BATCH_SIZE, Crop, measure_in_processes
 
 MEASURE = partial(FeatureRow, FeatureStatus.OK)
 """Gives each crop back as if it were its features: what counts here is which come back, and how."""

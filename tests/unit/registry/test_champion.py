@@ -9,8 +9,8 @@ import pytest
 
 from chexradinet.config import Backbone, NetworkConfig, PreprocessingConfig
 from chexradinet.errors import ArtifactError, ConfigError
-from chexradinet.model.bundle import save_bundle
 from chexradinet.model import BundleInfo, verify_bundle
+from chexradinet.model.bundle import save_bundle
 from chexradinet.model.resnet import build_network
 from chexradinet.registry.champion import fetch_bundle, fetch_champion, read_pointer, roll_back
 

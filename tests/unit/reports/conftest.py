@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chexradinet.evaluation import RoundMetrics, metrics_document
 from chexradinet.evaluation.calibration import calibration_metrics, operating_threshold
 from chexradinet.evaluation.classification import (
     bootstrap_intervals,
@@ -18,7 +19,6 @@ from chexradinet.evaluation.localization import (
     localization_metrics,
     with_controls,
 )
-from chexradinet.evaluation import RoundMetrics, metrics_document
 from chexradinet.records import Box, Region, RegionStatus
 
 FINDINGS = [

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chexradinet.evaluation.calibration import calibration_line
 from chexradinet.evaluation import RoundMetrics, gain_sentences, metrics_document, verdict
+from chexradinet.evaluation.calibration import calibration_line
 from chexradinet.evaluation.subgroups import decision_curve, subgroup_metrics
 from chexradinet.model.card import GUIDANCE_EVIDENCE
 from chexradinet.records import Box

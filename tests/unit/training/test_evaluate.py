@@ -17,15 +17,15 @@ from chexradinet.config import (
 )
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import ArtifactError, MismatchError, SourceError
-from chexradinet.evaluation.calibration import fit_calibration
 from chexradinet.evaluation import read_metrics
-from chexradinet.model.bundle import load_bundle, read_provenance, replace_info
+from chexradinet.evaluation.calibration import fit_calibration
 from chexradinet.model import (
     copy_bundle,
     read_bundle_info,
     read_reference_arrays,
     verify_bundle,
 )
+from chexradinet.model.bundle import load_bundle, read_provenance, replace_info
 from chexradinet.model.inference import predict
 from chexradinet.records import Split
 from chexradinet.reports.evaluation import panel_cases

@@ -13,8 +13,8 @@ from chexradinet.artifacts import read_table, sha256_of
 from chexradinet.config import Backbone, Freeze, NetworkConfig, Pretext, PretrainConfig, TrainConfig
 from chexradinet.dataset.dataset import DOCUMENT, MANIFEST, document_digest, open_dataset
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError, TrainingError
-from chexradinet.model.bundle import load_bundle, read_provenance
 from chexradinet.model import read_bundle_info
+from chexradinet.model.bundle import load_bundle, read_provenance
 from chexradinet.model.encoder import load_encoder, read_encoder, shift_cells
 from chexradinet.model.resnet import build_network
 from chexradinet.records import Split

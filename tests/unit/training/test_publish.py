@@ -14,7 +14,6 @@ from safetensors.numpy import load_file, save_file
 from chexradinet.artifacts import read_document
 from chexradinet.config import EvaluationConfig, PublishConfig, RadiomicsConfig, RegionConfig
 from chexradinet.errors import ArtifactError, StoreNotFoundError
-from chexradinet.model.bundle import replace_info
 from chexradinet.model import (
     WEIGHTS_FILE,
     read_bundle_info,
@@ -22,6 +21,7 @@ from chexradinet.model import (
     verify_bundle,
     write_info,
 )
+from chexradinet.model.bundle import replace_info
 from chexradinet.registry.champion import POINTER, fetch_champion, move_pointer, read_pointer
 from chexradinet.training import publish as publication
 from chexradinet.training.evaluate import Arms, evaluate

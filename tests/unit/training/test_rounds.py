@@ -22,8 +22,8 @@ from chexradinet.config import (
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
 from chexradinet.ingest.ingest import ingest
-from chexradinet.model.bundle import load_bundle
 from chexradinet.model import read_bundle_info
+from chexradinet.model.bundle import load_bundle
 from chexradinet.phantom import write_phantom
 from chexradinet.records import Split
 from chexradinet.regions import (

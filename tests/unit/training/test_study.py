@@ -19,7 +19,8 @@ from chexradinet.config import (
 from chexradinet.config.training import Arm, StudyPlan
 from chexradinet.dataset.dataset import open_dataset
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
-from chexradinet.evaluation.localization import LOCALIZATION_KEYS, boxed_cases
+from chexradinet.evaluation import LOCALIZATION_KEYS
+from chexradinet.evaluation.localization import boxed_cases
 from chexradinet.records import Split
 from chexradinet.training import study as study_module
 from chexradinet.training.study import (
