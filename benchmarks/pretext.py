@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.radiomics import radiograph_like
-from chexradinet.regions.local_radiomics import local_radiomics
-from chexradinet.training.targets import local_hog
+from chexradinet.regions.local_radiomics import local_hog, local_radiomics
 
 CASES = ((96, 8), (128, 8), (224, 16))
 """Side of the image and stride of the grid, in pixels."""

@@ -10,8 +10,12 @@ from radiomics.glcm import RadiomicsGLCM
 
 from chexradinet.errors import ConfigError
 from chexradinet.regions.feature_classes import FeatureSettings, features_of_arrays
-from chexradinet.regions.local_radiomics import BIN_WIDTH, LOCAL_FEATURES, local_radiomics
-from chexradinet.training.targets import local_hog
+from chexradinet.regions.local_radiomics import (
+    BIN_WIDTH,
+    LOCAL_FEATURES,
+    local_hog,
+    local_radiomics,
+)
 
 SETTINGS = FeatureSettings(bin_width=BIN_WIDTH, spacing_mm=(1, 1, 1))
 

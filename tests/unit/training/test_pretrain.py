@@ -19,8 +19,7 @@ from chexradinet.model.encoder import load_encoder, read_encoder, shift_cells
 from chexradinet.model.resnet import build_network
 from chexradinet.records import Split
 from chexradinet.regions.local_radiomics import LOCAL_FEATURES, local_radiomics
-from chexradinet.training.pretrain import allowed, held_out, pretrain
-from chexradinet.training.targets import prepare_targets
+from chexradinet.training.pretrain import allowed, held_out, prepare_targets, pretrain
 from chexradinet.training.train import train
 
 NETWORK = NetworkConfig(backbone=Backbone.RESNET18_NARROW, map_stride=8)
