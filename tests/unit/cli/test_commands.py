@@ -4,13 +4,12 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from chexradinet import __version__
-from chexradinet.cli import COMMANDS
+from chexradinet.cli import COMMANDS, commands
 from chexradinet.model import read_bundle_info
 from chexradinet.regions import read_features, read_regions
 from tests.nightly_world import make_world
@@ -183,6 +182,5 @@ def test_help_loads_no_library_that_takes_long() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_of_commands_says_what_each_command_says_itself(name: str) -> None:
-    module, text = COMMANDS[name]
-    function = getattr(import_module(f"chexradinet.cli.{module}"), name.replace("-", "_"))
-    assert (inspect.getdoc(function) or "").splitlines()[0] == text
+    function = getattr(commands, name.replace("-", "_"))
+    assert (inspect.getdoc(function) or "").splitlines()[0] == COMMANDS[name]
