@@ -1,7 +1,7 @@
 """The page that says what ingest kept, what it rejected, and why."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,57 +44,6 @@ class Thumbnail:
         return png_bytes(overlay(self.image, None, min_side_px=_THUMBNAIL_SIDE_PX))
 
 
-@dataclass(frozen=True, kw_only=True)
-class IngestSummary:
-    """What the ingest counted."""
-
-    dataset: str
-    """Name of the data set."""
-    digest: str
-    """Digest of its content, in hex."""
-    num_found: int
-    """Files the source named or held."""
-    num_kept: int
-    """X-rays in the data set."""
-    rejected: Mapping[str, int] = field(default_factory=dict)
-    """Reason code to count."""
-    splits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Split to `images` and `patients`."""
-    positives: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Finding to split to positive cases."""
-    views: Mapping[str, int] = field(default_factory=dict)
-    """View to images; the empty name is unknown."""
-    notes: Sequence[str] = ()
-    """What a reader must know beside the counts, one sentence each."""
-
-    @property
-    def num_rejected(self) -> int:
-        """Rejected files."""
-        return sum(self.rejected.values())
-
-    @property
-    def cards(self) -> list[tuple[str, str, str]]:
-        """Headline counts: label, value, note."""
-        unexplained = self.num_found - self.num_kept - self.num_rejected
-        values = [
-            ("Found", count(self.num_found), "files of the source"),
-            ("Kept", count(self.num_kept), "X-rays in the data set"),
-            ("Rejected", count(self.num_rejected), f"for {len(self.rejected)} reasons"),
-        ]
-        if unexplained:
-            values.append(("Unexplained", count(unexplained), "neither kept nor rejected"))
-        return values
-
-    @property
-    def without_positives(self) -> dict[str, list[str]]:
-        """Split to the findings that have no positive case in it; splits with none left out."""
-        found = {
-            split: [name for name, counts in self.positives.items() if not counts.get(split, 0)]
-            for split in self.splits
-        }
-        return {split: names for split, names in found.items() if names}
-
-
 def report_ingest(dataset: Path, target: Path) -> None:
     """Write the ingest report of a data set, drawn from the data set alone.
 
@@ -106,44 +55,45 @@ def report_ingest(dataset: Path, target: Path) -> None:
         ArtifactError: the data set cannot be read.
     """
     data = open_dataset(dataset, verify=False)
-    counts = data.info.counts
     views = data.manifest["view"].value_counts(sort=False).sort_index()
-    summary = IngestSummary(
-        dataset=Path(data.info.source).name,
-        digest=data.digest,
-        num_found=counts["images"] + sum(counts["rejected"].values()),
-        num_kept=counts["images"],
-        rejected=counts["rejected"],
-        splits={
-            split: {"images": images, "patients": counts["patients_by_split"][split]}
-            for split, images in counts["splits"].items()
-        },
-        positives=counts["positives"],
-        views={str(view): int(count) for view, count in views.items()},
-        notes=_notes(data.info),
-    )
     rejected = [
         Thumbnail(image=picture, image_id=name, reason=f"rejected: {reason}")
         for name, reason, picture in read_doubtful(dataset)
     ]
-    write_ingest_report(target, summary, [*rejected[:MAX_KEPT], *_flagged(data)])
+    samples = [*rejected[:MAX_KEPT], *_flagged(data)]
+    write_ingest_report(
+        target, data.info, {str(view): int(num) for view, num in views.items()}, samples
+    )
 
 
 def write_ingest_report(
-    path: Path, summary: IngestSummary, samples: Sequence[Thumbnail] = ()
+    path: Path, info: DatasetInfo, views: Mapping[str, int], samples: Sequence[Thumbnail] = ()
 ) -> None:
     """Write the report, atomically: one self-contained file.
 
     Args:
         path: The HTML file.
-        summary: What was counted.
+        info: What was counted.
+        views: View to images; the empty name is unknown.
         samples: X-rays to review; the first 24 are shown, the rest counted.
     """
+    counts = info.counts
+    rejected = sorted(counts["rejected"].items(), key=lambda item: (-item[1], item[0]))
+    found = counts["images"] + sum(counts["rejected"].values())
     write_page(
         path,
         "ingest",
-        summary=summary,
-        rejected=sorted(summary.rejected.items(), key=lambda item: (-item[1], item[0])),
+        protocol=f"{Path(info.source).name} (data {info.digest[:12]})",
+        cards=[
+            ("Found", count(found), "files of the source"),
+            ("Kept", count(counts["images"]), "X-rays in the data set"),
+            ("Rejected", count(found - counts["images"]), f"for {len(rejected)} reasons"),
+        ],
+        counts=counts,
+        found=found,
+        views=views,
+        notes=_notes(info),
+        rejected=rejected,
         samples=samples[:_MAX_THUMBNAILS],
         num_more=max(0, len(samples) - _MAX_THUMBNAILS),
     )
