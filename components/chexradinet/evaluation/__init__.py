@@ -141,19 +141,19 @@ def metrics_document(
         "test": {**test, "localization": localized},
         **extra,
     }
-    ready: dict[str, Any] = json_ready(document)
+    ready: dict[str, Any] = _json_ready(document)
     _check(ready, "the metrics document")
     return ready
 
 
-def json_ready(value: Any) -> Any:  # noqa: ANN401 - any nesting of values in, the same out
+def _json_ready(value: Any) -> Any:  # noqa: ANN401 - any nesting of values in, the same out
     """Return the value with plain numbers, lists and string keys; NaN and infinity become None."""
     if isinstance(value, Mapping):
-        return {str(key): json_ready(inner) for key, inner in value.items()}
+        return {str(key): _json_ready(inner) for key, inner in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
-        return json_ready(value.tolist())
+        return _json_ready(value.tolist())
     if isinstance(value, (list, tuple)):
-        return [json_ready(inner) for inner in value]
+        return [_json_ready(inner) for inner in value]
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value
@@ -165,7 +165,7 @@ def write_metrics(path: Path, document: Mapping[str, Any]) -> None:
     Raises:
         ArtifactError: a key of the schema is missing.
     """
-    ready = json_ready(document)
+    ready = _json_ready(document)
     _check(ready, str(path))
     content = {key: value for key, value in ready.items() if key not in ("schema", "kind")}
     write_document(path, KIND, SCHEMA, content)

@@ -27,6 +27,7 @@ from chexradinet.evaluation.classification import (
     known_cases,
     mean_or_none,
 )
+from chexradinet.records import Split
 
 PLATT = "platt"
 """Status of a calibrated finding."""
@@ -98,16 +99,14 @@ def fit_calibration(
     logits: Array,
     findings: Sequence[str],
     config: EvaluationConfig | None = None,
-    split: str = "validation",
 ) -> Calibration:
-    """Calibrate every finding and choose its operating threshold.
+    """Calibrate every finding on validation cases and choose its operating threshold.
 
     Args:
         labels: Shape (N, F).
         logits: Shape (N, F).
         findings: Names of the F columns.
         config: `min_positives` and `target_sensitivity` count here; None for the defaults.
-        split: Name of the split the cases come from, for the record.
 
     Raises:
         ConfigError: a target is for a finding that is none of these.
@@ -127,7 +126,7 @@ def fit_calibration(
             name: _fit_finding(name, labels[:, i], logits[:, i], config)
             for i, name in enumerate(findings)
         },
-        split=split,
+        split=Split.VALIDATION.value,
         target_sensitivity=target if by_sensitivity else None,
         num_images=len(labels),
         rule=Calibration.rule
@@ -325,18 +324,18 @@ def calibration_line(labels: Array, probabilities: Array) -> dict[str, Any] | No
 
 
 def calibration_metrics(
-    labels: Array, probabilities: Array, findings: Sequence[str], bins: int = 15
+    labels: Array, probabilities: Array, findings: Sequence[str]
 ) -> dict[str, Any]:
     """Return `ece` (mean over findings), `ece_by_finding`, `reliability` and `calibration_line`.
 
     All but the first are by finding: error, curve, and what `calibration_line` returns.
     """
     columns = [(name, labels[:, i], probabilities[:, i]) for i, name in enumerate(findings)]
-    errors = {name: expected_calibration_error(truth, own, bins) for name, truth, own in columns}
+    errors = {name: expected_calibration_error(truth, own) for name, truth, own in columns}
     return {
         "ece": mean_or_none(list(errors.values())),
         "ece_by_finding": errors,
-        "reliability": {name: reliability_curve(truth, own, bins) for name, truth, own in columns},
+        "reliability": {name: reliability_curve(truth, own) for name, truth, own in columns},
         "calibration_line": {name: calibration_line(truth, own) for name, truth, own in columns},
     }
 

@@ -37,6 +37,9 @@ MISSING = "(missing)"
 """Category of a value that is not there."""
 OTHER = "(other)"
 """Category of a value that the reference has not seen."""
+QUANTILE = 0.99
+"""X-rays like the reference shall be flagged at a rate of at most one minus this; `rate` of the
+document's `ood` is the one that holds."""
 _MAX_CATEGORIES = 20
 _SMOOTHING = 0.5
 _MAX_COMPONENTS = 64
@@ -123,15 +126,13 @@ class Reference:
     """The embedding space and a sample of coordinates in it; empty if not defined."""
 
 
-def build_reference(population: Population, quantile: float = 0.99, seed: int = 0) -> Reference:
+def build_reference(population: Population, seed: int = 0) -> Reference:
     """Return the reference distributions of a validation split.
 
     What is known of no X-ray has none: a night would differ from it by being known.
 
     Args:
         population: The split, scored by the model that the bundle holds.
-        quantile: X-rays like these shall be flagged at a rate of at most one minus this, in (0, 1);
-            `rate` of the document's `ood` is the one that holds.
         seed: Random seed of the halves and of the sample.
     """
     distributions = {
@@ -140,7 +141,7 @@ def build_reference(population: Population, quantile: float = 0.99, seed: int = 
         else categorical_distribution(values)
         for name, (kind, values) in population.columns.items()
     }
-    rule, arrays = _embedding_space(population, quantile, seed)
+    rule, arrays = _embedding_space(population, seed)
     document = {
         "schema": SCHEMA,
         "findings": list(population.findings),
@@ -201,9 +202,9 @@ def one_row_per_patient(patient_ids: Sequence[Any]) -> npt.NDArray[np.int64]:
 
 
 def _embedding_space(
-    population: Population, quantile: float, seed: int
+    population: Population, seed: int
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
-    undefined = {"status": NOT_DEFINED, "quantile": quantile, "threshold": None, "rate": None}
+    undefined = {"status": NOT_DEFINED, "quantile": QUANTILE, "threshold": None, "rate": None}
     undefined |= {"rule": "No X-ray is flagged: the validation split has too few patients."}
     embeddings = np.asarray(population.embeddings, dtype=np.float64)
     if population.num_patients < _MIN_PATIENTS or not np.ptp(embeddings, axis=0).any():
@@ -218,11 +219,11 @@ def _embedding_space(
     coordinates = embedding_coordinates(kept, embeddings[held_out])
     # X-rays of one patient are alike, so they count once: the rate is that over new patients.
     rows = one_row_per_patient([population.patient_ids[int(row)] for row in held_out])
-    limit = conformal_limit(np.linalg.norm(coordinates[rows], axis=1), quantile)
+    limit = conformal_limit(np.linalg.norm(coordinates[rows], axis=1), QUANTILE)
     sample = generator.permutation(rows)[:_MAX_KEPT]
     rule = {
         "status": "ok",
-        "quantile": quantile,
+        "quantile": QUANTILE,
         **asdict(limit),
         "num_fitted": int(fitting.sum()),
         "num_held_out": len(held_out),

@@ -84,11 +84,10 @@ def pretrain_network(
     data: PretextData,
     config: PretrainConfig,
     *,
-    progress: Callable[[int, int, float], None] | None = None,
-    checkpoint: Path | None = None,
-    should_stop: Callable[[], bool] | None = None,
-    should_save: Callable[[], bool] | None = None,
-    device: str = "auto",
+    progress: Callable[[int, int, float], None],
+    checkpoint: Path | None,
+    should_stop: Callable[[], bool],
+    should_save: Callable[[], bool],
 ) -> list[dict[str, Any]]:
     """Train in place; the network ends in evaluation mode, on the device.
 
@@ -99,10 +98,10 @@ def pretrain_network(
         data: Images and targets.
         config: Schedule and seed.
         progress: Called after each step with steps done, steps in all, and the loss.
-        checkpoint: Directory for the state after each epoch; training continues from it.
+        checkpoint: Directory for the state after each epoch; training continues from it. None
+            keeps none.
         should_stop: Asked before each step.
         should_save: Asked after each step within an epoch: write the state already now?
-        device: `auto`, `cpu` or `cuda`.
 
     Returns:
         A record per epoch: `epoch` from 0 and the mean `loss`.
@@ -112,7 +111,7 @@ def pretrain_network(
         Interrupted: `should_stop` said so; the state is in `checkpoint`.
         MismatchError: `checkpoint` is of another run.
     """
-    place = choose_device(device)
+    place = choose_device("auto")
     head = _head(network, data, config.seed)
     modules = nn.ModuleDict({"network": network, "head": head})
     run = pretext_digest(network, data, config)
@@ -122,7 +121,7 @@ def pretrain_network(
     trained = prepared(modules, config.training(), steps, place)
     position = load_checkpoint(checkpoint, run, trained) if checkpoint else Position()
     while position.step < steps:
-        if should_stop is not None and should_stop():
+        if should_stop():
             if checkpoint:
                 save_checkpoint(checkpoint, run, trained, position)
             raise Interrupted(f"pre-training was interrupted after step {position.step} of {steps}")
@@ -136,9 +135,8 @@ def pretrain_network(
         if index + 1 == per_epoch:
             position.history.append({"epoch": epoch, "loss": position.sums["loss"] / per_epoch})
             position.sums = {}
-        if progress:
-            progress(position.step, steps, loss)
-        is_due = not position.sums or (should_save is not None and should_save())
+        progress(position.step, steps, loss)
+        is_due = not position.sums or should_save()
         if checkpoint and is_due:
             save_checkpoint(checkpoint, run, trained, position)
     trained.use_average()
@@ -246,7 +244,7 @@ def save_encoder(
     target: Path,
     network: ChexRadiNet,
     record: Mapping[str, Any],
-    provenance: Sequence[dict[str, Any]] = (),
+    stages: Sequence[dict[str, Any]],
 ) -> str:
     """Write an encoder, whole or not at all; return its digest.
 
@@ -254,7 +252,7 @@ def save_encoder(
         target: Directory to make; an older encoder there is replaced.
         network: Pre-trained, on any device, in any mode.
         record: What is said of it, JSON-ready; `preprocessing_digest` among it.
-        provenance: Records of the stages that led to it; see `model.bundle.provenance`.
+        stages: Records of the stages that led to it, from `model.bundle.provenance`.
     """
     tensors = {
         name: value.detach().cpu().contiguous()
@@ -263,8 +261,7 @@ def save_encoder(
     }
     with writing_directory(target, ENCODER_HEAD) as folder:
         save_file(tensors, folder / _WEIGHTS_FILE)
-        if provenance:
-            write_provenance(folder, provenance)
+        write_provenance(folder, stages)
         files = {_WEIGHTS_FILE: sha256_of(folder / _WEIGHTS_FILE)}
         content = {"network": network.config.record(), **record, "files": files}
         digest = digest_of(content)

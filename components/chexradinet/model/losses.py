@@ -117,7 +117,7 @@ def nt_xent(
 
 
 def guided_loss(
-    prediction: Prediction, labels: Tensor, config: GuidanceConfig, pairs: Pairs | None = None
+    prediction: Prediction, labels: Tensor, config: GuidanceConfig, pairs: Pairs | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mix the terms that a recipe names.
 
@@ -180,21 +180,19 @@ class _Projection(nn.Module):
 class GuidanceHeads(nn.Module):
     """Both heads of the contrastive term."""
 
-    def __init__(self, num_channels: int, num_radiomics: int = NUM_RADIOMICS) -> None:
+    def __init__(self, num_channels: int) -> None:
         super().__init__()
         self.image = _Projection(num_channels)
-        self.radiomics = _Projection(num_radiomics)
+        self.radiomics = _Projection(NUM_RADIOMICS)
 
 
-def build_heads(num_channels: int, seed: int | None = None) -> GuidanceHeads:
-    """Make heads with random weights for a network with this many channels (`num_channels`).
+def build_heads(num_channels: int, seed: int) -> GuidanceHeads:
+    """Make heads with random weights; equal seeds give equal weights.
 
     Args:
         num_channels: C of the network's embedding.
-        seed: Equal seeds give equal weights; None draws from torch's global generator.
+        seed: Random seed.
     """
-    if seed is None:
-        return GuidanceHeads(num_channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GuidanceHeads(num_channels)

@@ -157,7 +157,7 @@ def features_table(
     return frame
 
 
-def checked_table(table: pd.DataFrame, columns: tuple[str, ...], where: Path) -> pd.DataFrame:
+def _checked_table(table: pd.DataFrame, columns: tuple[str, ...], where: Path) -> pd.DataFrame:
     """Return the columns in their order and types.
 
     Raises:
@@ -225,7 +225,7 @@ def write_regions(
         np.save(directory / MAPS_FILE, halved)
         # The digest ties the table to its maps.
         sealed = {**provenance, MAPS_DIGEST: sha256_of(directory / MAPS_FILE)}
-        ordered = checked_table(table, REGION_COLUMNS, directory)
+        ordered = _checked_table(table, REGION_COLUMNS, directory)
         write_table(directory / REGIONS_FILE, ordered, "regions", SCHEMA, sealed)
 
 
@@ -237,7 +237,7 @@ def read_regions(path: Path) -> RegionsArtifact:
             maps do not belong together.
     """
     table, provenance = read_table(path / REGIONS_FILE, "regions", SCHEMA)
-    table = checked_table(table, REGION_COLUMNS, path)
+    table = _checked_table(table, REGION_COLUMNS, path)
     maps_path = path / MAPS_FILE
     if sha256_of(maps_path) != provenance.get(MAPS_DIGEST):
         raise ArtifactError(
@@ -260,7 +260,7 @@ def write_features(target: Path, table: pd.DataFrame, provenance: Mapping[str, A
     Raises:
         ArtifactError: the table's columns are others.
     """
-    ordered = checked_table(table, FEATURE_COLUMNS, target)
+    ordered = _checked_table(table, FEATURE_COLUMNS, target)
     with writing_directory(target, FEATURES_HEAD) as directory:
         write_table(directory / FEATURES_FILE, ordered, "features", SCHEMA, provenance)
 
@@ -272,7 +272,7 @@ def read_features(path: Path) -> FeaturesArtifact:
         ArtifactError: the table is missing, of another version, truncated, or has other columns.
     """
     table, provenance = read_table(path / FEATURES_FILE, "features", SCHEMA)
-    table = checked_table(table, FEATURE_COLUMNS, path)
+    table = _checked_table(table, FEATURE_COLUMNS, path)
     return FeaturesArtifact(table=table, provenance=provenance)
 
 
@@ -292,12 +292,12 @@ def read_feature_shards(paths: Sequence[Path]) -> FeaturesArtifact:
         MismatchError: the shards were made from different inputs or settings.
     """
     shards = [read_features(path) for path in paths]
-    order, provenance = arranged([shard.provenance for shard in shards])
+    order, provenance = _arranged([shard.provenance for shard in shards])
     table = pd.concat([shards[position].table for position in order], ignore_index=True)
     return FeaturesArtifact(table=table, provenance=provenance)
 
 
-def arranged(provenances: Sequence[Mapping[str, Any]]) -> tuple[list[int], dict[str, Any]]:
+def _arranged(provenances: Sequence[Mapping[str, Any]]) -> tuple[list[int], dict[str, Any]]:
     """Return the positions in shard order and what all shards share.
 
     Raises:

@@ -49,6 +49,7 @@ _ID_CHARACTERS = 16
 _LABELS = {1.0: "labelled present", 0.0: "labelled absent"}
 _MAD_TO_STANDARD_DEVIATION = 1.4826
 _MIN_CASES = 5
+_MAX_FEATURES = 10
 _LOCATED_HEADS = {
     "iou_0.1": "IoU > 0.1",
     "iou_0.3": "IoU > 0.3",
@@ -387,7 +388,6 @@ def feature_contrast(
     names: Sequence[str],
     labels: Array,
     findings: Sequence[str],
-    top: int = 10,
 ) -> list[FeatureDifference]:
     """Compare every feature between images with and without every finding.
 
@@ -396,10 +396,9 @@ def feature_contrast(
         names: Names of the R features.
         labels: 1, 0 or NaN, shape (N, F).
         findings: Names of the F columns.
-        top: Most rows to return.
 
     Returns:
-        The features that differ most, largest difference first. Features without spread, and
+        The ten features that differ most, largest difference first. Features without spread, and
         findings with fewer than five cases on a side, take no part.
     """
     measured = np.isfinite(features).all(axis=1)
@@ -409,7 +408,7 @@ def feature_contrast(
     for column, finding in enumerate(findings):
         rows += _differences(values, truth[:, column], names, finding)
     rows.sort(key=lambda row: (-abs(row.standardised), row.finding, row.feature))
-    return rows[:top]
+    return rows[:_MAX_FEATURES]
 
 
 def _differences(

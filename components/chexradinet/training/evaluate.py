@@ -134,7 +134,7 @@ def evaluate(
     context = evaluation_context(data, regions, config)
     rounds = distinct_rounds(arms.rounds)
     evaluated = [evaluate_model(context, path) for path in rounds]
-    chosen = best_of(evaluated)
+    chosen = _best_of(evaluated)
     calibration, reference = _calibrate(evaluated[chosen], data, config)
     document = metrics_document(
         rounds=[model.as_round() for model in evaluated],
@@ -182,7 +182,7 @@ def distinct_rounds(bundles: Sequence[Path]) -> list[Path]:
     return list(seen.values())
 
 
-def best_of(evaluated: Sequence[EvaluatedModel]) -> int:
+def _best_of(evaluated: Sequence[EvaluatedModel]) -> int:
     """Return the index of the model that validates best by mean AUROC; of equals, the earliest."""
     values = [model.info.metrics["validation"]["mean_auroc"] for model in evaluated]
     ranked = [(-np.inf if value is None else value) for value in values]

@@ -29,7 +29,7 @@ _HEADS = {"dataset": DATASET_HEAD, "bundle": BUNDLE_HEAD, "features": FEATURES_H
 _MODELS = {"network": NetworkConfig, "config": TrainConfig, "guidance": GuidanceConfig}
 
 
-def work_on(program: dict[str, Any]) -> None:
+def _work_on(program: dict[str, Any]) -> None:
     """Do this process's part of a training.
 
     Args:
@@ -64,4 +64,4 @@ def _fetch(name: str, digest: str, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    join_group(logging.INFO, work_on, json.loads(sys.argv[1]))
+    join_group(logging.INFO, _work_on, json.loads(sys.argv[1]))

@@ -259,7 +259,6 @@ def prepare_targets(
     stride: int,
     cache: Path,
     num_workers: int,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Targets:
     """Return the targets of a data set; they are made unless the cache has them.
 
@@ -269,7 +268,6 @@ def prepare_targets(
         stride: Pixels of a cell's side.
         cache: Folder that holds a directory per data set, measure and stride.
         num_workers: Processes, at least 1.
-        progress: Called with the number of images done and of all.
 
     Raises:
         ArtifactError: the cache was changed; it names the file.
@@ -283,7 +281,7 @@ def prepare_targets(
         work = partial(measured, measure, stride)
         side = data.info.preprocessing.image_side // stride
         with writing_directory(folder, _HEAD) as made:
-            files = _write(made, data, work, (depth, side, side), num_workers, progress)
+            files = _write(made, data, work, (depth, side, side), num_workers)
             write_document(made / _HEAD.name, KIND, SCHEMA, {**asked, "files": files})
     return Targets(tuple(_mapped(folder)), digest)
 
@@ -299,12 +297,11 @@ def _write(
     work: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
     shape: tuple[int, int, int],
     num_workers: int,
-    progress: Callable[[int, int], None] | None,
 ) -> dict[str, str]:
     job = Job(work=work, failed=_give_up)
     chunks = _chunks(data)
     results = map(work, chunks) if num_workers == 1 else in_processes(chunks, job, num_workers)
-    files, done = {}, 0
+    files = {}
     for number, size in enumerate(data.info.shard_sizes):
         path = folder / f"targets-{number:05d}.npy"
         shard = np.lib.format.open_memmap(path, "w+", np.float32, (size, *shape))
@@ -312,9 +309,7 @@ def _write(
         while filled < size:
             part = next(results)
             shard[filled : filled + len(part)] = part
-            filled, done = filled + len(part), done + len(part)
-            if progress:
-                progress(done, len(data))
+            filled += len(part)
         shard.flush()
         files[path.name] = sha256_of(path)
     return files

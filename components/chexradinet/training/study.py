@@ -14,7 +14,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import torch
@@ -101,26 +100,6 @@ class Outcome:
     chosen: int
     """The round that everything else is of."""
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return what is stored as arrays, by name."""
-        named = {"": self.scores, "-probabilities": self.probabilities}
-        found = {f"{key}{end}": value for end, part in named.items() for key, value in part.items()}
-        return {**found, "hits": self.hits}
-
-    @classmethod
-    def of(
-        cls, cell: Cell, arrays: Mapping[str, Any], rounds: list[dict[str, Any]], chosen: int
-    ) -> Self:
-        """Return an outcome from its arrays and the record of its rounds."""
-        return cls(
-            cell=cell,
-            scores={readout: arrays[readout] for readout in READOUTS},
-            probabilities={readout: arrays[f"{readout}-probabilities"] for readout in READOUTS},
-            hits=arrays["hits"],
-            rounds=rounds,
-            chosen=chosen,
-        )
-
 
 def cells_of(data: Dataset, plan: StudyPlan) -> list[Cell]:
     """Return the cells of a plan, those of one seed together.
@@ -168,7 +147,7 @@ def run_study(
     for done, cell in enumerate(chosen, 1):
         if not (folder / f"{cell.name}.json").exists():
             rows = labelled_rows(data, cell.labels, cell.seed)
-            _keep(train_cell(cell, rows, data, plan, folder), folder)
+            _keep(_train_cell(cell, rows, data, plan, folder), folder)
         if progress:
             progress(done, len(chosen))
     return [_kept(cell, folder) for cell in chosen]
@@ -241,8 +220,10 @@ def claim(folder: Path, plan: StudyPlan, data: Dataset) -> None:
 
 def _keep(outcome: Outcome, folder: Path) -> None:
     path = folder / f"{outcome.cell.name}.npz"
+    named = {"": outcome.scores, "-probabilities": outcome.probabilities}
+    arrays = {f"{key}{end}": value for end, part in named.items() for key, value in part.items()}
     with writing_file(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **outcome.arrays())
+        np.savez(stream, allow_pickle=False, **arrays, hits=outcome.hits)
     content = {"sha256": sha256_of(path), "rounds": outcome.rounds, "chosen": outcome.chosen}
     write_document(folder / f"{outcome.cell.name}.json", KIND, SCHEMA, content)
 
@@ -253,21 +234,20 @@ def _kept(cell: Cell, folder: Path) -> Outcome:
     if sha256_of(path) != document["sha256"]:
         raise ArtifactError(f"{path} was changed; remove it and {head}, and run the study again")
     with np.load(path, allow_pickle=False) as arrays:
-        return Outcome.of(cell, arrays, document["rounds"], document["chosen"])
+        return Outcome(
+            cell=cell,
+            scores={readout: arrays[readout] for readout in READOUTS},
+            probabilities={readout: arrays[f"{readout}-probabilities"] for readout in READOUTS},
+            hits=arrays["hits"],
+            rounds=document["rounds"],
+            chosen=document["chosen"],
+        )
 
 
-def train_cell(
+def _train_cell(
     cell: Cell, rows: NDArray[np.int64], data: Dataset, plan: StudyPlan, folder: Path
 ) -> Outcome:
-    """Train and read out one cell.
-
-    Args:
-        cell: Arm, number of labels and seed.
-        rows: Labelled images.
-        data: Data set.
-        plan: Settings of the arms.
-        folder: Folder that keeps encoders and their targets for other cells.
-    """
+    """Train a cell on its labelled images and read it out; encoders are kept for other cells."""
     arm = plan.arms[cell.arm]
     network = _network(arm, cell.seed, data, plan, folder)
     held = {split: data.rows(split) for split in (Split.VALIDATION, Split.TEST)}

@@ -177,7 +177,7 @@ def train_here(
             training_data_digest=data.digest,
             metrics={
                 "validation": validation,
-                "history": [round_summary(0, guidance.arm, validation)],
+                "history": [_summary(0, guidance.arm, validation)],
             },
             settings={"train": config.record(), **start.settings},
             finding_details=dict(data.info.finding_details),
@@ -311,7 +311,7 @@ def retrain_here(
     parts = (loaded.network, loaded.heads, training_data(data), seeded, guidance)
     run = digest_of(["retrain", round_number, data.digest, run_digest(*parts, regions)])
     with trained(run, parts, data, progress, regions) as (history, validation):
-        summary = round_summary(round_number, guidance.arm, validation)
+        summary = _summary(round_number, guidance.arm, validation)
         info = replace(
             loaded.info,
             round=round_number,
@@ -420,6 +420,6 @@ def headline(info: BundleInfo, images_per_s: float | None = None) -> dict[str, f
     return {name: float(value) for name, value in shown.items() if value is not None}
 
 
-def round_summary(round_number: int, arm: str, metrics: dict[str, Any]) -> dict[str, Any]:
+def _summary(round_number: int, arm: str, metrics: dict[str, Any]) -> dict[str, Any]:
     """Return what a bundle's history says of one round."""
     return {"round": round_number, "guidance": arm, "mean_auroc": metrics["mean_auroc"]}
