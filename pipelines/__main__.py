@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chexradinet.cli.progress import show_json
+from chexradinet.cli import show_json
 from chexradinet.config import Settings as ModelSettings
 from chexradinet.config.parameters import (
     WORKER_IMAGE,
