@@ -34,7 +34,7 @@ from chexradinet.evaluation.localization import (
 from chexradinet.model.bundle import environment
 from chexradinet.records import Split
 from chexradinet.reports import write_page
-from chexradinet.reports.plots import study_plot
+from chexradinet.reports.pictures import study_plot
 from chexradinet.training.study import READOUTS, Outcome
 
 SCHEMA = 2
