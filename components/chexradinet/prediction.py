@@ -20,7 +20,7 @@ from chexradinet.config.nightly import ResultSettings
 from chexradinet.dataset.images import reject_on_error
 from chexradinet.errors import RejectedImageError, SourceError, StoreNotFoundError
 from chexradinet.evaluation.calibration import apply_calibration
-from chexradinet.model import read_bundle_info
+from chexradinet.model import INFO_FILE, read_bundle_info
 from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import choose_device, folded, predict_folded
 from chexradinet.nightly.model import model_of
@@ -32,9 +32,6 @@ from chexradinet.registry.champion import fetch_champion
 from chexradinet.reports.pictures import overlay, png_bytes
 from chexradinet.store import open_store
 from chexradinet.store.transfer import download_directory
-
-BUNDLE_FILE = "bundle.json"
-"""What tells a bundle from a folder of published models."""
 
 PICTURE_SIDE_PX = 512
 """Shortest side of a heatmap picture."""
@@ -169,7 +166,7 @@ def load(uri: str | Path, device: str = "auto") -> Model:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "bundle"
         try:
-            store.stat(f"{prefix}{BUNDLE_FILE}")
+            store.stat(f"{prefix}{INFO_FILE}")
         except StoreNotFoundError:
             fetch_champion(str(uri), target)
         else:

@@ -365,80 +365,76 @@ def _checks(
 ) -> Iterator[Check]:
     yield _mean_check(ours, theirs, gain, config)
     for column, name in enumerate(ours.auroc):
-        yield _loss_check(
-            f"AUROC of {name}",
+        values, positives = (
             (ours.auroc[name], theirs.auroc[name]),
             int((labels[:, column] == 1).sum()),
-            (config.max_finding_loss, "max_finding_loss"),
-            config.min_cases,
         )
-    yield _loss_check(
-        "share of peaks in a true box",
-        (ours.pointing, theirs.pointing),
-        len(cases.boxes),
-        (config.max_localization_loss, "max_localization_loss"),
-        config.min_cases,
-    )
+        yield _loss_check(f"AUROC of {name}", values, positives, "max_finding_loss", config)
+    values = (ours.pointing, theirs.pointing)
+    measure, setting = "share of peaks in a true box", "max_localization_loss"
+    yield _loss_check(measure, values, len(cases.boxes), setting, config)
     yield _calibration_check(ours, theirs, gain["num_patients"], config)
+
+
+def _check(
+    measure: str,
+    values: tuple[float | None, float | None],
+    cases: int,
+    passed: bool | None,
+    refusal: str = "",
+) -> Check:
+    return Check(
+        measure=measure,
+        candidate=values[0],
+        champion=values[1],
+        cases=cases,
+        passed=passed,
+        refusal=refusal if passed is False else "",
+    )
 
 
 def _mean_check(
     ours: _Measured, theirs: _Measured, gain: dict[str, Any], config: PublishConfig
 ) -> Check:
     rise = gain["difference"]
-    passed = rise is not None and rise > config.min_auroc_gain
     refusal = f"It must rise by more than {config.min_auroc_gain:.4f} (min_auroc_gain)."
     if rise is None:
         refusal = "No finding has both classes in the test split: nothing to compare."
-    return Check(
-        measure="mean AUROC",
-        candidate=mean_or_none(list(ours.auroc.values())),
-        champion=mean_or_none(list(theirs.auroc.values())),
-        cases=gain["num_patients"],
-        passed=passed,
-        refusal="" if passed else refusal,
+    passed = rise is not None and rise > config.min_auroc_gain
+    values = (
+        mean_or_none(list(ours.auroc.values())),
+        mean_or_none(list(theirs.auroc.values())),
     )
+    return _check("mean AUROC", values, gain["num_patients"], passed, refusal)
 
 
 def _loss_check(
     measure: str,
     values: tuple[float | None, float | None],
     cases: int,
-    bound: tuple[float, str],
-    min_cases: int,
+    setting: str,
+    config: PublishConfig,
 ) -> Check:
     own, other = values
-    passed, refusal = None, ""
-    if own is not None and other is not None and cases >= min_cases:
-        passed = own >= other - bound[0]
-        if not passed:
-            refusal = (
-                f"The {measure} is {own:.4f}, {other - own:.4f} below the champion's {other:.4f}; "
-                f"at most {bound[0]:.4f} is allowed ({bound[1]})."
-            )
-    return Check(
-        measure=measure, candidate=own, champion=other, cases=cases, passed=passed, refusal=refusal
+    most = getattr(config, setting)
+    if own is None or other is None or cases < config.min_cases:
+        return _check(measure, values, cases, None)
+    refusal = (
+        f"The {measure} is {own:.4f}, {other - own:.4f} below the champion's {other:.4f}; "
+        f"at most {most:.4f} is allowed ({setting})."
     )
+    return _check(measure, values, cases, own >= other - most, refusal)
 
 
 def _calibration_check(
     ours: _Measured, theirs: _Measured, num_patients: int, config: PublishConfig
 ) -> Check:
-    own, other = ours.calibration_error, theirs.calibration_error
-    passed, refusal = None, ""
-    if own is not None:
-        bound = max(config.max_calibration_error, other or 0.0)
-        passed = own <= bound
-        if not passed:
-            refusal = (
-                f"The calibration error is {own:.4f}; at most {bound:.4f} is allowed "
-                "(max_calibration_error, or the champion's)."
-            )
-    return Check(
-        measure="calibration error",
-        candidate=own,
-        champion=other,
-        cases=num_patients,
-        passed=passed,
-        refusal=refusal,
+    values = own, other = ours.calibration_error, theirs.calibration_error
+    if own is None:
+        return _check("calibration error", values, num_patients, None)
+    bound = max(config.max_calibration_error, other or 0.0)
+    refusal = (
+        f"The calibration error is {own:.4f}; at most {bound:.4f} is allowed "
+        "(max_calibration_error, or the champion's)."
     )
+    return _check("calibration error", values, num_patients, own <= bound, refusal)
