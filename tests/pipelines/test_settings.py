@@ -28,6 +28,7 @@ from chexradinet.steps.plan import plan
 from chexradinet.steps.study_plan import study_plan
 from pipelines import __main__ as commands
 from pipelines.describe import parameters_of
+from pipelines.ending import ENDINGS
 from pipelines.parameters import asked_shape, definitions, load_compiled, parse_settings
 from tests.ingest_world import KEY_VARIABLE, SECRET, dicom
 
@@ -299,7 +300,7 @@ def test_each_preset_is_one_that_a_run_takes(
 ) -> None:
     taken: list[Any] = []
     monkeypatch.setattr(commands, "run_locally", lambda *given: taken.append(given[1]))
-    monkeypatch.setitem(commands.ENDINGS, "training", lambda *_: {})
+    monkeypatch.setitem(ENDINGS, "training", lambda *_: {})
     words = [f"--set={key}={value}" for key, value in REQUIRED["training"].items()]
     command = ["run", "training", "--config", str(preset), "--folder", str(tmp_path), *words]
     result = CliRunner().invoke(commands.app, command)
