@@ -23,9 +23,7 @@ def test_imports_run_one_way() -> None:
 
 
 BARE_HOST = ("SimpleITK", "radiomics", "pydicom", "highdicom", "kfp", "minio", "prometheus_client")
-STAGES = (
-    "training.train", "training.retrain", "training.rounds", "training.evaluate", "nightly.score",
-)  # fmt: skip
+STAGES = ("training.train", "training.rounds", "training.evaluate", "nightly.score")
 
 
 @pytest.mark.parametrize(

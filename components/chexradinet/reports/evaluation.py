@@ -24,7 +24,7 @@ from chexradinet.evaluation import MEASURES, gain_sentences, interval, verdict
 from chexradinet.evaluation.calibration import Calibration, apply_calibration
 from chexradinet.evaluation.classification import Array, FloatArray
 from chexradinet.evaluation.evaluator import EvaluatedModel, maps_of
-from chexradinet.model.card import GUIDANCE_EVIDENCE
+from chexradinet.model.bundle import GUIDANCE_EVIDENCE
 from chexradinet.records import Box
 from chexradinet.regions import FEATURE_NAMES, regions_table
 from chexradinet.regions.extract import extract_regions

@@ -21,12 +21,12 @@ from chexradinet.model import (
 )
 from chexradinet.model.bundle import (
     load_bundle,
+    model_card,
     provenance,
     read_provenance,
     replace_info,
     save_bundle,
 )
-from chexradinet.model.card import model_card
 from chexradinet.model.losses import build_heads
 from chexradinet.model.resnet import ChexRadiNet
 from chexradinet.version import __version__

@@ -7,7 +7,7 @@ import yaml
 from chexradinet.config import NetworkConfig, PreprocessingConfig
 from chexradinet.evaluation.calibration import Calibration, FindingCalibration
 from chexradinet.model import BundleInfo
-from chexradinet.model.card import model_card
+from chexradinet.model.bundle import model_card
 
 PREPROCESSING = PreprocessingConfig(image_side=64)
 INFO = BundleInfo(

@@ -12,7 +12,7 @@ import pytest
 from chexradinet.evaluation import RoundMetrics, gain_sentences, metrics_document, verdict
 from chexradinet.evaluation.calibration import calibration_line
 from chexradinet.evaluation.subgroups import decision_curve, subgroup_metrics
-from chexradinet.model.card import GUIDANCE_EVIDENCE
+from chexradinet.model.bundle import GUIDANCE_EVIDENCE
 from chexradinet.records import Box
 from chexradinet.reports.evaluation import (
     PanelCase,
