@@ -26,10 +26,10 @@ from pydicom import uid
 from chexradinet.config import IngestConfig, SourceFormat
 from chexradinet.dataset.deidentification import DeidentificationKey
 from chexradinet.errors import ChexRadiNetError
-from chexradinet.ingest.decoding import Refused, decoder
+from chexradinet.ingest import Folder
+from chexradinet.ingest.decoding import Refused, decode_file
 from chexradinet.ingest.matching import read_table
-from chexradinet.ingest.sources import Folder
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import encode_radiograph
 
 ALLOWED_MIB = 512
 _LARGEST, _LAYERED, _DICOM = 8000, 4470, 6320
@@ -135,7 +135,7 @@ def read(path: Path) -> str:
             table = read_table(path.parent, config)
             return f"{0 if table is None else len(table.rows)} rows"
         key = DeidentificationKey(secret=b"0" * 64)
-        outcome = decoder(Folder(path.parent), config, key)(path.name)
+        outcome = decode_file(Folder(path.parent), config, key, path.name)
     except ChexRadiNetError as error:
         return f"{type(error).__name__}: {str(error)[:60]}"
     return str(outcome.reason) if isinstance(outcome, Refused) else "decoded"

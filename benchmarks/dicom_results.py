@@ -17,14 +17,12 @@ from pydicom import uid
 
 from chexradinet.config import DicomConfig
 from chexradinet.dicom.reader import read_radiograph
-from chexradinet.dicom_results.capture import case_picture
-from chexradinet.dicom_results.cases import ScoredCase, ScoredFinding, ScoringModel
+from chexradinet.dicom_results import ScoredCase, ScoredFinding, ScoringModel
 from chexradinet.dicom_results.report import report_content
-from chexradinet.dicom_results.results import write_dicom_results
+from chexradinet.dicom_results.results import case_picture, write_dicom_results
 from chexradinet.dicom_results.source import read_source
 from chexradinet.findings import NIH_FINDINGS
-from chexradinet.phantom import draw_phantom
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import draw_phantom, encode_radiograph
 from chexradinet.records import Box, Geometry
 from chexradinet.regions import FEATURE_NAMES
 from tests.unit.dicom_results.highdicom_report import content_by_highdicom

@@ -39,7 +39,7 @@ from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet
 from chexradinet.model.training import fit
 from chexradinet.phantom import iter_phantom
-from chexradinet.phantom.findings import PHANTOM_FINDINGS
+from chexradinet.phantom.chest import PHANTOM_FINDINGS
 
 
 class Sizes(NamedTuple):

@@ -25,12 +25,7 @@ from chexradinet.config.nightly import PlanConfig, ResultSettings
 from chexradinet.errors import StoreConflictError, StoreNotFoundError
 from chexradinet.evaluation.calibration import Calibration, FindingCalibration
 from chexradinet.model import BundleInfo
-from chexradinet.nightly import plan as planning
-from chexradinet.nightly.collect import collect_plan
-from chexradinet.nightly.history import read_history, roll_up
-from chexradinet.nightly.ledger import Ledger, Plan, PlannedImage, document_bytes, read_plan
-from chexradinet.nightly.model import NightModel
-from chexradinet.nightly.records import (
+from chexradinet.nightly import (
     EXCLUDED,
     IMAGES,
     INDEX,
@@ -40,6 +35,11 @@ from chexradinet.nightly.records import (
     pack,
     table_from,
 )
+from chexradinet.nightly import plan as planning
+from chexradinet.nightly.collect import collect_plan
+from chexradinet.nightly.history import read_history, roll_up
+from chexradinet.nightly.ledger import Ledger, Plan, PlannedImage, document_bytes, read_plan
+from chexradinet.nightly.model import NightModel
 from chexradinet.store.protocol import ObjectInfo, ObjectStore
 
 NUM_IMAGES = 1000

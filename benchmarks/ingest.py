@@ -35,7 +35,7 @@ from scipy import ndimage
 from chexradinet.config import DicomConfig, PreprocessingConfig
 from chexradinet.dataset.images import fit_to_model
 from chexradinet.dicom.reader import read_radiograph, to_model
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import encode_radiograph
 
 SIDE = 224
 TARGETS = {

@@ -23,7 +23,7 @@ from pydicom import uid
 from chexradinet.config import IngestConfig, PreprocessingConfig, QualityConfig, SourceFormat
 from chexradinet.dataset.deidentification import KEY_VARIABLE
 from chexradinet.ingest.ingest import ingest
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import encode_radiograph
 
 MEMORY_FILES = (1000, 4000)
 MEMORY_RATIO = 1.10

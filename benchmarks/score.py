@@ -43,10 +43,9 @@ from chexradinet.model import BundleInfo
 from chexradinet.model.bundle import replace_info, save_bundle
 from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
-from chexradinet.nightly.records import Addresses
+from chexradinet.nightly import Addresses
 from chexradinet.nightly.run import nightly
-from chexradinet.phantom import draw_phantom
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import draw_phantom, encode_radiograph
 
 SIDE = 2048
 BATCH_SIZE = 16

@@ -46,7 +46,7 @@ PREPARE = """
 import tempfile
 from pathlib import Path
 from chexradinet.phantom import write_phantom
-from chexradinet.phantom.dicom import write_phantom_inbox
+from chexradinet.phantom import write_phantom_inbox
 from chexradinet.store import upload_directory
 with tempfile.TemporaryDirectory() as folder:
     write_phantom(Path(folder, "xrays"), 120, 64, seed=0)

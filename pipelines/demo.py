@@ -7,8 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from chexradinet.errors import ConfigError
-from chexradinet.phantom import write_phantom
-from chexradinet.phantom.dicom import write_phantom_inbox
+from chexradinet.phantom import write_phantom, write_phantom_inbox
 from pipelines.compile import compile_nightly, compile_training
 from pipelines.ending import show_nightly, show_training
 from pipelines.parameters import Value, asked_shape, load_compiled, parse_settings

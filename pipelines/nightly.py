@@ -10,11 +10,7 @@ from typing import Any, List  # noqa: UP035 - kfp reads this annotation by name
 from kfp import dsl
 
 from chexradinet.config.parameters import NightlySettings
-from chexradinet.steps.collect import collect
-from chexradinet.steps.plan import plan
-from chexradinet.steps.report_outcome import report_outcome
-from chexradinet.steps.score import score
-from chexradinet.steps.upload import upload
+from chexradinet.steps.nightly import collect, plan, report_outcome, score, upload
 from pipelines.describe import described_pipeline
 from pipelines.parameters import NIGHTLY
 from pipelines.resources import (

@@ -11,9 +11,7 @@ from typing import Any, List, NamedTuple  # noqa: UP035 - kfp reads these annota
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Model
 
-from chexradinet.steps.heatmap import heatmap
-from chexradinet.steps.radiomics import radiomics
-from chexradinet.steps.retrain import retrain
+from chexradinet.steps.training import heatmap, radiomics, retrain
 from pipelines.resources import (
     Placement,
     on_accelerator,

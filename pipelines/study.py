@@ -19,10 +19,8 @@ from rich.progress import Progress
 from chexradinet.config.parameters import StudySettings
 from chexradinet.config.training import StudyPlan
 from chexradinet.errors import ConfigError
-from chexradinet.steps.ingest import ingest
-from chexradinet.steps.study_plan import study_plan
-from chexradinet.steps.study_report import study_report
-from chexradinet.steps.study_run import study_run
+from chexradinet.steps.study import study_plan, study_report, study_run
+from chexradinet.steps.training import ingest
 from pipelines.describe import described_pipeline
 from pipelines.parameters import STUDY
 from pipelines.resources import (
@@ -132,7 +130,7 @@ def run_study_of(dataset: Path, plan: Path, out: Path, console: Console) -> None
     """
     asked = read_plan(plan)
     # Here, because torch takes seconds to load.
-    from chexradinet.dataset.dataset import open_dataset
+    from chexradinet.dataset import open_dataset
     from chexradinet.training.study import claim, run_study
     from chexradinet.training.study_report import study_document, write_study
 

@@ -9,11 +9,7 @@ from typing import Any
 
 from chexradinet.config import MAX_ROUNDS_LIMIT, require
 from chexradinet.config.parameters import Shape, TrainingSettings
-from chexradinet.steps.configure import configure
-from chexradinet.steps.evaluate import evaluate
-from chexradinet.steps.ingest import ingest
-from chexradinet.steps.publish import publish
-from chexradinet.steps.train import train
+from chexradinet.steps.training import configure, evaluate, ingest, publish, train
 from pipelines.describe import described_pipeline
 from pipelines.parameters import TRAINING
 from pipelines.resources import (

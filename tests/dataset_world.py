@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chexradinet.artifacts import writing_directory
-from chexradinet.dataset.dataset import DATASET_HEAD, DatasetInfo
+from chexradinet.dataset import DATASET_HEAD, DatasetInfo
 from chexradinet.dataset.writing import DatasetWriter
 
 

@@ -8,7 +8,7 @@ from pydicom import uid
 
 from chexradinet.config import IngestConfig, PreprocessingConfig
 from chexradinet.dataset.deidentification import KEY_VARIABLE as KEY_VARIABLE
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import encode_radiograph
 
 SECRET = "0123456789abcdef" * 4
 SIDE_PX = 32

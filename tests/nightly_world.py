@@ -25,12 +25,11 @@ from chexradinet.evaluation.reference import Reference
 from chexradinet.model import BundleInfo
 from chexradinet.model.bundle import replace_info, save_bundle
 from chexradinet.model.resnet import build_network
-from chexradinet.nightly.outcome import Night
+from chexradinet.nightly import Addresses
 from chexradinet.nightly.plan import PlanOutcome
-from chexradinet.nightly.records import Addresses
 from chexradinet.nightly.run import nightly
-from chexradinet.phantom import draw_phantom
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.nightly.summary import Night
+from chexradinet.phantom import draw_phantom, encode_radiograph
 from chexradinet.store import open_store
 
 FINDINGS = ("Cardiomegaly", "Effusion", "Mass")

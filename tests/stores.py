@@ -1,6 +1,7 @@
 """Reading a store by URI, as tests look at what was written."""
 
-from chexradinet.store import ObjectInfo, open_object, open_store
+from chexradinet.store import open_object, open_store
+from chexradinet.store.protocol import ObjectInfo
 
 
 def listed(uri: str) -> list[ObjectInfo]:

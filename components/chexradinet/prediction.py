@@ -23,15 +23,14 @@ from chexradinet.evaluation.calibration import apply_calibration
 from chexradinet.model import INFO_FILE, read_bundle_info
 from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import choose_device, folded, predict_folded
-from chexradinet.nightly.model import model_of
+from chexradinet.nightly import NightFinding, XRay
+from chexradinet.nightly.model import cases_of, finite_rows, model_of
 from chexradinet.nightly.read import Reading, decode_xray
-from chexradinet.nightly.records import NightFinding, XRay
-from chexradinet.nightly.score import NOT_FINITE_DETAIL, Scorer, cases_of, finite_rows
+from chexradinet.nightly.score import NOT_FINITE_DETAIL, Scorer
 from chexradinet.records import Box, RejectReason
-from chexradinet.registry.champion import fetch_champion
+from chexradinet.registry import fetch_champion
 from chexradinet.reports.pictures import overlay, png_bytes
-from chexradinet.store import open_store
-from chexradinet.store.transfer import download_directory
+from chexradinet.store import download_directory, open_store
 
 PICTURE_SIDE_PX = 512
 """Shortest side of a heatmap picture."""

@@ -15,7 +15,7 @@ import pydicom
 from pydicom import config, uid
 from pydicom.dataset import Dataset
 
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import encode_radiograph
 from tests.dicom_files import with_pixel_bytes
 from tests.integration.dicom_mutations import PATIENT_NAME, drawn, outcome
 from tests.integration.mutations import read_cases

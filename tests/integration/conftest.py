@@ -17,7 +17,8 @@ import pytest
 from minio import Minio
 from numpy.typing import NDArray
 
-from chexradinet.store import ObjectStore, open_store
+from chexradinet.store import open_store
+from chexradinet.store.protocol import ObjectStore
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOOLS = REPOSITORY / ".tools"

@@ -17,7 +17,7 @@ from chexradinet.config import DicomConfig, PreprocessingConfig, QualityConfig
 from chexradinet.dataset.quality import gate
 from chexradinet.dicom.reader import read_radiograph, to_model
 from chexradinet.errors import RejectedImageError
-from chexradinet.phantom.dicom import WRITABLE_SYNTAXES, encode_radiograph
+from chexradinet.phantom import WRITABLE_SYNTAXES, encode_radiograph
 from tests.dicom_files import with_pixel_bytes
 from tests.integration.mutations import read_cases, with_changed_bytes
 

@@ -17,7 +17,7 @@ from chexradinet.config import DicomConfig
 from chexradinet.dicom.file import open_dicom
 from chexradinet.dicom.pixels import decoded, pixel_layout
 from chexradinet.dicom.reader import read_radiograph
-from chexradinet.phantom.dicom import WRITABLE_SYNTAXES, encode_radiograph
+from chexradinet.phantom import WRITABLE_SYNTAXES, encode_radiograph
 
 Run = Callable[..., None]
 Scene = Callable[..., NDArray[np.integer]]

@@ -22,7 +22,7 @@ from chexradinet.dicom.file import open_dicom
 from chexradinet.dicom.pixels import decoded, pixel_layout
 from chexradinet.dicom.reader import read_radiograph
 from chexradinet.errors import RejectedImageError
-from chexradinet.phantom.dicom import WRITABLE_SYNTAXES, encode_radiograph
+from chexradinet.phantom import WRITABLE_SYNTAXES, encode_radiograph
 from tests.dicom_files import with_stream
 
 Scene = Callable[..., NDArray[np.integer]]

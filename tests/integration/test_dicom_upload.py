@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 
 from chexradinet.config import StoreConfig
 from chexradinet.dicom.web import session_for
-from chexradinet.dicom_results.cases import (
+from chexradinet.dicom_results import (
     DicomResults,
     ScoredCase,
     ScoredFinding,

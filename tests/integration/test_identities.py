@@ -25,11 +25,11 @@ from chexradinet.config import (
     TrainConfig,
 )
 from chexradinet.config.nightly import PlanConfig, Run
-from chexradinet.ingest.upload import WORK_VARIABLE, ingest_to
-from chexradinet.nightly.records import Addresses
+from chexradinet.ingest.output import WORK_VARIABLE, ingest_to
+from chexradinet.nightly import Addresses
 from chexradinet.nightly.run import nightly, report_outcome
 from chexradinet.phantom import write_phantom
-from chexradinet.registry.champion import read_pointer, roll_back
+from chexradinet.registry import read_pointer, roll_back
 from chexradinet.store import upload_directory
 from chexradinet.store.administration import read_policies, set_up_buckets
 from chexradinet.store.uri import CHECKPOINT_VARIABLE

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from chexradinet.config import StoreConfig
-from chexradinet.dataset.dataset import open_dataset
+from chexradinet.dataset import open_dataset
 from chexradinet.errors import ConfigError, StoreUnavailableError
 from chexradinet.ingest.ingest import ingest
 from tests.ingest_world import KEY_VARIABLE, SECRET, dicom, dicom_config, sop_uid

@@ -17,7 +17,7 @@ from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 
 from chexradinet.config import StoreConfig
-from chexradinet.dataset.dataset import open_dataset
+from chexradinet.dataset import open_dataset
 from chexradinet.errors import (
     SourceError,
     StoreAccessError,
@@ -25,15 +25,11 @@ from chexradinet.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from chexradinet.ingest import Bucket, Folder
 from chexradinet.ingest.ingest import ingest
-from chexradinet.ingest.sources import Bucket, Folder
-from chexradinet.ingest.upload import WORK_VARIABLE, ingest_to
+from chexradinet.ingest.output import WORK_VARIABLE, ingest_to
 from chexradinet.phantom import write_phantom
-from chexradinet.store import (
-    download_directory,
-    open_store,
-    upload_directory,
-)
+from chexradinet.store import download_directory, open_store, upload_directory
 from chexradinet.store.uri import CHECKPOINT_VARIABLE
 from tests.ingest_world import KEY_VARIABLE, SECRET, dicom, dicom_config, write_dicom
 from tests.stores import content, listed
@@ -259,7 +255,7 @@ def test_object_removed_or_replaced_after_listing_is_a_rejection(
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from chexradinet.ingest.upload import ingest_to
+from chexradinet.ingest.output import ingest_to
 from tests.ingest_world import dicom_config
 
 def wait_to_be_killed(done, total):

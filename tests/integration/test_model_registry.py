@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 import requests  # type: ignore[import-untyped]
 
-from chexradinet.registry.model_registry import register_model
+from chexradinet.registry import register_model
 from tests.serving import serving
 
 DIGEST, URI = "ab" * 32, "s3://chexradinet-models/" + "ab" * 32

@@ -17,8 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 from rich.console import Console
 
 from chexradinet.monitoring import STAGES
-from chexradinet.phantom import write_phantom
-from chexradinet.phantom.dicom import write_phantom_inbox
+from chexradinet.phantom import write_phantom, write_phantom_inbox
 from pipelines.compile import compile_nightly, compile_training
 from pipelines.parameters import load_compiled, parse_settings
 from pipelines.run import run_locally

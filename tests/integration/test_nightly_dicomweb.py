@@ -11,7 +11,7 @@ import pytest
 
 from chexradinet.config import QualityConfig
 from chexradinet.config.nightly import PlanConfig, ResultSettings, Run
-from chexradinet.nightly.records import Addresses
+from chexradinet.nightly import Addresses
 from chexradinet.nightly.run import nightly
 from tests.nightly_world import FINDINGS, SCORING, World, make_world
 from tests.serving import serving

@@ -23,12 +23,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from chexradinet import store
 from chexradinet.config import QualityConfig
 from chexradinet.config.nightly import PlanConfig, ResultSettings, Run
 from chexradinet.errors import StoreAccessError
 from chexradinet.nightly.ledger import open_ledger, read_completion
 from chexradinet.nightly.run import nightly
-from chexradinet.store import opening, upload_directory
+from chexradinet.store import upload_directory
 from chexradinet.store.administration import User, apply_policies
 from chexradinet.store.s3 import S3Store
 from chexradinet.store.uri import access_from_environment
@@ -324,7 +325,7 @@ def test_a_run_that_is_stopped_past_its_lease_repeats_nothing_when_it_wakes(
         code = 1
         try:
             # Connections must not be shared over a fork.
-            opening._opened.cache_clear()
+            store._opened.cache_clear()
             create = S3Store.create
 
             def stopping(store: S3Store, key: str, data: bytes) -> str:
@@ -371,7 +372,7 @@ def _killed_at(world: World, proxy: Proxy, last: int, is_done: bool) -> bool:
     child = fork()
     if child == 0:
         try:
-            opening._opened.cache_clear()
+            store._opened.cache_clear()
             run(world, ttl_s=0.4)
         finally:
             os._exit(0)

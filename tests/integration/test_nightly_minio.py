@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from chexradinet import store
 from chexradinet.config import StoreConfig
 from chexradinet.errors import StoreUnavailableError
 from chexradinet.ingest.decoding import decode_in_order
-from chexradinet.nightly import score
+from chexradinet.nightly import Excluded, XRay, score
 from chexradinet.nightly.ledger import PlannedImage
 from chexradinet.nightly.read import Reading, read_xray
-from chexradinet.nightly.records import Excluded, XRay
-from chexradinet.store import opening, upload_directory
+from chexradinet.store import upload_directory
 from tests.nightly_world import FINDINGS, World, decode_in_this_process, make_world
 
 
@@ -71,7 +71,7 @@ def test_a_server_lost_in_mid_run_fails_the_run_and_the_next_one_goes_on(
 def _use_short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     short = StoreConfig(retry_total_s=1.0, connect_timeout_s=1.0)
     for name in ("open_store", "open_object"):
-        monkeypatch.setattr(getattr(opening, name), "__defaults__", (short,))
+        monkeypatch.setattr(getattr(store, name), "__defaults__", (short,))
 
 
 def test_a_server_that_is_away_for_a_moment_is_waited_for(

@@ -26,7 +26,7 @@ from chexradinet.model.inference import predict
 from chexradinet.model.resnet import ChexRadiNet, build_network
 from chexradinet.model.training import fit
 from chexradinet.phantom import PhantomImage, draw_phantom
-from chexradinet.phantom.findings import PHANTOM_FINDINGS
+from chexradinet.phantom.chest import PHANTOM_FINDINGS
 
 SIDE_PX = 64
 PER_NIGHT = 80

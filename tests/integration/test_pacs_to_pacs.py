@@ -25,8 +25,7 @@ from chexradinet.errors import (
     StoreUnavailableError,
 )
 from chexradinet.monitoring import NightlyTelemetry
-from chexradinet.nightly import archive
-from chexradinet.nightly.records import Addresses
+from chexradinet.nightly import Addresses, run
 from chexradinet.nightly.run import nightly
 from chexradinet.store import open_store
 from pipelines.compile import compile_nightly
@@ -85,7 +84,7 @@ def test_what_a_modality_sends_is_scored_once_and_its_results_are_archived_once(
     assert "DICOM results: 4 stored, 0 already there." in report
     send(trusted, world, 10, 11, 12)
     nightly(replace(addresses(world, trusted.uri), inbox_uri=inbox_uri), CONFIG, SCORING)
-    archive.archive_results(world.results_uri, trusted.uri, AT_ONCE)
+    run.archive_results(world.results_uri, trusted.uri, AT_ONCE)
     assert modalities(trusted, 10) == {"DX": 3, "SR": 3, "OT": 3}
     assert len(world.scored_keys()) == 3
     assert [note["stored"] for note in notes(world)] == [4, 2]
@@ -101,7 +100,7 @@ def notes(world: World) -> list[dict[str, Any]]:
 def pushed(monkeypatch: pytest.MonkeyPatch) -> list[NightlyTelemetry]:
     """Return the telemetry that sending pushes."""
     found: list[NightlyTelemetry] = []
-    monkeypatch.setattr(archive, "push", found.append)
+    monkeypatch.setattr(run, "push", found.append)
     return found
 
 
@@ -129,16 +128,16 @@ def test_an_archive_that_cannot_be_reached_loses_nothing_and_the_next_night_send
     page = next(Path(world.results_uri).glob("scores/*/report.html"))
     assert "DICOM results: not sent yet." in page.read_text("utf-8")
     with pytest.raises(StoreUnavailableError, match="no answer"):
-        archive.archive_results(world.results_uri, nowhere, AT_ONCE)
+        run.archive_results(world.results_uri, nowhere, AT_ONCE)
     assert "DICOM results: not sent; the next run tries again" in page.read_text("utf-8")
     assert (pushed[-1].plans_to_archive, pushed[-1].dicom_results_archived) == (1, 0)
     world.add_dicom(21)
     nightly(addresses(world, trusted.uri), CONFIG, SCORING)
-    assert archive.archive_results(world.results_uri, trusted.uri, AT_ONCE).stored == 4
+    assert run.archive_results(world.results_uri, trusted.uri, AT_ONCE).stored == 4
     assert "DICOM results: 2 stored, 0 already there." in page.read_text("utf-8")
     assert modalities(trusted, 20) == {"SR": 2, "OT": 2}
     assert (pushed[-1].plans_to_archive, pushed[-1].dicom_results_archived) == (0, 4)
-    assert archive.archive_results(world.results_uri, nowhere, AT_ONCE).stored == 0
+    assert run.archive_results(world.results_uri, nowhere, AT_ONCE).stored == 0
 
 
 def test_results_that_are_refused_are_said_once_and_hold_up_no_other_night(
@@ -152,10 +151,10 @@ def test_results_that_are_refused_are_said_once_and_hold_up_no_other_night(
     keys = sorted(info.key for info in store.list(f"{prefix}dicom/") if "/000001-" in info.key)
     store.put(keys[0], b"not DICOM")
     with pytest.raises(StoreRefusedError, match="1 of 4 DICOM results were refused"):
-        archive.archive_results(world.results_uri, trusted.uri, AT_ONCE)
+        run.archive_results(world.results_uri, trusted.uri, AT_ONCE)
     assert (pushed[-1].dicom_results_refused, pushed[-1].plans_to_archive) == (1, 0)
     assert [(note["stored"], note["refused"]) for note in notes(world)] == [(1, 1), (2, 0)]
-    assert archive.archive_results(world.results_uri, trusted.uri, AT_ONCE).stored == 0
+    assert run.archive_results(world.results_uri, trusted.uri, AT_ONCE).stored == 0
 
 
 def test_a_result_that_is_damaged_holds_up_no_other_night(
@@ -167,7 +166,7 @@ def test_a_result_that_is_damaged_holds_up_no_other_night(
         nightly(addresses(world, trusted.uri), CONFIG, SCORING)
     next(Path(world.results_uri).glob("dicom/*/000001-*/*.dcm")).write_bytes(b"damaged")
     with pytest.raises(StoreIntegrityError, match="damaged or altered"):
-        archive.archive_results(world.results_uri, trusted.uri, AT_ONCE)
+        run.archive_results(world.results_uri, trusted.uri, AT_ONCE)
     assert (pushed[-1].dicom_results_archived, pushed[-1].plans_to_archive) == (2, 1)
 
 
@@ -179,7 +178,7 @@ def test_nights_without_an_archive_are_never_sent_to_one(
     nightly(addresses(world, ""), CONFIG, SCORING)
     report = next(Path(world.results_uri).glob("scores/*/report.html")).read_text("utf-8")
     assert "archive" not in report.lower()
-    assert archive.archive_results(world.results_uri, trusted.uri, AT_ONCE).stored == 0
+    assert run.archive_results(world.results_uri, trusted.uri, AT_ONCE).stored == 0
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,9 @@ from chexradinet.errors import (
     StoreConflictError,
     StoreNotFoundError,
 )
-from chexradinet.store import (
-    ObjectStore,
-    exists,
-    join_uri,
-    open_object,
-    open_store,
-    require_conditional_create,
-)
+from chexradinet.store import exists, open_object, open_store
+from chexradinet.store.protocol import ObjectStore, require_conditional_create
+from chexradinet.store.uri import join_uri
 from tests.stores import content, listed
 
 MEBIBYTE = 1 << 20

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from chexradinet.errors import StoreIntegrityError, StoreNotFoundError
-from chexradinet.store import ObjectStore, download_directory, open_store, upload_directory
+from chexradinet.store import download_directory, open_store, upload_directory
+from chexradinet.store.protocol import ObjectStore
 
 
 def test_directory_goes_there_and_back(folder_uri: str, tmp_path: Path) -> None:

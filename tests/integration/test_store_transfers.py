@@ -15,7 +15,8 @@ from urllib3.exceptions import ProtocolError
 
 from chexradinet.config import StoreConfig
 from chexradinet.errors import StoreConflictError, StoreIntegrityError
-from chexradinet.store import ObjectStore, open_store
+from chexradinet.store import open_store
+from chexradinet.store.protocol import ObjectStore
 from tests.stores import content, listed
 
 MEBIBYTE = 1 << 20

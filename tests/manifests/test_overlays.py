@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from chexradinet.store import parse_uri
+from chexradinet.store.uri import parse_uri
 from tests.manifests.conftest import MANIFESTS, rendered
 from tests.manifests.custom_resources import schema_of
 from tests.manifests.objects import NAMES, Object, pod_templates, walk

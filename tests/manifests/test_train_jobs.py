@@ -21,10 +21,10 @@ import pytest
 import yaml
 
 from chexradinet.config.parameters import TrainingPlacement
-from chexradinet.dataset.dataset import DATASET_HEAD
+from chexradinet.dataset import DATASET_HEAD
 from chexradinet.errors import ConfigError, Interrupted, TrainingError
 from chexradinet.model import BUNDLE_HEAD
-from chexradinet.store.finished import FinishedWork
+from chexradinet.store import FinishedWork
 from chexradinet.store.uri import CHECKPOINT_VARIABLE
 from chexradinet.training import nodes
 from tests.manifests.api_server import ApiServer, enforce_quota, program

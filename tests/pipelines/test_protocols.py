@@ -13,12 +13,12 @@ from PIL import Image
 
 from chexradinet.config import IngestConfig, SourceFormat
 from chexradinet.config.parameters import RoundZero, Shape
-from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.dataset import Dataset, open_dataset
 from chexradinet.findings import NIH_FINDINGS
 from chexradinet.ingest.ingest import ingest
 from chexradinet.model.resnet import build_network, normalise
 from chexradinet.records import Split
-from chexradinet.steps.configure import configure
+from chexradinet.steps.training import configure
 from chexradinet.training.train import training_data
 from pipelines.parameters import asked_shape, definitions, load_compiled, parse_settings
 from tests.ingest_world import chest

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from chexradinet.dataset.dataset import open_dataset
+from chexradinet.dataset import open_dataset
 from chexradinet.evaluation import read_metrics
 from chexradinet.model import verify_bundle
-from chexradinet.phantom.dicom import write_phantom_inbox
+from chexradinet.phantom import write_phantom_inbox
 from pipelines.run import artifacts_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,12 +20,11 @@ from chexradinet.config.parameters import (
     StudySettings,
     TrainingSettings,
 )
-from chexradinet.dataset.dataset import open_dataset
+from chexradinet.dataset import open_dataset
 from chexradinet.errors import ChexRadiNetError, ConfigError
-from chexradinet.steps.configure import configure
-from chexradinet.steps.ingest import ingest
-from chexradinet.steps.plan import plan
-from chexradinet.steps.study_plan import study_plan
+from chexradinet.steps.nightly import plan
+from chexradinet.steps.study import study_plan
+from chexradinet.steps.training import configure, ingest
 from pipelines import __main__ as commands
 from pipelines.describe import parameters_of
 from pipelines.ending import ENDINGS

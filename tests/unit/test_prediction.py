@@ -12,7 +12,7 @@ import pytest
 
 import chexradinet
 from chexradinet.errors import ArtifactError, RejectedImageError, SourceError, StoreError
-from chexradinet.phantom.dicom import write_phantom_inbox
+from chexradinet.phantom import write_phantom_inbox
 from tests.nightly_world import FINDINGS, World, make_world
 from tests.unit.cli.conftest import Done
 from tests.unit.cli.conftest import chexradinet as chexradinet_command

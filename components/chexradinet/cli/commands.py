@@ -23,7 +23,7 @@ from chexradinet.errors import RejectedImageError, SourceError
 
 if TYPE_CHECKING:
     from chexradinet.dicom_results.upload import UploadOutcome
-    from chexradinet.nightly.outcome import Night
+    from chexradinet.nightly.summary import Night
 
 Source = Annotated[
     str, typer.Argument(help="Folder, s3:// prefix, or dicomweb://host/path?study_date=…")
@@ -68,7 +68,7 @@ def ingest(
 ) -> None:
     """Decode X-rays into a data set; a killed run continues where it stopped."""
     from chexradinet.ingest.ingest import format_counts
-    from chexradinet.ingest.upload import ingest_to
+    from chexradinet.ingest.output import ingest_to
 
     with bar("ingest", "files") as progress:
         info = ingest_to(source, out, settings, progress, labels=labels, report=report)
@@ -258,7 +258,7 @@ def plan(
     inbox_uri: InboxUri, models_uri: ModelsUri, results_uri: ResultsUri, *, settings: PlanCommand
 ) -> None:
     """Plan what arrived; print the work for `score` and `collect`."""
-    from chexradinet.nightly.records import Addresses
+    from chexradinet.nightly import Addresses
     from chexradinet.nightly.run import plan_stage
 
     addresses = Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri)
@@ -278,7 +278,7 @@ def score(
     settings: ScoreCommand,
 ) -> None:
     """Score one shard of the planned X-rays, unless it was done before."""
-    from chexradinet.nightly.records import Addresses
+    from chexradinet.nightly import Addresses
     from chexradinet.nightly.run import score_stage
 
     addresses = Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri)
@@ -298,7 +298,7 @@ def collect(
     settings: Run,
 ) -> None:
     """Write scores, worklist and report of the planned X-rays."""
-    from chexradinet.nightly.records import Addresses
+    from chexradinet.nightly import Addresses
     from chexradinet.nightly.run import collect_stage
 
     addresses = Addresses(inbox_uri=inbox_uri, models_uri=models_uri, results_uri=results_uri)
@@ -317,8 +317,8 @@ def nightly(
     settings: NightlyCommand,
 ) -> None:
     """Plan, score, collect and send in one go; running it again continues it."""
-    from chexradinet.nightly.archive import archive_results
-    from chexradinet.nightly.records import Addresses
+    from chexradinet.nightly import Addresses
+    from chexradinet.nightly.run import archive_results
     from chexradinet.nightly.run import nightly as run
 
     addresses = Addresses(
@@ -402,7 +402,7 @@ def roll_back(
     digest: Annotated[str, typer.Argument(help="Digest of the model, or its first characters.")],
 ) -> None:
     """Make an earlier model the champion again."""
-    from chexradinet.registry.champion import roll_back as run
+    from chexradinet.registry import roll_back as run
 
     champion = run(models_uri, digest)
     show(f"the champion is {champion}", champion=champion)

@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -55,17 +55,13 @@ class DeidentifiedIds:
     """Shifted; intervals between a patient's dates are kept."""
 
 
-def deidentification_key(environment: Mapping[str, str] | None = None) -> DeidentificationKey:
+def deidentification_key() -> DeidentificationKey:
     """Read the key from the environment.
-
-    Args:
-        environment: Variables to read instead of the process's own.
 
     Raises:
         ConfigError: the variable is not set, or the key is shorter than `MIN_KEY_CHARACTERS`.
     """
-    variables = os.environ if environment is None else environment
-    secret = variables.get(KEY_VARIABLE, "").strip()
+    secret = os.environ.get(KEY_VARIABLE, "").strip()
     if len(secret) < MIN_KEY_CHARACTERS:
         given = f"has {len(secret)} characters" if secret else "is not set"
         raise ConfigError(

@@ -276,16 +276,15 @@ def _broken(content: bytes, error: Exception) -> RejectedImageError:
 
 
 def fit_to_model(
-    pixels: NDArray[np.integer], config: PreprocessingConfig, *, bar_value: int = 0
+    pixels: NDArray[np.integer], config: PreprocessingConfig
 ) -> tuple[NDArray[np.integer], Geometry]:
     """Return the image as the model sees its shape, and the map back to the original.
 
     Args:
         pixels: Original image of shape (H, W), any integer type.
         config: Side S and mode. `squash` scales each axis on its own. `pad` scales both alike and
-            centres the image between bars; the short side is rounded to whole pixels, so the two
-            scales may differ by less than half a model pixel over the image.
-        bar_value: Grey level of the bars of `pad`: the level that stands for black.
+            centres the image between bars of 0; the short side is rounded to whole pixels, so the
+            two scales may differ by less than half a model pixel over the image.
 
     Returns:
         Image of shape (S, S) and of the type given, and its geometry without spacing.
@@ -309,7 +308,7 @@ def fit_to_model(
     top, left = (side - new_height) // 2, (side - new_width) // 2
     if (new_height, new_width) != (side, side):
         content = fitted
-        fitted = np.full((side, side), bar_value, dtype=pixels.dtype)
+        fitted = np.zeros((side, side), dtype=pixels.dtype)
         fitted[top : top + new_height, left : left + new_width] = content
     row_scale, column_scale = height / new_height, width / new_width
     return fitted, Geometry(

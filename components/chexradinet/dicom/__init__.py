@@ -1,4 +1,4 @@
-"""Addresses of DICOMweb archives.
+"""Reading radiographs: DICOM files, and archives over DICOMweb, whose addresses are read here.
 
 `dicomweb://host[:port]/path?study_date=20260101-20260131` speaks TLS, except to this machine
 itself; `dicomweb+https://` always does, `dicomweb+http://` never, and it goes to another machine
@@ -25,7 +25,6 @@ MAX_FAILURES_IN_A_ROW = 10
 """An archive that answers, but fails on so many files or studies in a row, is down."""
 
 _FORM = "dicomweb://host[:port]/path?study_date=YYYYMMDD-YYYYMMDD"
-_SCHEMES = ("dicomweb", "dicomweb+http", "dicomweb+https")
 _DATES = re.compile(r"^(\d{8})?(-)?(\d{8})?$")
 
 
@@ -44,8 +43,9 @@ class Archive:
 
 
 def is_dicomweb(uri: str) -> bool:
-    """Tell whether a URI names an archive rather than object storage."""
-    return uri.partition("://")[0].lower() in _SCHEMES
+    """Tell whether a URI names an archive rather than files or object storage."""
+    scheme, mark, _ = uri.partition("://")
+    return bool(mark) and scheme.casefold().startswith("dicomweb")
 
 
 def parse_archive(uri: str, *, dates_needed: bool) -> Archive:

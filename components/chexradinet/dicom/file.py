@@ -310,7 +310,7 @@ def _without_pixels(dataset: Dataset, num_bytes: int) -> RejectedImageError:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence pydicom's warnings, which may quote the patient's name."""
+    """Silence pydicom's warnings in a block or function: they may quote the patient's name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

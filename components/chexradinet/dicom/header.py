@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from pydicom.dataset import Dataset
 
-from chexradinet.dataset.labels.cells import (
+from chexradinet.dataset.labels.generic import (
     MAX_AGE_YEARS,
     NOT_SAID,
     folded,

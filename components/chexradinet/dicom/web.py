@@ -1,6 +1,6 @@
 """X-rays from a PACS: QIDO-RS finds them by study date, WADO-RS fetches them (DICOM PS3.18).
 
-Addresses are those of `dicom.archive`. Credentials come from the environment: a bearer token in
+Addresses are those of `dicom`. Credentials come from the environment: a bearer token in
 `DICOMWEB_TOKEN`, or `DICOMWEB_USER` and `DICOMWEB_PASSWORD`; `DICOMWEB_CA_BUNDLE` names authorities
 to trust. No redirect is followed: it would send X-rays and credentials somewhere else.
 
@@ -24,7 +24,7 @@ import requests  # type: ignore[import-untyped]
 from requests.exceptions import ChunkedEncodingError, HTTPError, SSLError  # type: ignore[import-untyped]
 
 from chexradinet.config import StoreConfig
-from chexradinet.dicom.archive import MAX_FAILURES_IN_A_ROW, UID, Archive, parse_archive
+from chexradinet.dicom import MAX_FAILURES_IN_A_ROW, UID, Archive, parse_archive
 from chexradinet.dicom.file import MAX_FILE_BYTES, too_large
 from chexradinet.errors import (
     RejectedImageError,
@@ -35,8 +35,8 @@ from chexradinet.errors import (
     StoreNotFoundError,
     StoreUnavailableError,
 )
-from chexradinet.store.opening import DEFAULT
-from chexradinet.store.retry import Backoff, retrying
+from chexradinet.store import DEFAULT
+from chexradinet.store.protocol import Backoff, retrying
 
 MODALITIES = ("CR", "DX", "DR", "RG")
 """DICOM modalities of projection radiographs; DR and RG are of old devices. Left out are RF, mostly
@@ -118,11 +118,11 @@ def list_instances(
                     left_out.append(study[_STUDY_UID])
 
 
-def fetch(ref: InstanceRef | str, config: StoreConfig = DEFAULT) -> bytes:
+def fetch(uri: str, config: StoreConfig = DEFAULT) -> bytes:
     """Return a radiograph as a DICOM file, in the transfer syntax it is stored in.
 
     Args:
-        ref: X-ray that a listing gave, or its URI, whose last part is the SOP Instance UID.
+        uri: URI of an X-ray as a listing gave it; its last part is the SOP Instance UID.
         config: How often and how long to try.
 
     Raises:
@@ -133,7 +133,6 @@ def fetch(ref: InstanceRef | str, config: StoreConfig = DEFAULT) -> bytes:
         StoreUnavailableError: it cannot be reached, also after retries.
         RejectedImageError: `too_large`.
     """
-    uri = ref if isinstance(ref, str) else ref.uri
     archive = parse_archive(uri, dates_needed=False)
     sop_uid = uri.rpartition("/")[2]
     try:
@@ -342,14 +341,14 @@ def parts_of(body: bytes, content_type: str) -> list[bytes]:
     return parts
 
 
-def session_for(environ: Mapping[str, str] = os.environ) -> requests.Session:
+def session_for() -> requests.Session:
     """Return a session with the credentials of the environment; connections are kept.
 
     Raises:
         StoreAccessError: the credentials are incomplete or the file of certificates is missing.
     """
-    token, user = (environ.get(f"DICOMWEB_{name}", "").strip() for name in ("TOKEN", "USER"))
-    password = environ.get("DICOMWEB_PASSWORD", "")
+    token, user = (os.environ.get(f"DICOMWEB_{name}", "").strip() for name in ("TOKEN", "USER"))
+    password = os.environ.get("DICOMWEB_PASSWORD", "")
     if bool(user) != bool(password):
         missing = "DICOMWEB_PASSWORD" if user else "DICOMWEB_USER"
         raise StoreAccessError(f"the environment variable {missing} is not set; {_DOCUMENT}")
@@ -357,7 +356,7 @@ def session_for(environ: Mapping[str, str] = os.environ) -> requests.Session:
         raise StoreAccessError(
             f"DICOMWEB_TOKEN and DICOMWEB_USER are both set; unset one of them; {_DOCUMENT}"
         )
-    bundle = environ.get("DICOMWEB_CA_BUNDLE", "").strip()
+    bundle = os.environ.get("DICOMWEB_CA_BUNDLE", "").strip()
     if bundle and not Path(bundle).is_file():
         raise StoreAccessError(f"DICOMWEB_CA_BUNDLE names {bundle}, not a file; {_DOCUMENT}")
     return _opened((token, user, password), bundle, os.getpid())

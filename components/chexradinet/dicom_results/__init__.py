@@ -1,4 +1,4 @@
-"""What scoring says of one X-ray, as DICOM results need it. No pydicom here.
+"""Nightly scores as DICOM. Here: what scoring says of one X-ray, as they need it, without pydicom.
 
 Coordinates: see `records`. The heatmap covers the model's square, regions are in original pixels,
 `geometry` joins the two.
@@ -15,6 +15,9 @@ import numpy.typing as npt
 from chexradinet.config import require
 from chexradinet.evaluation.classification import Array
 from chexradinet.records import Box, Geometry
+
+DEVICE_NAME = "ChexRadiNet"
+"""Manufacturer and name of the device observer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,11 @@ class ScoringModel:
             digest = getattr(self, name)
             is_hex = len(digest) == 64 and set(digest) <= set("0123456789abcdef")
             require(is_hex, name, digest, "a SHA-256 in lower-case hex")
+
+    @property
+    def device_name(self) -> str:
+        """Name of the model as a device, with its round."""
+        return f"{DEVICE_NAME} round {self.round}"
 
 
 @dataclass(frozen=True, kw_only=True)

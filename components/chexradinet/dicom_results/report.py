@@ -28,7 +28,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.valuerep import DSfloat
 
-from chexradinet.dicom_results.cases import ScoredCase, ScoredFinding, ScoringModel
+from chexradinet.dicom_results import DEVICE_NAME, ScoredCase, ScoredFinding, ScoringModel
 from chexradinet.dicom_results.source import SourceImage, derived_uid
 
 PRIVATE_SCHEME = "99CHEXRADINET"
@@ -53,9 +53,6 @@ STANDARD_FINDINGS = {
     "Pneumothorax": ("36118008", "SCT", "Pneumothorax"),
 }
 """Finding to code value, scheme and meaning."""
-
-DEVICE_NAME = "ChexRadiNet"
-"""Manufacturer and name of the device observer."""
 
 REPORT = Code("126000", "DCM", "Imaging Measurement Report")
 CHEST_RADIOGRAPHY = Code("399208008", "SCT", "Plain chest X-ray")
@@ -111,11 +108,6 @@ def report_content(case: ScoredCase, source: SourceImage) -> bytes:
     )
 
 
-def model_name(model: ScoringModel) -> str:
-    """Return the name of the model as a device, with its round."""
-    return f"{DEVICE_NAME} round {model.round}"
-
-
 def _observer(model: ScoringModel) -> list[bytes]:
     device = Code("121007", "DCM", "Device")
     uid = derived_uid("device", model.bundle_digest)
@@ -125,7 +117,7 @@ def _observer(model: ScoringModel) -> list[bytes]:
         _text_item(_CONTEXT, Code("121013", "DCM", "Device Observer Name"), DEVICE_NAME),
         _text_item(_CONTEXT, Code("121014", "DCM", "Device Observer Manufacturer"), DEVICE_NAME),
         _text_item(
-            _CONTEXT, Code("121015", "DCM", "Device Observer Model Name"), model_name(model)
+            _CONTEXT, Code("121015", "DCM", "Device Observer Model Name"), model.device_name
         ),
         _text_item(
             _CONTEXT, Code("121016", "DCM", "Device Observer Serial Number"), model.bundle_digest

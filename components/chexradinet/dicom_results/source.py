@@ -1,26 +1,28 @@
-"""The X-ray that DICOM results are about: its identifiers, and the patient and study to copy.
+"""The X-ray that DICOM results are about, and what both results take from it.
 
 Headers met in the wild are poor. What is damaged, too long or of a wrong form comes out empty or
 cut, so that the results are valid whatever the header was; a missing study or series gets a derived
-UID. Only the image's own UID cannot be replaced. Derived UIDs are UUIDs of version 5 below 2.25, so
+UID. Only the image's own UID cannot be replaced. Derived UIDs are UUIDs of version 5 below 2.25,
+made from the source's, from the digests of model and preprocessing and from the kind of result, so
 a rerun gives the same ones.
 
 Source: DICOM PS3.3 sections C.7.1.1 and C.7.2.1, PS3.5 section 6.2 (what each VR may hold) and
 annex B.2 (UUID derived UIDs), RFC 9562 section 5.5.
 """
 
-import logging
+import io
 import re
-import struct
 import uuid
-import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta, timezone
 
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from chexradinet.dicom.file import BROKEN_HEADER, quiet
 from chexradinet.dicom.header import date_of
+from chexradinet.dicom_results import DEVICE_NAME, ScoredCase
 from chexradinet.errors import DicomResultError
 
 _DX = "1.2.840.10008.5.1.4.1.1.1.1"
@@ -40,17 +42,13 @@ _EMPTY_ALLOWED = {
 _WHERE_PRESENT = {"IssuerOfPatientID": 64, "PatientAge": 4, "StudyDescription": 64}
 """Type 3 attributes, left out if the source has none."""
 _ANATOMICAL = re.compile(r"^[APRLHF]{1,3}$")
-_DAMAGED = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-"""What pydicom raises when it converts a damaged element."""
+
+STRUCTURED_REPORT = "structured-report/3"
+"""Kind in the identifiers; its number rises when the same case would give another report."""
+SECONDARY_CAPTURE = "secondary-capture/3"
+"""Kind in the identifiers; its number rises when the same case would give another picture."""
+
+_SERIES_NUMBERS = {STRUCTURED_REPORT: 9101, SECONDARY_CAPTURE: 9102}
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_OID, "chexradinet")
 _UID = re.compile(r"^[0-9]+(\.[0-9]+)+$")
@@ -59,9 +57,6 @@ _MAX_INTEGER_STRING = 2**31 - 1
 
 IMPLEMENTATION_UID = f"2.25.{uuid.uuid5(_NAMESPACE, 'implementation').int}"
 """Implementation Class UID of every file written."""
-
-# pydicom quotes header values in what it logs, and those may name the patient.
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -95,6 +90,7 @@ class SourceImage:
         return known.astimezone(timezone(-east if self.utc_offset[0] == "-" else east))
 
 
+@quiet()
 def read_source(header: Dataset) -> SourceImage:
     """Read what results copy from a header; its pixels are not needed.
 
@@ -104,13 +100,6 @@ def read_source(header: Dataset) -> SourceImage:
     Raises:
         DicomResultError: there is no SOP Instance UID that a result could refer to.
     """
-    with warnings.catch_warnings():
-        # pydicom's warnings quote what they are about, such as the patient's name.
-        warnings.simplefilter("ignore")
-        return _read(header)
-
-
-def _read(header: Dataset) -> SourceImage:
     sop_instance_uid = _text(header, "SOPInstanceUID")
     if not is_usable_uid(sop_instance_uid):
         raise DicomResultError(
@@ -136,7 +125,7 @@ def _text(header: Dataset, keyword: str) -> str:
         first = next(iter(value), "") if isinstance(value, MultiValue | list) else value
         # Surrogates stand for bytes that the declared character set does not have.
         written = str(first).encode("utf-8", "replace").decode() if first is not None else ""
-    except _DAMAGED:
+    except BROKEN_HEADER:
         return ""
     printable = "".join(" " if ord(sign) < 32 or sign == "\\" else sign for sign in written)
     return printable.strip()
@@ -208,7 +197,7 @@ def _orientation(header: Dataset) -> tuple[str, ...]:
     try:
         value = header.get("PatientOrientation")
         letters = tuple(str(part) for part in value or ())
-    except _DAMAGED:
+    except BROKEN_HEADER:
         return ()
     valid = len(letters) == 2 and all(_ANATOMICAL.match(part) for part in letters)
     return letters if valid else ()
@@ -254,3 +243,61 @@ def is_usable_uid(text: str) -> bool:
     repeat their UID as it is.
     """
     return len(text) <= _MAX_UID and _UID.match(text) is not None
+
+
+def result_head(source: SourceImage, case: ScoredCase, kind: str) -> Dataset:
+    """Return what both results have: identifiers, patient, study, series, equipment, dates."""
+    model = case.model
+    what = (model.bundle_digest, model.preprocessing_digest, kind)
+    result = Dataset()
+    result.update(source.patient_and_study)
+    result.StudyInstanceUID = source.study_instance_uid
+    result.SeriesInstanceUID = derived_uid(source.study_instance_uid, *what)
+    result.SeriesNumber = _SERIES_NUMBERS[kind]
+    result.SOPInstanceUID = derived_uid(source.sop_instance_uid, *what)
+    # From the source alone, as a study's X-rays may be scored in any order and on several nights.
+    result.InstanceNumber = derived_number(source.sop_instance_uid)
+    result.Manufacturer = DEVICE_NAME
+    result.ManufacturerModelName = model.device_name
+    result.DeviceSerialNumber = model.bundle_digest
+    result.SoftwareVersions = model.software_version
+    made_at = source.local_time(case.content_at)
+    result.InstanceCreationDate = result.ContentDate = made_at.strftime("%Y%m%d")
+    result.InstanceCreationTime = result.ContentTime = made_at.strftime("%H%M%S")
+    if source.utc_offset:
+        result.TimezoneOffsetFromUTC = source.utc_offset
+    return result
+
+
+def reference_to(source: SourceImage) -> Dataset:
+    """Return the item that refers to the X-ray."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = source.sop_class_uid
+    item.ReferencedSOPInstanceUID = source.sop_instance_uid
+    return item
+
+
+def evidence_of(source: SourceImage) -> Dataset:
+    """Return the item of evidence: the X-ray within its series and study."""
+    series = Dataset()
+    series.SeriesInstanceUID = source.series_instance_uid
+    series.ReferencedSOPSequence = [reference_to(source)]
+    study = Dataset()
+    study.StudyInstanceUID = source.study_instance_uid
+    study.ReferencedSeriesSequence = [series]
+    return study
+
+
+def file_bytes(result: Dataset, transfer_syntax: UID = ExplicitVRLittleEndian) -> bytes:
+    """Return a data set as a file of PS3.10."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = result.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = result.SOPInstanceUID
+    meta.TransferSyntaxUID = transfer_syntax
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
+    meta.ImplementationVersionName = "CHEXRADINET"
+    result.file_meta = meta
+    result.preamble = bytes(128)
+    buffer = io.BytesIO()
+    result.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()

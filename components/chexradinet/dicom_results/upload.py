@@ -26,7 +26,7 @@ from pydicom.errors import InvalidDicomError
 from requests.exceptions import HTTPError  # type: ignore[import-untyped]
 
 from chexradinet.config import StoreConfig
-from chexradinet.dicom.archive import Archive, parse_archive
+from chexradinet.dicom import Archive, parse_archive
 from chexradinet.dicom.web import RAW_ERRORS, check_status, is_transient, session_for, translated
 from chexradinet.errors import (
     StoreAccessError,
@@ -35,9 +35,8 @@ from chexradinet.errors import (
     StoreNotFoundError,
     StoreRefusedError,
 )
-from chexradinet.store import exists, open_store
-from chexradinet.store.opening import DEFAULT
-from chexradinet.store.retry import Backoff, retrying
+from chexradinet.store import DEFAULT, exists, open_store
+from chexradinet.store.protocol import Backoff, retrying
 
 DICOM_SUFFIX = ".dcm"
 """How names of DICOM results end."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chexradinet.config import EvaluationConfig, RegionConfig
-from chexradinet.dataset.dataset import Dataset
+from chexradinet.dataset import Dataset
 from chexradinet.errors import MismatchError, SourceError
 from chexradinet.evaluation import RoundMetrics, protocol_text
 from chexradinet.evaluation.calibration import (

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chexradinet.config import EvaluationConfig, RegionConfig
-from chexradinet.dataset.dataset import Dataset
+from chexradinet.dataset import Dataset
 from chexradinet.errors import EvaluationError
 from chexradinet.evaluation import LOCALIZATION_KEYS
 from chexradinet.evaluation.classification import (

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
 from chexradinet.config import IngestConfig, StoreConfig
-from chexradinet.dicom.archive import parse_archive
+from chexradinet.dicom import is_dicomweb, parse_archive
 from chexradinet.errors import (
     RejectedImageError,
     SourceError,
@@ -30,7 +30,9 @@ from chexradinet.errors import (
     StoreUnavailableError,
 )
 from chexradinet.records import RejectReason
-from chexradinet.store import ObjectStore, open_store, parse_uri
+from chexradinet.store import open_store
+from chexradinet.store.protocol import ObjectStore
+from chexradinet.store.uri import parse_uri
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 """Ends of names of DICOM files."""
@@ -144,11 +146,6 @@ def too_large(num_bytes: int) -> RejectedImageError:
     return RejectedImageError(RejectReason.TOO_LARGE, detail)
 
 
-def is_archive(source: str) -> bool:
-    """Tell whether a source is a DICOMweb archive."""
-    return source.partition("://")[0].casefold().startswith("dicomweb") and "://" in source
-
-
 def is_xray_name(name: str, any_dicom: bool) -> bool:
     """Tell whether a file counts as an X-ray by its name.
 
@@ -194,7 +191,7 @@ def open_source(source: str, config: IngestConfig, labels: str = "") -> Iterator
 def _opened(source: str, config: IngestConfig, labels: Path | None) -> Iterator[Source]:
     with tempfile.TemporaryDirectory(prefix="chexradinet-tables-") as scratch:
         folder = Path(scratch)
-        if is_archive(source):
+        if is_dicomweb(source):
             parse_archive(source, dates_needed=True)
             yield Archive(source, config.store, labels or folder)
             return

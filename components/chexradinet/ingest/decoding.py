@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexradinet.config import GeometryMode, IngestConfig, PreprocessingConfig, SourceFormat
-from chexradinet.dataset.dataset import HeaderRow, ImageRecord, Rejection
+from chexradinet.dataset import HeaderRow, ImageRecord, Rejection
 from chexradinet.dataset.deidentification import (
     DeidentificationKey,
     coarse_age,
@@ -25,12 +25,12 @@ from chexradinet.dataset.deidentification import (
     name_of,
 )
 from chexradinet.dataset.images import fit_to_model, pixel_digest, read_image, reject_on_error
-from chexradinet.dataset.labels.table import TableRow
+from chexradinet.dataset.labels import TableRow
 from chexradinet.dataset.quality import accepted_picture
 from chexradinet.dataset.writing import DatasetWriter
-from chexradinet.dicom.archive import MAX_FAILURES_IN_A_ROW
+from chexradinet.dicom import MAX_FAILURES_IN_A_ROW
 from chexradinet.errors import RejectedImageError, StoreUnavailableError
-from chexradinet.ingest.sources import DICOM_SUFFIXES, Source
+from chexradinet.ingest import DICOM_SUFFIXES, Source
 from chexradinet.parallel import (
     KEPT_BYTES,
     Failure,
@@ -118,35 +118,23 @@ class Refused:
 
 Outcome = Decoded | Refused | RejectedImageError
 """An X-ray, or why it is none; an error only of a file that killed the process it was read in."""
-Decode = Callable[[str], Outcome]
-"""From a file of the source to its outcome; picklable."""
 
 
-def decoder(source: Source, config: IngestConfig, key: DeidentificationKey | None) -> Decode:
-    """Return what decodes one file of a source.
-
-    Args:
-        source: Where files are read from.
-        config: How.
-        key: Makes codes; only DICOM files need it.
-    """
-    return partial(_decode, source, config, key)
-
-
-def is_dicom(file: str, content: bytes, config: IngestConfig) -> bool:
+def _is_dicom(file: str, content: bytes, config: IngestConfig) -> bool:
     """Tell whether a file is to be read as DICOM: by its suffix, and anyhow in a DICOM source."""
     if file.casefold().endswith(DICOM_SUFFIXES):
         return True
     return config.data_format is SourceFormat.DICOM and not content.startswith(_PICTURES)
 
 
-def _decode(
+def decode_file(
     source: Source, config: IngestConfig, key: DeidentificationKey | None, file: str
 ) -> Outcome:
+    """Read and decode one file of a source; the key makes codes, only DICOM files need it."""
     try:
         content = source.read(file)
         with reject_on_error(config.decode_timeout_s):
-            if is_dicom(file, content, config):
+            if _is_dicom(file, content, config):
                 return _decode_dicom(content, config, key or deidentification_key())
             return _decode_picture(content, config)
     except RejectedImageError as error:
@@ -227,7 +215,7 @@ def decode_in_order(
 
     Args:
         files: What `decode` takes, such as names; a few per worker are decoded ahead.
-        decode: Picklable, as what `decoder` returned.
+        decode: Picklable, as a `partial` of `decode_file`.
         num_workers: Processes; 0 takes one per core, as far as memory allows, or one for few files.
 
     Raises:
@@ -286,7 +274,7 @@ def image_record(row: TableRow | None, file: str, facts: Facts, build: Build) ->
     """
     key = build.key
     row = row or TableRow(file=file, image_id=file, patient_id="", labels={})
-    geometry = with_extent(facts.geometry, row.extent_mm)
+    geometry = _with_extent(facts.geometry, row.extent_mm)
     patient = name_of(key, "patient", row.patient_id) or facts.patient_id
     age = row.age if key is None else coarse_age(row.age)
     return ImageRecord(
@@ -300,12 +288,12 @@ def image_record(row: TableRow | None, file: str, facts: Facts, build: Build) ->
         source_uri=name_of(key, "file", file),
         sha256=facts.digest,
         labels=row.labels,
-        boxes=placed_boxes(row.boxes, build.box_frame, geometry, build.side),
+        boxes=_placed_boxes(row.boxes, build.box_frame, geometry, build.side),
         geometry=geometry,
     )
 
 
-def placed_boxes(
+def _placed_boxes(
     boxes: tuple[LabelledBox, ...],
     box_frame: tuple[int, int] | None,
     geometry: Geometry,
@@ -325,7 +313,7 @@ def placed_boxes(
     return tuple(placed)
 
 
-def with_extent(geometry: Geometry, extent_mm: tuple[float, float] | None) -> Geometry:
+def _with_extent(geometry: Geometry, extent_mm: tuple[float, float] | None) -> Geometry:
     """Return the geometry with the spacing that follows from the exposed field, if known."""
     if extent_mm is None or geometry.row_spacing_mm is not None:
         return geometry
@@ -375,7 +363,7 @@ def _picture(source: Source, config: IngestConfig, file: str) -> NDArray[np.uint
     try:
         content = source.read(file)
         with reject_on_error(config.decode_timeout_s):
-            if not is_dicom(file, content, config):
+            if not _is_dicom(file, content, config):
                 return fit_to_model(read_image(content), small)[0].astype(np.uint8)
             return _radiograph_picture(content, config, small)
     except RejectedImageError:

@@ -1,7 +1,7 @@
 """Ingest: a source of X-rays and its label table become a data set, each file decoded once.
 
 Every file that comes in goes out: as an image of the data set, or as a rejection with a reason. A
-run that was killed continues after its last full shard (`resuming`), and equal input gives equal
+run that was killed continues after its last full shard (`target`), and equal input gives equal
 bytes, wherever it lies: of `dataset.json` only `source` tells the build, and the data set's digest
 leaves that out.
 """
@@ -11,11 +11,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from chexradinet.config import IngestConfig, SourceFormat, digest_of
-from chexradinet.dataset.dataset import (
+from chexradinet.dataset import (
     DATASET_HEAD,
     DatasetInfo,
     HeaderRow,
@@ -24,18 +25,26 @@ from chexradinet.dataset.dataset import (
     open_dataset,
 )
 from chexradinet.dataset.deidentification import DeidentificationKey, name_of, optional_key, redact
-from chexradinet.dataset.labels.table import LabelTable, TableRow
-from chexradinet.dataset.splits import METHOD, assign_splits
-from chexradinet.dataset.writing import DatasetWriter
+from chexradinet.dataset.labels import LabelTable, TableRow
+from chexradinet.dataset.writing import METHOD, DatasetWriter, assign_splits
+from chexradinet.dicom import is_dicomweb
 from chexradinet.errors import ArtifactError, SourceError, TooManyRejectsError
+from chexradinet.ingest import (
+    DICOM_SUFFIXES,
+    KINDS_READ,
+    Listed,
+    Source,
+    is_xray_name,
+    open_source,
+)
 from chexradinet.ingest.decoding import (
     Build,
     Decoded,
     Facts,
     Outcome,
     add_review_samples,
+    decode_file,
     decode_in_order,
-    decoder,
     image_record,
 )
 from chexradinet.ingest.matching import (
@@ -47,26 +56,17 @@ from chexradinet.ingest.matching import (
     plan_ingest,
     read_table,
 )
-from chexradinet.ingest.resuming import (
+from chexradinet.ingest.target import (
     Checkpoint,
     finished_dataset,
     note_finished,
+    require_target,
     work_digest,
     working_on,
 )
-from chexradinet.ingest.sources import (
-    DICOM_SUFFIXES,
-    KINDS_READ,
-    Listed,
-    Source,
-    is_archive,
-    is_xray_name,
-    open_source,
-)
-from chexradinet.ingest.targets import require_target
 from chexradinet.monitoring import timed_stage
 from chexradinet.records import RejectReason, Split
-from chexradinet.store.finished import FinishedWork
+from chexradinet.store import FinishedWork
 
 Progress = Callable[[int, int], None]
 """Called with the number of files done and of all files to decode."""
@@ -107,7 +107,7 @@ def ingest(
         LabelTableError: a table is damaged or contradicts itself.
         TooManyRejectsError: more was rejected than allowed, or everything.
     """
-    if is_archive(source):
+    if is_dicomweb(source):
         config = config.changed(data_format=SourceFormat.DICOM)
     require_target(target, source, labels)
     key = optional_key(config.data_format is SourceFormat.DICOM)
@@ -130,7 +130,7 @@ def ingest(
         if made is None or made.source != info.source:
             made = open_dataset(target).info if kept.take(target, DATASET_HEAD) else None
         if made is not None:
-            check_rejected(made.counts["rejected"], made.counts["images"], config)
+            _check_rejected(made.counts["rejected"], made.counts["images"], config)
             return made
         with working_on(target, task.digest, config.store) as checkpoint:
             writer = DatasetWriter(
@@ -144,7 +144,7 @@ def ingest(
             finally:
                 writer.abandon()
         kept.keep(target)
-    warn_of_gaps(made.counts, made.ingest)
+    _warn_of_gaps(made.counts, made.ingest)
     return made
 
 
@@ -201,7 +201,7 @@ def _prepared(
     found: list[Listed] = []
     others: list[Listed] = []
     for file in files:
-        taken = is_archive(source) or is_xray_name(file.name, any_dicom)
+        taken = is_dicomweb(source) or is_xray_name(file.name, any_dicom)
         (found if taken else others).append(file)
     # One order everywhere: folders, buckets and archives list in different ones.
     found.sort(key=lambda file: os.fsencode(file.name))
@@ -240,7 +240,7 @@ def _fill(
 ) -> None:
     """Decode what is not decoded yet, and give everything to the writer."""
     config, plan = task.config, task.plan
-    decode = decoder(task.source, config, task.key)
+    decode = partial(decode_file, task.source, config, task.key)
     fresh = decode_in_order(plan.files[len(checkpoint.restored) :], decode, config.ingest_workers)
     rejections, images = list(plan.rejections), []
     headers: dict[HeaderRow, HeaderRow] = {}
@@ -261,8 +261,8 @@ def _fill(
         name = name_of(task.key, "file", rejection.source_uri)
         writer.reject(replace(rejection, source_uri=name))
     reasons = Counter(rejection.reason.value for rejection in rejections)
-    check_rejected(reasons, len(images), config)
-    check_counts(plan, rejections, len(images))
+    _check_rejected(reasons, len(images), config)
+    _check_counts(plan, rejections, len(images))
     if config.data_format is SourceFormat.DICOM:
         splits = assign_splits([image.row for image in images], config)
         writer.assign_splits([row.split or Split.TRAIN for row in splits])
@@ -347,17 +347,8 @@ def _names(facts: Facts) -> set[bytes]:
     return {bytes.fromhex(facts.digest), bytes.fromhex(facts.image_id)} - {b""}
 
 
-def check_rejected(rejected: Mapping[str, int], num_images: int, config: IngestConfig) -> None:
-    """Refuse a source of which too much was rejected.
-
-    Args:
-        rejected: Reason to number of files.
-        num_images: X-rays that enter.
-        config: How much may be rejected.
-
-    Raises:
-        TooManyRejectsError: it was more, or everything.
-    """
+def _check_rejected(rejected: Mapping[str, int], num_images: int, config: IngestConfig) -> None:
+    """Refuse a source of which more was rejected, by reason, than allowed, or everything."""
     num_rejected = sum(rejected.values())
     num_inputs = num_rejected + num_images
     if num_rejected <= config.max_reject_fraction * num_inputs and num_images:
@@ -374,12 +365,8 @@ def format_counts(rejected: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {times}" for reason, times in Counter(rejected).most_common())
 
 
-def check_counts(plan: Plan, rejections: Sequence[Rejection], num_images: int) -> None:
-    """Hold that each input came out once; a row without a file is one only if it is left.
-
-    Raises:
-        ArtifactError: one was lost, or came twice.
-    """
+def _check_counts(plan: Plan, rejections: Sequence[Rejection], num_images: int) -> None:
+    """Hold that each input came out once; a row without a file is one only if it is left."""
     unused = (
         sum(item.reason is RejectReason.MISSING for item in rejections) if plan.unmatched else 0
     )
@@ -415,22 +402,15 @@ def unseen_findings(counts: Mapping[str, Any]) -> list[str]:
     return unseen
 
 
-def warn_of_gaps(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Log which splits are empty and which findings they lack.
-
-    Args:
-        counts: As `dataset.json` has them.
-        settings: Its `ingest`; may be empty.
-    """
+def _warn_of_gaps(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Log which splits are empty and which findings they lack."""
     empty = empty_splits(counts, settings)
     if empty:
         _logger.warning(
             "no X-ray is in the %s split, all %d are of %d patients: check whether patient ids are "
             "placeholders, and which splits the table names",
-            " and the ".join(empty),
-            counts["images"],
-            counts["patients"],
-        )
+            " and the ".join(empty), counts["images"], counts["patients"],
+        )  # fmt: skip
     unseen = unseen_findings(counts)
     if unseen:
         _logger.warning("findings without a positive X-ray in a split: %s", "; ".join(unseen))

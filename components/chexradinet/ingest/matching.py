@@ -21,29 +21,32 @@ from itertools import zip_longest
 from pathlib import Path
 
 from chexradinet.config import IngestConfig, SourceFormat
-from chexradinet.dataset.dataset import Rejection
+from chexradinet.dataset import Rejection
 from chexradinet.dataset.deidentification import DeidentificationKey, coded
-from chexradinet.dataset.labels import generic, nih, rsna
+from chexradinet.dataset.labels import (
+    LabelTable,
+    TableRow,
+    find_tables,
+    generic,
+    list_tables,
+    nih,
+)
 from chexradinet.dataset.labels.chexpert import read_chexpert_table, read_mimic_table
-from chexradinet.dataset.labels.table import LabelTable, TableRow, find_tables, list_tables
-from chexradinet.dataset.splits import assign_splits
+from chexradinet.dataset.writing import assign_splits
 from chexradinet.errors import LabelTableError, SourceError
-from chexradinet.ingest.sources import IMAGE_SUFFIXES, KINDS_READ, PICTURE_SUFFIXES, is_document
+from chexradinet.ingest import IMAGE_SUFFIXES, KINDS_READ, PICTURE_SUFFIXES, is_document
 from chexradinet.records import RejectReason
 
-TABLES: Mapping[SourceFormat, Callable[[Path, IngestConfig], LabelTable]] = {
+_TABLES: Mapping[SourceFormat, Callable[[Path, IngestConfig], LabelTable]] = {
     SourceFormat.NIH: nih.read_nih_table,
     SourceFormat.CHEXPERT: read_chexpert_table,
     SourceFormat.MIMIC: read_mimic_table,
-    SourceFormat.RSNA: rsna.read_rsna_table,
+    SourceFormat.RSNA: nih.read_rsna_table,
     SourceFormat.CSV: generic.read_generic_table,
     SourceFormat.DICOM: generic.read_generic_table,
 }
 """What reads the tables of each convention."""
 
-_UNNAMED = "no row of the table names it"
-_NAMED_TWICE = "several rows of the table name it; keep one"
-_ONLY_NAMED = "only the table names it"
 _OTHER_KIND = f"kind not read; {KINDS_READ}"
 
 FilesByName = Mapping[str, list[str]]
@@ -85,7 +88,7 @@ def read_table(folder: Path, config: IngestConfig) -> LabelTable | None:
     if config.data_format is SourceFormat.DICOM and not list_tables(folder):
         return None
     try:
-        return TABLES[config.data_format](folder, config)
+        return _TABLES[config.data_format](folder, config)
     except SourceError as error:
         likely = [kind.value for kind in _formats_of(folder) if kind is not config.data_format]
         if config.data_format is SourceFormat.DICOM or not likely:
@@ -122,7 +125,7 @@ def _formats_of(folder: Path) -> list[SourceFormat]:
         SourceFormat.MIMIC: any(
             name.startswith("mimic-cxr") and "-metadata.csv" in name for name in names
         ),
-        SourceFormat.RSNA: bool(find_tables(folder, rsna.COLUMNS)),
+        SourceFormat.RSNA: bool(find_tables(folder, nih.RSNA_COLUMNS)),
         SourceFormat.CSV: bool(find_tables(folder, generic.COLUMNS)),
     }
     return [kind for kind, holds in signs.items() if holds]
@@ -177,12 +180,12 @@ def _by_row(
         elif file is None and other:
             rejections.append(Rejection(other[0], RejectReason.NOT_AN_IMAGE, _OTHER_KIND))
         elif file is None:
-            rejections.append(Rejection(row.file, RejectReason.MISSING, _ONLY_NAMED))
+            rejections.append(only_named(row))
         else:
             rows.append(row)
             found.append(file)
     unnamed = [file for file in files if file not in named]
-    rejections += [Rejection(file, RejectReason.NOT_LABELLED, _UNNAMED) for file in unnamed]
+    rejections += map(not_labelled, unnamed)
     return Plan(
         rows=assign_splits(rows, config),
         files=tuple(found),
@@ -219,17 +222,18 @@ def _by_file(table: LabelTable, files: Sequence[str], key: DeidentificationKey) 
 
 def not_labelled(file: str) -> Rejection:
     """Return the rejection of a file that no row is about."""
-    return Rejection(file, RejectReason.NOT_LABELLED, _UNNAMED)
+    return Rejection(file, RejectReason.NOT_LABELLED, "no row of the table names it")
 
 
 def ambiguous(file: str) -> Rejection:
     """Return the rejection of a file that several rows are about."""
-    return Rejection(file, RejectReason.AMBIGUOUS, _NAMED_TWICE)
+    detail = "several rows of the table name it; keep one"
+    return Rejection(file, RejectReason.AMBIGUOUS, detail)
 
 
 def only_named(row: TableRow) -> Rejection:
     """Return the rejection of a row that is about no file."""
-    return Rejection(row.file, RejectReason.MISSING, _ONLY_NAMED)
+    return Rejection(row.file, RejectReason.MISSING, "only the table names it")
 
 
 def match_rows(

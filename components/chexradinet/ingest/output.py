@@ -1,5 +1,13 @@
-"""The page that says what ingest kept, what it rejected, and why."""
+"""Ingest to a directory or a bucket, and the page that says what it kept, rejected, and why.
 
+For a bucket it is made in a local folder and uploaded when complete. The folder's name follows from
+the address, so that a run that was killed before or during the upload continues from what it left.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,24 +15,100 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from chexradinet.dataset.dataset import (
+from chexradinet.config import IngestConfig
+from chexradinet.dataset import (
     Dataset,
     DatasetInfo,
     open_dataset,
     read_doubtful,
     read_headers,
 )
-from chexradinet.ingest.ingest import empty_splits, unseen_findings
-from chexradinet.ingest.sources import KINDS_READ
+from chexradinet.errors import ConfigError
+from chexradinet.ingest import KINDS_READ
+from chexradinet.ingest.ingest import Progress, empty_splits, ingest, unseen_findings
+from chexradinet.ingest.target import DATASET_FILES, require_prefix, require_report
 from chexradinet.reports import count, write_page
 from chexradinet.reports.pictures import overlay, png_bytes
+from chexradinet.store import open_store, upload_directory
+from chexradinet.store.uri import parse_uri
 
 SHOWN_FLAGS = ("polarity_unsure", "view_unknown", "burned_in_unknown", "body_part_unknown")
 """Flags of kept X-rays that a look at the image can settle, the most telling first."""
-MAX_KEPT = 12
+_MAX_KEPT = 12
 """Pictures of kept X-rays that are shown."""
 _THUMBNAIL_SIDE_PX = 200
 _MAX_THUMBNAILS = 24
+
+WORK_VARIABLE = "CHEXRADINET_WORK"
+"""Environment variable with the folder that data sets are made in before they are uploaded."""
+
+
+def ingest_to(
+    source: str,
+    out: str,
+    config: IngestConfig,
+    progress: Progress | None = None,
+    *,
+    labels: str = "",
+    report: str = "",
+) -> DatasetInfo:
+    """Read a source and write its data set to a directory or a bucket.
+
+    Args:
+        source: As `ingest` takes it.
+        out: Directory, or URI of a folder; an older data set there is replaced, its head document
+            first removed and last written.
+        config: As `ingest` takes it.
+        progress: Called after each file.
+        labels: As `ingest` takes it.
+        report: Path of the ingest report to write; empty for none.
+
+    Returns:
+        What `dataset.json` holds.
+
+    Raises:
+        ConfigError: the address cannot be read, the local folder belongs to somebody else, or
+            `out` or `report` hold something else.
+        ChexRadiNetError: as `ingest`, or the store cannot be written; run again to continue.
+    """
+    location = parse_uri(out)
+    if report:
+        require_report(report)
+    local, finished = Path(location.key), None
+    if location.bucket is not None:
+        work = _work_folder(out)
+        local, finished = work / "dataset", work / "finished.json"
+        require_prefix(out, source, labels, config)
+    info = ingest(source, local, config, progress, labels, finished)
+    if report:
+        report_ingest(local, Path(report))
+    if location.bucket is not None:
+        upload_directory(local, out, config.store)
+        _remove_older(out, info, config)
+        shutil.rmtree(local.parent)
+    return info
+
+
+def _work_folder(out: str) -> Path:
+    root = Path(os.environ.get(WORK_VARIABLE, "") or tempfile.gettempdir())
+    folder = root / f"chexradinet-{os.getuid()}" / hashlib.sha256(out.encode()).hexdigest()[:16]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in (folder, folder.parent):
+        if path.is_symlink() or path.stat().st_uid != os.getuid():
+            raise ConfigError(
+                f"{path} belongs to somebody else; remove it, or set {WORK_VARIABLE} to a folder "
+                "of your own"
+            )
+    return folder
+
+
+def _remove_older(out: str, info: DatasetInfo, config: IngestConfig) -> None:
+    """Remove what a larger, older data set left at the address: shards beyond the last, tables."""
+    store, prefix = open_store(out, config.store)
+    for found in list(store.list(prefix)):
+        name = found.key[len(prefix) :]
+        if name not in info.files and DATASET_FILES.fullmatch(name):
+            store.delete(found.key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +144,7 @@ def report_ingest(dataset: Path, target: Path) -> None:
         Thumbnail(image=picture, image_id=name, reason=f"rejected: {reason}")
         for name, reason, picture in read_doubtful(dataset)
     ]
-    samples = [*rejected[:MAX_KEPT], *_flagged(data)]
+    samples = [*rejected[:_MAX_KEPT], *_flagged(data)]
     write_ingest_report(
         target, data.info, {str(view): int(num) for view, num in views.items()}, samples
     )
@@ -132,7 +216,7 @@ def _flagged(data: Dataset) -> list[Thumbnail]:
     chosen: dict[int, str] = {}
     for flag in SHOWN_FLAGS:
         for row, found in enumerate(flags):
-            if flag in found and len(chosen) < MAX_KEPT:
+            if flag in found and len(chosen) < _MAX_KEPT:
                 chosen.setdefault(row, flag)
     return [
         Thumbnail(

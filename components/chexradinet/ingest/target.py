@@ -1,14 +1,15 @@
-"""What a killed ingest leaves behind, and how the next one continues from it.
+"""Where ingest writes: what it may replace, what a killed one leaves, how the next one continues.
 
-Beside the target lies a hidden folder, named after a digest of all that decides the result: the
-source's listing, its tables, the settings, the key. In it `data/` is the data set under
-construction, and with each full shard `outcomes-NNNNN.json` says what became of every file up to
-its end. The next run with the same digest takes those outcomes for decoded, and decodes the rest.
-So it writes the bytes that an undisturbed run would have written. What the machine has lost is
-fetched from the store: below the URI in `CHEXRADINET_CHECKPOINT_URI`, in a folder named by the
-digest of the work, lies a copy of each full shard and its document. That serves the retry of a pod
-that was evicted, and a run that is submitted again for a source that has not changed. So copies are
-not removed at the end; a lifecycle rule expires them.
+It never writes over or into what it reads, nor over what is not its own. Beside the target lies a
+hidden folder, named after a digest of all that decides the result: the source's listing, its
+tables, the settings, the key. In it `data/` is the data set under construction, and with each full
+shard `outcomes-NNNNN.json` says what became of every file up to its end. The next run with the same
+digest takes those outcomes for decoded, and decodes the rest. So it writes the bytes that an
+undisturbed run would have written. What the machine has lost is fetched from the store: below the
+URI in `CHEXRADINET_CHECKPOINT_URI`, in a folder named by the digest of the work, lies a copy of
+each full shard and its document. That serves the retry of a pod that was evicted, and a run that is
+submitted again for a source that has not changed. So copies are not removed at the end; a lifecycle
+rule expires them.
 """
 
 import errno
@@ -17,6 +18,7 @@ import glob
 import hashlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,14 +30,18 @@ from chexradinet.artifacts import (
     put_in_place,
     read_document,
     record_of,
+    require_file,
+    require_replaceable,
     sha256_of,
     write_document,
 )
 from chexradinet.config import IngestConfig, StoreConfig
-from chexradinet.dataset.dataset import DATASET_HEAD, DatasetInfo, open_dataset, shard_name
+from chexradinet.dataset import DATASET_HEAD, DatasetInfo, open_dataset, shard_name
 from chexradinet.dataset.deidentification import DeidentificationKey, coded
+from chexradinet.dicom import is_dicomweb
 from chexradinet.errors import (
     ArtifactError,
+    ConfigError,
     SourceError,
     StoreBucketError,
     StoreError,
@@ -43,11 +49,93 @@ from chexradinet.errors import (
     StoreIntegrityError,
     StoreNotFoundError,
 )
+from chexradinet.ingest import TABLE_SUFFIXES, Listed
 from chexradinet.ingest.decoding import Decoded, Facts, Outcome, Refused
-from chexradinet.ingest.sources import TABLE_SUFFIXES, Listed
-from chexradinet.store import open_store
-from chexradinet.store.uri import checkpoint_folder
+from chexradinet.store import exists, open_store
+from chexradinet.store.uri import checkpoint_folder, join_uri, parse_uri
 from chexradinet.version import __version__
+
+DATASET_FILES = re.compile(
+    r"(images-\d{5}|doubtful)\.npy|(manifest|rejected|headers|doubtful)\.parquet"
+)
+"""Names of a data set's files, but for its head."""
+
+
+def require_target(target: Path, source: str, labels: str) -> None:
+    """Refuse a directory that would cost the user something.
+
+    Args:
+        target: Directory of the data set.
+        source: Where the X-rays are, as the user gave it.
+        labels: Where the label tables are; empty for the source.
+
+    Raises:
+        ConfigError: it holds anything but an older data set, cannot be made, is or holds one of the
+            two folders, or lies in the source.
+    """
+    _require_apart(str(target), source, labels)
+    require_replaceable(target, DATASET_HEAD)
+
+
+def require_prefix(out: str, source: str, labels: str, config: IngestConfig) -> None:
+    """Refuse a prefix of a bucket as `require_target` refuses a directory.
+
+    Raises:
+        ConfigError: it holds objects but no data set, complete or half uploaded, or overlaps what
+            is read.
+        StoreError: it cannot be listed.
+    """
+    _require_apart(out, source, labels)
+    store, prefix = open_store(out, config.store)
+    if exists(join_uri(out, DATASET_HEAD.name), config.store):
+        return
+    names = (found.key[len(prefix) :] for found in store.list(prefix))
+    if any(not DATASET_FILES.fullmatch(name) for name in names):
+        raise ConfigError(
+            f"{out} is not empty and has no {DATASET_HEAD.name}, so no data set is put there; give "
+            "another prefix, or empty it"
+        )
+
+
+def require_report(report: str) -> None:
+    """Refuse a path that the ingest report cannot be written to.
+
+    Raises:
+        ConfigError: it is no `.html` file of this machine, or cannot be written.
+    """
+    if "://" in report:
+        raise ConfigError(f"report {report!r} is not a local path; give a file on this machine")
+    require_file(Path(report), ".html")
+
+
+def _require_apart(target: str, source: str, labels: str) -> None:
+    place = _parts(target)
+    for what, read in (("source", source), ("label tables", labels)):
+        folder = _parts(read) if read and not is_dicomweb(read) else None
+        if folder is None:
+            continue
+        if place == folder[: len(place)]:
+            raise ConfigError(
+                f"the data set would take the place of the {what}: {target} is or holds {read}; "
+                "give another directory"
+            )
+        inside = place[len(folder) :] if place[: len(folder)] == folder else ()
+        # Hidden folders are not read, and only the top of the tables' folder is.
+        if what == "source" and inside and not any(part.startswith(".") for part in inside):
+            raise ConfigError(
+                f"the data set would become part of the source: {target} lies in {read}; give "
+                "another directory"
+            )
+
+
+def _parts(place: str) -> tuple[str, ...]:
+    location = parse_uri(place)
+    if location.bucket is not None:
+        return ("bucket", location.bucket, *filter(None, location.key.split("/")))
+    path = Path(location.key) if "://" in place else Path(place).expanduser()
+    # Not Path.resolve, which raises where links lead in a circle.
+    return Path(os.path.realpath(path)).parts
+
 
 _logger = logging.getLogger(__name__)
 _KIND, _FINISHED, _SCHEMA = "ingest-outcomes", "ingest-finished", 2
@@ -69,7 +157,7 @@ def work_digest(
     return digest.hexdigest()
 
 
-class KeptShards:
+class _KeptShards:
     """The store's copy of one work folder; without a URI in the environment, nothing."""
 
     def __init__(self, work: Path, digest: str, config: StoreConfig) -> None:
@@ -78,13 +166,9 @@ class KeptShards:
         self._uri = checkpoint_folder(f"ingest-{digest}")
 
     def fetch(self, names: tuple[str, ...]) -> bool:
-        """Copy files into the work folder; return whether all are there now.
+        """Copy files into the work folder, the one that stands for the others last.
 
-        Args:
-            names: Relative to the work folder, the one that stands for the others last.
-
-        Raises:
-            StoreError: the store cannot be read.
+        Returns whether all are there now.
         """
         if not self._uri:
             return False
@@ -103,11 +187,7 @@ class KeptShards:
         return True
 
     def keep(self, names: tuple[str, ...]) -> None:
-        """Copy files from the work folder; a store that fails costs the copy, not the run.
-
-        Args:
-            names: As `fetch` takes them.
-        """
+        """Copy files from the work folder; a store that fails costs the copy, not the run."""
         if not self._uri:
             return
         try:
@@ -121,7 +201,7 @@ class KeptShards:
 class Checkpoint:
     """The finished part of an ingest; `working_on` makes it."""
 
-    def __init__(self, folder: Path, kept: KeptShards) -> None:
+    def __init__(self, folder: Path, kept: _KeptShards) -> None:
         self._folder = folder
         self._kept = kept
         self.data = folder / "data"
@@ -225,7 +305,7 @@ def working_on(target: Path, digest: str, store: StoreConfig) -> Iterator[Checkp
     with _locked(folder) as is_mine:
         if not is_mine:
             raise SourceError(f"another process is writing {target}; wait for it, or stop it")
-        checkpoint = Checkpoint(folder, KeptShards(folder, digest, store))
+        checkpoint = Checkpoint(folder, _KeptShards(folder, digest, store))
         try:
             yield checkpoint
             put_in_place(checkpoint.data, target, DATASET_HEAD)

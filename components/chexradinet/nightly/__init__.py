@@ -21,12 +21,12 @@ import pyarrow as pa
 from chexradinet.artifacts import check_schema, table_bytes, table_of
 from chexradinet.config import require
 from chexradinet.config.nightly import ResultSettings
-from chexradinet.dicom.archive import is_dicomweb, parse_archive
-from chexradinet.dicom_results.cases import ScoredFinding
+from chexradinet.dicom import is_dicomweb, parse_archive
+from chexradinet.dicom_results import ScoredFinding
 from chexradinet.errors import ArtifactError
 from chexradinet.records import Geometry, Region
 from chexradinet.regions import FEATURE_NAMES
-from chexradinet.store import parse_uri
+from chexradinet.store.uri import parse_uri
 
 SCORED, DUPLICATE = "scored", "duplicate"
 POSTPONED, VANISHED, REJECTED, NOT_SCORED = "postponed", "vanished", "rejected", "not_scored"
@@ -297,3 +297,13 @@ def unpack(data: bytes, where: str) -> ShardResult:
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{where} is not a whole shard ({error}); restore it") from error
     return ShardResult(**tables, plan_sha256=of_plan, wall_s=wall_s, pictures=pictures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOutcome:
+    """What came of a shard."""
+
+    status: str
+    """`scored`, or `done_before` if its results were there already."""
+    num_scored: int = 0
+    num_excluded: int = 0

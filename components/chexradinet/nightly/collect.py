@@ -11,7 +11,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,23 +25,37 @@ import pyarrow.parquet as pq
 
 from chexradinet.artifacts import CsvWriter
 from chexradinet.errors import ArtifactError, StoreConflictError, StoreError, StoreNotFoundError
-from chexradinet.nightly.dicom import keep_dicom
+from chexradinet.nightly import EXCLUDED, SCHEMA, SCORES, TIMINGS, Addresses
 from chexradinet.nightly.history import History, PlanHead, read_history, write_index
-from chexradinet.nightly.lease import store_time
 from chexradinet.nightly.ledger import (
     Ledger,
     Plan,
+    dicom_folder,
+    dicom_start,
     document_bytes,
     open_ledger,
     read_completion,
     read_plan,
+    store_time,
 )
-from chexradinet.nightly.merge import Merged, merge, shards_of, unscored_files
+from chexradinet.nightly.merge import (
+    Merged,
+    WorklistScope,
+    end_of,
+    merge,
+    shards_of,
+    studies_of,
+    unscored_files,
+)
 from chexradinet.nightly.model import NightModel, open_model
-from chexradinet.nightly.outcome import Night, night_of
-from chexradinet.nightly.records import EXCLUDED, SCHEMA, SCORES, TIMINGS, Addresses
-from chexradinet.nightly.summary import most_urgent, night_drift, night_report, with_timings
-from chexradinet.nightly.worklist import WorklistScope, end_of, studies_of
+from chexradinet.nightly.summary import (
+    Night,
+    most_urgent,
+    night_drift,
+    night_of,
+    night_report,
+    with_timings,
+)
 from chexradinet.reports.nightly import (
     Omissions,
     worklist,
@@ -50,7 +64,7 @@ from chexradinet.reports.nightly import (
     write_worklist_page,
 )
 
-MAX_DRIFT_IMAGES = 2048
+_MAX_DRIFT_IMAGES = 2048
 """Most X-rays of a night that are compared with the reference."""
 
 _ATTEMPTS = 5
@@ -88,13 +102,13 @@ def collect_plan(ledger: Ledger, plan: Plan, model: NightModel) -> Night:
         folder = Path(name)
         archived = plan.number in history.for_archive
         files, drift, report, pictures = _write(ledger, plan, merged, model, folder, archived)
-        digests = put_files(ledger, plan, files)
-        scores_digest = digest_without_timings(folder / f"part-{plan.number:06d}.csv")
+        digests = _put_files(ledger, plan, files)
+        scores_digest = _digest_without_timings(folder / f"part-{plan.number:06d}.csv")
         _put_of_night(ledger, plan, "report.html", report.read_bytes())
         _put_worklist(ledger, plan, model, (listed, unscored, pictures), folder)
         page = report.read_bytes()
     if model.settings.dicom_results:
-        keep_dicom(ledger, plan, (image.object_key for image in merged.images))
+        _keep_dicom(ledger, plan, (image.object_key for image in merged.images))
     index_sha256 = write_index(ledger, plan.number, merged.index)
     _complete(
         ledger,
@@ -151,7 +165,7 @@ def _write(
     """
     number = f"{plan.number:06d}"
     shown = frozenset(image.image_key for image, _, _ in most_urgent(merged.images, model))
-    files, embeddings, pictures = write_scores(ledger, plan, merged, shown, folder)
+    files, embeddings, pictures = _write_scores(ledger, plan, merged, shown, folder)
     drift = night_drift(merged, embeddings, model)
     measured = folder / f"drift-{number}.json"
     measured.write_bytes(document_bytes("nightly-drift", drift or {"status": "no_reference"}))
@@ -229,26 +243,19 @@ def night_key(ledger: Ledger, plan: Plan | PlanHead, name: str) -> str:
     return ledger.key("scores", f"date={plan.date}", name)
 
 
-def write_scores(
+def _write_scores(
     ledger: Ledger, plan: Plan, merged: Merged, wanted: frozenset[str], folder: Path
 ) -> tuple[list[Path], dict[str, npt.NDArray[np.float32]], dict[str, bytes]]:
     """Write scores and rejected objects as files in a folder.
 
-    Args:
-        ledger: Results ledger.
-        plan: All of its shards are scored.
-        merged: What became of its X-rays.
-        wanted: Image keys whose pictures are wanted.
-        folder: Where the files go.
-
     Returns:
-        The files; embeddings by object key, of at most `MAX_DRIFT_IMAGES` X-rays; the pictures by
-        image key.
+        The files; embeddings by object key, of at most `_MAX_DRIFT_IMAGES` X-rays; those pictures
+        by image key that are wanted.
     """
     number = f"{plan.number:06d}"
     names = (f"part-{number}.parquet", f"part-{number}.csv")
     # Image keys are hashes: the smallest are a random choice, and always the same one.
-    chosen = sorted(merged.images, key=lambda image: image.image_key)[:MAX_DRIFT_IMAGES]
+    chosen = sorted(merged.images, key=lambda image: image.image_key)[:_MAX_DRIFT_IMAGES]
     sampled = {image.object_key for image in chosen}
     duplicates = pa.array(sorted(merged.duplicates), pa.string())
     embeddings: dict[str, npt.NDArray[np.float32]] = {}
@@ -272,7 +279,7 @@ def write_scores(
     return [*(folder / name for name in names), rejected], embeddings, pictures
 
 
-def digest_without_timings(scores: Path) -> str:
+def _digest_without_timings(scores: Path) -> str:
     """Return the SHA-256 of scores as CSV without their timings: equal for equal nights."""
     digest = hashlib.sha256()
     with scores.open("rb") as lines:
@@ -283,7 +290,7 @@ def digest_without_timings(scores: Path) -> str:
     return digest.hexdigest()
 
 
-def put_files(ledger: Ledger, plan: Plan, files: Sequence[Path]) -> dict[str, str]:
+def _put_files(ledger: Ledger, plan: Plan, files: Sequence[Path]) -> dict[str, str]:
     """Put files into the night's folder; return the SHA-256 of each by name."""
     digests = {}
     for path in files:
@@ -314,3 +321,15 @@ def _lines(table: pa.Table) -> Iterator[list[Any]]:
         columns = [column.to_pylist() for column in batch.columns]
         for row in zip(*columns, strict=True):
             yield [str(cell).lower() if isinstance(cell, bool) else cell for cell in row]
+
+
+def _keep_dicom(ledger: Ledger, plan: Plan, object_keys: Iterable[str]) -> None:
+    """Take away a plan's DICOM results but for those of these X-rays.
+
+    Others are of duplicates, and of X-rays that a killed run wrote them for and that changed or
+    vanished before they were scored again.
+    """
+    kept = {dicom_folder(ledger, plan, key) for key in object_keys}
+    for info in list(ledger.store.list(ledger.key(dicom_start(plan.date, plan.number)))):
+        if f"{info.key.rpartition('/')[0]}/" not in kept:
+            ledger.store.delete(info.key)

@@ -1,23 +1,28 @@
-"""Shards of a plan put together: which X-rays count, which are duplicates, which have no score.
+"""Shards of a plan put together, and the studies on the worklist of its day.
 
 The same X-ray under several names counts once: under the smallest name, and not at all if an
 earlier plan scored it with the same model. So the answer does not depend on the order of shards.
+
+The list of a day holds the X-rays of the day's plans, those of earlier plans that were completed on
+it, and of all others those whose wait reaches the cap before the next list is read and did not
+before the list that was read last. So each study is on a list when it is new, and once more before
+the cap, whether it has been read or not: nothing here knows that.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from chexradinet.artifacts import record_of
-from chexradinet.errors import ArtifactError, StoreNotFoundError
-from chexradinet.nightly.history import History, read_index
-from chexradinet.nightly.ledger import Ledger, Plan
-from chexradinet.nightly.records import (
+from chexradinet.config.nightly import WorklistConfig
+from chexradinet.errors import ArtifactError, SchemaError, StoreNotFoundError
+from chexradinet.nightly import (
     DUPLICATE,
     INDEX,
     SCORED,
@@ -26,7 +31,10 @@ from chexradinet.nightly.records import (
     table_from,
     unpack,
 )
+from chexradinet.nightly.history import History, PlanHead, read_index
+from chexradinet.nightly.ledger import Ledger, Plan, read_plan
 from chexradinet.records import RejectReason
+from chexradinet.reports.nightly import WaitingImage
 
 _XRAY_SUFFIXES = frozenset({"dcm", "dic", "dicom", "ima", "img", "jpeg", "jpg", "png"})
 
@@ -167,7 +175,7 @@ def _earlier_scores(
     return found
 
 
-def merged_before(history: History, plan: Plan) -> list[NightImage]:
+def _merged_before(history: History, plan: Plan) -> list[NightImage]:
     """Return the X-rays that count of a plan that is complete."""
     scored = _keys(history, plan, SCORED)
     return [
@@ -268,3 +276,95 @@ def _index(
         for image in plan.images
     ]
     return table_from(rows, INDEX)
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorklistScope:
+    """What is on the worklist of a day."""
+
+    images: tuple[WaitingImage, ...]
+    """Scored X-rays."""
+    earlier: tuple[Plan, ...]
+    """Plans before the one that is being collected whose X-rays are all on the list."""
+    foreign: tuple[int, ...]
+    """Numbers of plans with X-rays for the list that another release stored in its own way."""
+
+
+def end_of(day: str) -> datetime:
+    """Return the end of a day `YYYY-MM-DD`, in UTC."""
+    return datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1)
+
+
+def studies_of(
+    history: History, plan: Plan, merged: Merged, skipped: Collection[int], config: WorklistConfig
+) -> WorklistScope:
+    """Return the list of the day of a plan that is being collected; earlier plans may be skipped.
+
+    An X-ray that was scored again counts by its last scores.
+    """
+    found: dict[str, WaitingImage] = {}
+    earlier, foreign = [], []
+    past = [head for head in history.before(plan.number, skipped) if head.number < plan.number]
+    window = _newly_due(past, plan, config)
+    for head in past:
+        is_new = head.date == plan.date or head.completed_on >= plan.date
+        if not is_new and head.newest_arrival <= window[0]:
+            continue
+        other = read_plan(history.ledger, head.number)
+        try:
+            scored = _merged_before(history, other)
+        except SchemaError as error:
+            # This night is not to fail over a list that its X-rays were on already.
+            _log.warning("plan %d is left off the worklist: %s", head.number, error)
+            foreign.append(head.number)
+            continue
+        earlier += [other] if is_new else []
+        images = [image for image in scored if is_new or window[0] < image.arrived <= window[1]]
+        found |= _by_key(images, other)
+    found |= _by_key(merged.images, plan)
+    return WorklistScope(
+        images=tuple(found.values()), earlier=tuple(earlier), foreign=tuple(foreign)
+    )
+
+
+def _newly_due(
+    past: Sequence[PlanHead], plan: Plan, config: WorklistConfig
+) -> tuple[datetime, datetime]:
+    """Return after when, and until when, a study arrived that is due on this list for the first.
+
+    If no night was scored before, nothing is.
+    """
+    last = max((head.date for head in past if head.date < plan.date), default=plan.date)
+    before = timedelta(hours=config.max_wait_h - config.interval_h)
+    return end_of(last) - before, end_of(plan.date) - before
+
+
+def _by_key(images: Sequence[NightImage], plan: Plan) -> dict[str, WaitingImage]:
+    return {image.image_key: _waiting(image, plan) for image in images}
+
+
+def _waiting(image: NightImage, plan: Plan) -> WaitingImage:
+    """Return a scored X-ray as the worklist needs it.
+
+    Only findings whose scores are probabilities give priority; the others are not assessed.
+    """
+    scores = zip(plan.findings, image.probabilities, strict=True)
+    return WaitingImage(
+        study_uid=image.study_uid,
+        arrived=image.arrived,
+        probabilities={finding: score for finding, score in scores if finding in plan.calibrated},
+        flagged=[name for name, flag in zip(plan.findings, image.flags, strict=True) if flag],
+        not_assessed=[finding for finding in plan.findings if finding not in plan.calibrated],
+        model_digest=plan.bundle_digest,
+        accession=image.accession,
+        patient_id=image.patient_id,
+        study_date=image.study_date,
+        file=image.object_key if image.study_uid == image.image_key else "",
+        notes=[
+            *(code for code in image.quality.split(";") if code),
+            *(("out_of_distribution",) if image.out_of_distribution else ()),
+        ],
+    )

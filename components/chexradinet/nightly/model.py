@@ -1,27 +1,39 @@
-"""The model of a plan without its network: what planned, collected and reported results rest on.
+"""The model of a plan without its network, and what its predictions say of each X-ray.
 
 Nothing here imports torch: a stage that makes no forward pass starts seconds earlier without it.
+Radiomics of what is flagged are measured in this process, or in processes of their own while the
+next batch passes the network: beside an accelerator they would take longer than it does.
 """
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from chexradinet.config import RadiomicsConfig
 from chexradinet.config.nightly import ResultSettings, settings_of
 from chexradinet.errors import ArtifactError, MismatchError, StoreNotFoundError
-from chexradinet.evaluation.reference import Reference
-from chexradinet.model import (
-    BundleInfo,
-    read_bundle_info,
-    read_reference_arrays,
-    require_match,
-)
+from chexradinet.evaluation.calibration import NOT_CALIBRATED
+from chexradinet.evaluation.reference import Reference, ood_flags, ood_scores
+from chexradinet.model import BundleInfo, read_bundle_info, read_reference_arrays, require_match
+from chexradinet.nightly import Addresses, NightCase, NightFinding, XRay
 from chexradinet.nightly.ledger import Plan
-from chexradinet.nightly.records import Addresses
-from chexradinet.registry.champion import fetch_bundle
+from chexradinet.parallel import Job, Pool, available_processors
+from chexradinet.records import Box, FeatureStatus, Geometry, Region
+from chexradinet.regions import FeatureRow, rejected_row
+from chexradinet.regions.extract import extract_region
+from chexradinet.regions.radiomics import Crop, crop_of, features_if_installed
+from chexradinet.registry import fetch_bundle
+
+if TYPE_CHECKING:
+    from chexradinet.model.inference import Predictions
 
 _log = logging.getLogger(__name__)
 
@@ -151,3 +163,169 @@ def check_model(info: BundleInfo) -> None:
             f"this release makes {info.preprocessing.digest()[:12]}; use the release that trained "
             "it, or train again"
         )
+
+
+Measured = Callable[[], FeatureRow]
+"""Gives the features of a region, and waits for them if need be."""
+Measure = Callable[[Crop], Measured]
+"""Starts to measure the pixels of a region."""
+
+_NO_FEATURES = {False: "not_flagged", None: "not_assessed"}
+_SHARE_OF_PROCESSORS = 4
+"""Beside an accelerator, one processor in so many measures; most of the others decode."""
+
+
+class Look(NamedTuple):
+    """What one map says about one finding."""
+
+    region: Region
+    """In model pixels."""
+    flagged: bool | None
+    """None for a finding without an operating threshold."""
+    features: Measured | None
+    """Radiomics of the region; None unless flagged."""
+
+
+def num_measurers(asked: int, device: str) -> int:
+    """Return how many processes measure radiomics; 1 measures in the process that scores."""
+    return asked or (1 if device == "cpu" else available_processors() // _SHARE_OF_PROCESSORS or 1)
+
+
+@contextmanager
+def measuring(config: RadiomicsConfig, num_workers: int) -> Iterator[Measure]:
+    """Give what measures regions, at once or in processes that end with the block."""
+    work = partial(features_if_installed, config=config)
+    if num_workers == 1:
+        yield lambda crop: partial(_same, work(crop))
+        return
+    pool = Pool(Job(work=work, failed=_failed), num_workers)
+    try:
+        # A copy, so that a waiting region does not keep its X-ray in memory.
+        yield lambda crop: pool.submit(crop.copy()).result
+    finally:
+        pool.close()
+
+
+def looks_of(
+    model: NightModel,
+    xrays: Sequence[XRay],
+    found: "Predictions",
+    probabilities: npt.NDArray[np.float64],
+    measure: Measure,
+) -> list[list[Look]]:
+    """Return where the model looked, for each X-ray and finding, in the model's order."""
+    fitted: Mapping[str, Any] = (model.info.calibration or {})["findings"]
+    thresholds = [fitted[finding]["threshold"] for finding in model.findings]
+    return [
+        [
+            _look(model, xray, found.maps[row, column], measure, flagged)
+            for column, flagged in enumerate(
+                None if threshold is None else bool(probability >= threshold)
+                for threshold, probability in zip(thresholds, probabilities[row], strict=True)
+            )
+        ]
+        for row, xray in enumerate(xrays)
+    ]
+
+
+def _look(
+    model: NightModel,
+    xray: XRay,
+    heatmap: npt.NDArray[np.float32],
+    measure: Measure,
+    flagged: bool | None,
+) -> Look:
+    region = extract_region(heatmap, xray.pixels.shape[0], model.settings.regions)
+    if not flagged:
+        return Look(region, flagged, None)
+    if region.box is None:
+        return Look(region, flagged, partial(rejected_row, FeatureStatus.NO_REGION))
+    return Look(region, flagged, measure(crop_of(xray.pixels, region.box)))
+
+
+def _same(row: FeatureRow) -> FeatureRow:
+    return row
+
+
+def _failed(_: object) -> FeatureRow:
+    return rejected_row(FeatureStatus.FAILED)
+
+
+def finite_rows(
+    found: "Predictions", probabilities: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
+    """Tell of each X-ray whether all that the model gave is finite."""
+    finite = np.ones(len(probabilities), dtype=np.bool_)
+    for values in (found.logits, found.embedding, found.maps, probabilities):
+        finite &= np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    return finite
+
+
+def cases_of(
+    model: NightModel,
+    xrays: Sequence[XRay],
+    found: "Predictions",
+    probabilities: npt.NDArray[np.float64],
+    looks: Sequence[Sequence[Look]] | None = None,
+) -> list[NightCase]:
+    """Return the cases of a batch, in its order; without `looks` the regions are measured here."""
+    if looks is None:
+        with measuring(model.settings.radiomics, 1) as measure:
+            looks = looks_of(model, xrays, found, probabilities, measure)
+    distances: Sequence[float | None] = [None] * len(xrays)
+    outside: Sequence[bool | None] = [None] * len(xrays)
+    if model.reference is not None and xrays:
+        measured = ood_scores(model.reference, found.embedding)
+        if np.isfinite(measured).all():
+            distances = [float(value) for value in measured]
+            outside = [bool(flag) for flag in ood_flags(model.reference, measured)]
+    return [
+        NightCase(
+            xray=xray,
+            findings=_findings(model, xray, found, row, probabilities[row], looks[row]),
+            ood_score=distances[row],
+            out_of_distribution=outside[row],
+        )
+        for row, xray in enumerate(xrays)
+    ]
+
+
+def _findings(
+    model: NightModel,
+    xray: XRay,
+    found: "Predictions",
+    row: int,
+    probabilities: npt.NDArray[np.float64],
+    looks: Sequence[Look],
+) -> tuple[NightFinding, ...]:
+    fitted: Mapping[str, Any] = (model.info.calibration or {})["findings"]
+    points = model.operating_points
+    scored = []
+    for column, (finding, look) in enumerate(zip(model.findings, looks, strict=True)):
+        features = look.features() if look.features is not None else None
+        scored.append(
+            NightFinding(
+                name=finding,
+                raw_score=float(found.logits[row, column]),
+                probability=float(probabilities[column]),
+                calibrated=fitted[finding]["status"] != NOT_CALIBRATED,
+                threshold=fitted[finding]["threshold"],
+                flagged=look.flagged,
+                sensitivity=points.get(finding, {}).get("sensitivity"),
+                specificity=points.get(finding, {}).get("specificity"),
+                region=_original_box(look.region, xray.geometry),
+                radiomics=features.by_name() if features else {},
+                radiomics_status=features.status.value if features else _NO_FEATURES[look.flagged],
+                code=model.code_of(finding),
+                model_region=look.region,
+                heatmap=found.maps[row, column],
+            )
+        )
+    return tuple(scored)
+
+
+def _original_box(region: Region, geometry: Geometry) -> Box | None:
+    if region.box is None:
+        return None
+    box = geometry.to_original(region.box)
+    return box.clipped(geometry.original_height, geometry.original_width)

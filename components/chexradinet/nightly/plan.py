@@ -15,11 +15,11 @@ from typing import Any
 import pyarrow.compute as pc
 
 from chexradinet.config.nightly import PlanConfig
-from chexradinet.dicom.archive import is_dicomweb
+from chexradinet.dicom import is_dicomweb
 from chexradinet.errors import ConfigError, MismatchError, SourceError, StoreError
 from chexradinet.model import BundleInfo, read_bundle_info
+from chexradinet.nightly import NOT_SCORED, POSTPONED, VANISHED, Addresses, same_place
 from chexradinet.nightly.history import MAX_FAILED_NIGHTS, History, read_history, roll_up
-from chexradinet.nightly.lease import store_time
 from chexradinet.nightly.ledger import (
     UNKNOWN_SIZE,
     Plan,
@@ -27,16 +27,18 @@ from chexradinet.nightly.ledger import (
     create_plan,
     open_ledger,
     read_plan,
+    store_time,
 )
 from chexradinet.nightly.model import check_model
-from chexradinet.nightly.records import NOT_SCORED, POSTPONED, VANISHED, Addresses, same_place
-from chexradinet.registry.champion import fetch_champion
-from chexradinet.store import open_store, parse_uri, require_conditional_create
+from chexradinet.registry import fetch_champion
+from chexradinet.store import open_store
+from chexradinet.store.protocol import require_conditional_create
+from chexradinet.store.uri import parse_uri
 
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
-NOT_DONE = frozenset({POSTPONED, VANISHED, NOT_SCORED})
+_NOT_DONE = frozenset({POSTPONED, VANISHED, NOT_SCORED})
 """What an X-ray may have come to that does not count as done: it is planned again."""
 
 
@@ -172,7 +174,7 @@ def plan(addresses: Addresses, config: PlanConfig) -> PlanOutcome:
         waiting = {image.key: image for image in listed}
         replaced = drop_taken(waiting, history, pending, (champion[1], config.rescore_since))
         inbox = replace(
-            new_images(waiting.values(), now, config),
+            _new_images(waiting.values(), now, config),
             num_unreadable=len(left_out),
             num_replaced=len(replaced),
         )
@@ -282,14 +284,8 @@ def inbox_images(
             )
 
 
-def new_images(waiting: Iterable[PlannedImage], now: datetime, config: PlanConfig) -> Inbox:
-    """Choose what to plan.
-
-    Args:
-        waiting: Objects of the inbox that no plan has done or is at.
-        now: Time by the store's clock.
-        config: Settling time and size.
-    """
+def _new_images(waiting: Iterable[PlannedImage], now: datetime, config: PlanConfig) -> Inbox:
+    """Choose what to plan of the objects that no plan has done or is at."""
     new = list(waiting)
     settled = [image for image in new if _is_settled(image, now, config.settle_s)]
     first = sorted(settled, key=lambda image: (image.arrived, image.key))[: config.max_images]
@@ -346,7 +342,7 @@ def drop_taken(
         if head.newest_arrival >= oldest and counts(head.bundle_digest, head.date)
     ]
     for index in history.indexes(wanted):
-        done = index.filter(~pc.field("status").isin(sorted(NOT_DONE)))
+        done = index.filter(~pc.field("status").isin(sorted(_NOT_DONE)))
         columns = (done.column(name).to_pylist() for name in ("key", "etag"))
         replaced |= _drop(waiting, zip(*columns, strict=True))
     return replaced & waiting.keys()

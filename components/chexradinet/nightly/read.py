@@ -13,7 +13,7 @@ from chexradinet.config import PreprocessingConfig
 from chexradinet.config.nightly import ResultSettings, WorklistIdentifiers
 from chexradinet.dataset.images import DECODE_TIMEOUT_S, reject_on_error
 from chexradinet.dataset.quality import accepted_picture
-from chexradinet.dicom.archive import UID, is_dicomweb
+from chexradinet.dicom import UID, is_dicomweb
 from chexradinet.errors import (
     RejectedImageError,
     StoreAccessError,
@@ -23,15 +23,15 @@ from chexradinet.errors import (
     StoreItemError,
     StoreNotFoundError,
 )
-from chexradinet.ingest.sources import MAX_FILE_BYTES, too_large
-from chexradinet.nightly.ledger import PlannedImage
-from chexradinet.nightly.records import (
+from chexradinet.ingest import MAX_FILE_BYTES, too_large
+from chexradinet.nightly import (
     POSTPONED,
     REJECTED,
     VANISHED,
     Excluded,
     XRay,
 )
+from chexradinet.nightly.ledger import PlannedImage
 from chexradinet.records import RejectReason
 from chexradinet.store import open_store
 

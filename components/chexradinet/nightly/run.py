@@ -1,34 +1,55 @@
 """The nightly run: its stages as Kubeflow runs them, and all of them in one go for a shell.
 
 What needs torch is imported where it is used: planning and collecting start seconds earlier.
+
+A plan that is worked on while `archive_uri` is set is marked. Once it is complete and the archive
+has answered for each of its DICOM results, that is noted beside the mark. Whatever has a mark and
+no note is sent by the next run: an archive that cannot be reached delays results and loses none
+(ADR 0024).
 """
 
+import html
 import logging
 import os
+import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
+from chexradinet.config import StoreConfig
 from chexradinet.config.nightly import PlanConfig, Run, ScoreConfig
-from chexradinet.errors import ChexRadiNetError, StoreNotFoundError
+from chexradinet.errors import (
+    ChexRadiNetError,
+    StoreAccessError,
+    StoreConflictError,
+    StoreError,
+    StoreFullError,
+    StoreNotFoundError,
+    StoreUnavailableError,
+)
 from chexradinet.monitoring import NightlyTelemetry, push
-from chexradinet.nightly.archive import mark_for_archive
-from chexradinet.nightly.collect import collect, collect_plan
-from chexradinet.nightly.history import note_try
-from chexradinet.nightly.lease import holding, release, store_time, this_process
+from chexradinet.nightly import Addresses, ShardOutcome
+from chexradinet.nightly.collect import collect, collect_plan, night_key
+from chexradinet.nightly.history import PlanHead, note_try, read_history
 from chexradinet.nightly.ledger import (
     Ledger,
+    dicom_start,
     document_bytes,
+    holding,
     open_ledger,
     read_json,
     read_plan,
+    release,
+    store_time,
+    this_process,
 )
-from chexradinet.nightly.outcome import Night, ShardOutcome, combine
 from chexradinet.nightly.plan import PlanOutcome, parts_of, place_of, plan
-from chexradinet.nightly.records import Addresses
-from chexradinet.nightly.summary import night_telemetry
+from chexradinet.nightly.summary import Night, combine, night_telemetry
+from chexradinet.store import DEFAULT
 
 ENDED_WELL = frozenset({"SUCCEEDED", "COMPLETE", "CACHED"})
 """Names of success: of the local runner and of the API, and of the backend's metadata store."""
@@ -41,7 +62,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord:
+class _RunRecord:
     """The run that held the lease last, as `ledger/run.json` keeps it.
 
     The exit task reads it rather than trust Kubeflow alone, which names the states of a run in
@@ -66,9 +87,7 @@ def plan_stage(addresses: Addresses, config: PlanConfig, run: Run) -> PlanOutcom
     ledger = open_ledger(addresses.results_uri)
     with holding(ledger, this_process(run.run_id, run.lease_ttl_s)) as ours:
         if not ours:
-            outcome = PlanOutcome(status="another_run_active")
-            _log.warning("%s", outcome.as_text())
-            return outcome
+            return _another_run()
         _begin(ledger, run.run_id)
         outcome = _planned(ledger, addresses, config)
     stages = {"plan": time.monotonic() - started}
@@ -133,32 +152,33 @@ def nightly(
     run = run or new_run()
     started = time.monotonic()
     ledger = open_ledger(addresses.results_uri)
-    succeeded = False
     try:
         with holding(ledger, this_process(run.run_id, run.lease_ttl_s), last=True) as ours:
             if not ours:
-                succeeded = True
-                outcome = PlanOutcome(status="another_run_active")
-                _log.warning("%s", outcome.as_text())
-                return outcome, None
+                return _another_run(), None
             outcome = _planned(ledger, addresses, config)
             planned_s = time.monotonic() - started
             night = _work(addresses, outcome, scoring, progress)
             figures = night_telemetry(addresses, night)
-        succeeded = True
-    finally:
-        if not succeeded:
-            push(NightlyTelemetry(success=False, duration_seconds=time.monotonic() - started))
+    except BaseException:
+        push(NightlyTelemetry(success=False, duration_seconds=time.monotonic() - started))
+        raise
     stages = {"plan": planned_s, **figures.stage_seconds}
     spent_s = time.monotonic() - started
     push(replace(figures, success=True, duration_seconds=spent_s, stage_seconds=stages))
     return outcome, night
 
 
+def _another_run() -> PlanOutcome:
+    outcome = PlanOutcome(status="another_run_active")
+    _log.warning("%s", outcome.as_text())
+    return outcome
+
+
 def _planned(ledger: Ledger, addresses: Addresses, config: PlanConfig) -> PlanOutcome:
     outcome = plan(addresses, config)
     if addresses.archive_uri:
-        mark_for_archive(ledger, (number for number, _ in outcome.parts))
+        _mark_for_archive(ledger, (number for number, _ in outcome.parts))
     return outcome
 
 
@@ -215,7 +235,7 @@ def report_outcome(results_uri: str, state: str, run_id: str) -> bool:
 def _begin(ledger: Ledger, run_id: str) -> None:
     """Note that a run begins its work, unless it did so before."""
     if _read_run(ledger, run_id) is None:
-        _write(ledger, RunRecord(run_id=run_id, began=store_time(ledger).isoformat()))
+        _write(ledger, _RunRecord(run_id=run_id, began=store_time(ledger).isoformat()))
 
 
 def _finish(ledger: Ledger, run_id: str) -> None:
@@ -225,7 +245,7 @@ def _finish(ledger: Ledger, run_id: str) -> None:
         _write(ledger, replace(found, finished=True))
 
 
-def _read_run(ledger: Ledger, run_id: str) -> RunRecord | None:
+def _read_run(ledger: Ledger, run_id: str) -> _RunRecord | None:
     """Return what is noted of a run; None if it never began, or another one began since.
 
     Raises:
@@ -237,14 +257,93 @@ def _read_run(ledger: Ledger, run_id: str) -> RunRecord | None:
         return None
     if document["run_id"] != run_id:
         return None
-    return RunRecord(run_id=run_id, began=document["began"], finished=document["finished"])
+    return _RunRecord(run_id=run_id, began=document["began"], finished=document["finished"])
 
 
-def _seconds_since(ledger: Ledger, record: RunRecord) -> float:
+def _seconds_since(ledger: Ledger, record: _RunRecord) -> float:
     """Return how long ago a run began, by the store's clock, at least 0."""
     passed = store_time(ledger) - datetime.fromisoformat(record.began)
     return max(0.0, passed.total_seconds())
 
 
-def _write(ledger: Ledger, record: RunRecord) -> None:
+def _write(ledger: Ledger, record: _RunRecord) -> None:
     ledger.store.put(ledger.key(*_RUN), document_bytes(_KIND, asdict(record)))
+
+
+if TYPE_CHECKING:
+    from chexradinet.dicom_results.upload import UploadOutcome
+
+_OF_ARCHIVE = (StoreUnavailableError, StoreAccessError, StoreFullError)
+"""Errors that every further result would meet."""
+
+
+def archive_results(
+    results_uri: str, archive_uri: str, config: StoreConfig = DEFAULT
+) -> "UploadOutcome":
+    """Send the DICOM results of every complete plan that waits for the archive; say so in reports.
+
+    Results that the archive has already count as done, so that a run that broke off is repeated.
+
+    Args:
+        results_uri: Folder of the results.
+        archive_uri: `dicomweb://host[:port]/path`.
+        config: How often and how long to try.
+
+    Raises:
+        StoreRefusedError: the archive refused some results; they are not sent again, all others
+            were.
+        StoreError: as `upload_results`, once all that can be sent was; the next run sends the rest.
+    """
+    # Here, not above: planning and scoring must also run where no DICOM reader is installed.
+    from chexradinet.dicom_results.upload import UploadOutcome, upload_results
+
+    started, ledger, total = time.monotonic(), open_ledger(results_uri), UploadOutcome()
+    waiting = read_history(ledger).waiting_for_archive()
+    failed: dict[int, StoreError] = {}
+    for head in waiting:
+        try:
+            for error in failed.values():
+                if isinstance(error, _OF_ARCHIVE):
+                    raise error
+            found = upload_results(
+                results_uri, archive_uri, config, dicom_start(head.date, head.number)
+            )
+            note = document_bytes("nightly-archived", asdict(found))
+            ledger.store.put(ledger.plan_key(head.number, "archived.json"), note)
+        except StoreError as raised:
+            failed[head.number] = raised
+            _tell_report(ledger, head, f"not sent; the next run tries again: {raised}")
+            continue
+        _tell_report(ledger, head, f"{found.as_text()}. {found.refusal}")
+        total += found
+    push(
+        NightlyTelemetry(
+            stage_seconds={"upload": time.monotonic() - started},
+            dicom_results_archived=total.stored + total.already_there,
+            dicom_results_refused=total.refused,
+            plans_to_archive=len(failed),
+        )
+    )
+    if failed:
+        raise next(iter(failed.values()))
+    total.require_all()
+    return total
+
+
+def _mark_for_archive(ledger: Ledger, numbers: Iterable[int]) -> None:
+    """Note that the DICOM results of some plans are for the archive."""
+    for number in numbers:
+        with suppress(StoreConflictError):  # an earlier run noted it
+            ledger.store.create(ledger.plan_key(number, "to-archive"), b"")
+
+
+def _tell_report(ledger: Ledger, head: PlanHead, text: str) -> None:
+    """Write a plan's outcome into the night's report, unless a later plan's took its place."""
+    place = re.compile(rb'(?<=<p id="archive-%06d">).*?(?=</p>)' % head.number, re.DOTALL)
+    said = f"DICOM results: {html.escape(text.strip())}".encode()
+    key = night_key(ledger, head, "report.html")
+    with suppress(StoreError):  # the note in the ledger counts, not the page
+        etag, page = ledger.store.stat(key).etag, ledger.store.get(key)
+        changed = place.sub(lambda _: said, page)
+        if changed != page:
+            ledger.store.put(key, changed, if_match=etag)

@@ -1,7 +1,8 @@
 """Scoring a shard of a plan: decode beside the network, one forward pass, one object of results.
 
 A shard that was killed leaves nothing and is done again; a shard that is there is left alone. So
-each X-ray is scored into exactly one object, however often and by however many this runs.
+each X-ray is scored into exactly one object, however often and by however many this runs. UIDs and
+bytes of DICOM results follow from the X-ray and the model: a rerun writes the same files again.
 """
 
 import logging
@@ -19,22 +20,21 @@ import torch
 
 from chexradinet.config import require
 from chexradinet.config.nightly import ScoreConfig
-from chexradinet.errors import RejectedImageError
+from chexradinet.dicom_results import ScoredCase, ScoringModel
+from chexradinet.errors import (
+    ConfigError,
+    DicomResultError,
+    RejectedImageError,
+    StoreConflictError,
+    StoreNotFoundError,
+)
 from chexradinet.evaluation.calibration import NOT_CALIBRATED, PLATT, apply_calibration
-from chexradinet.evaluation.reference import ood_flags, ood_scores
 from chexradinet.ingest.decoding import decode_in_order
 from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import Predictions, choose_device, folded, predict_folded
 from chexradinet.model.resnet import ChexRadiNet
 from chexradinet.monitoring import ProgressLog
-from chexradinet.nightly.dicom import write_dicom
-from chexradinet.nightly.ledger import Ledger, Plan, PlannedImage, open_ledger, read_plan
-from chexradinet.nightly.look import Look, Measure, looks_of, measuring, num_measurers
-from chexradinet.nightly.merge import read_shard
-from chexradinet.nightly.model import NightModel, fetched, read_model
-from chexradinet.nightly.outcome import ShardOutcome
-from chexradinet.nightly.read import Reading, read_xray
-from chexradinet.nightly.records import (
+from chexradinet.nightly import (
     EXCLUDED,
     IMAGES,
     NOT_SCORED,
@@ -44,20 +44,43 @@ from chexradinet.nightly.records import (
     Excluded,
     NightCase,
     NightFinding,
+    ShardOutcome,
     ShardResult,
     XRay,
     pack,
     table_from,
     urgency,
 )
-from chexradinet.records import Box, Geometry, Region, RejectReason
+from chexradinet.nightly.ledger import (
+    Ledger,
+    Plan,
+    PlannedImage,
+    dicom_folder,
+    open_ledger,
+    read_plan,
+)
+from chexradinet.nightly.merge import read_shard
+from chexradinet.nightly.model import (
+    Look,
+    Measure,
+    NightModel,
+    cases_of,
+    fetched,
+    finite_rows,
+    looks_of,
+    measuring,
+    num_measurers,
+    read_model,
+)
+from chexradinet.nightly.read import Reading, planned_content, read_xray
+from chexradinet.records import Geometry, RejectReason
 from chexradinet.reports.pictures import overlay, png_bytes
+from chexradinet.version import __version__
 
 NOT_FINITE_DETAIL = "the model gave a score or a map that is not a finite number"
 PICTURE_SIDE_PX = 224
 """Shortest side of a picture in the report."""
 
-_NO_FEATURES = {False: "not_flagged", None: "not_assessed"}
 _log = logging.getLogger(__name__)
 
 
@@ -262,86 +285,6 @@ def _result(collected: _Collected, plan: Plan, wall_s: float) -> ShardResult:
     )
 
 
-def finite_rows(
-    found: Predictions, probabilities: npt.NDArray[np.float64]
-) -> npt.NDArray[np.bool_]:
-    """Tell of each X-ray whether all that the model gave is finite."""
-    finite = np.ones(len(probabilities), dtype=np.bool_)
-    for values in (found.logits, found.embedding, found.maps, probabilities):
-        finite &= np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-    return finite
-
-
-def cases_of(
-    model: NightModel,
-    xrays: Sequence[XRay],
-    found: Predictions,
-    probabilities: npt.NDArray[np.float64],
-    looks: Sequence[Sequence[Look]] | None = None,
-) -> list[NightCase]:
-    """Return the cases of a batch, in its order; without `looks` the regions are measured here."""
-    if looks is None:
-        with measuring(model.settings.radiomics, 1) as measure:
-            looks = looks_of(model, xrays, found, probabilities, measure)
-    distances: Sequence[float | None] = [None] * len(xrays)
-    outside: Sequence[bool | None] = [None] * len(xrays)
-    if model.reference is not None and xrays:
-        measured = ood_scores(model.reference, found.embedding)
-        if np.isfinite(measured).all():
-            distances = [float(value) for value in measured]
-            outside = [bool(flag) for flag in ood_flags(model.reference, measured)]
-    return [
-        NightCase(
-            xray=xray,
-            findings=_findings(model, xray, found, row, probabilities[row], looks[row]),
-            ood_score=distances[row],
-            out_of_distribution=outside[row],
-        )
-        for row, xray in enumerate(xrays)
-    ]
-
-
-def _findings(
-    model: NightModel,
-    xray: XRay,
-    found: Predictions,
-    row: int,
-    probabilities: npt.NDArray[np.float64],
-    looks: Sequence[Look],
-) -> tuple[NightFinding, ...]:
-    fitted: Mapping[str, Any] = (model.info.calibration or {})["findings"]
-    points = model.operating_points
-    scored = []
-    for column, (finding, look) in enumerate(zip(model.findings, looks, strict=True)):
-        features = look.features() if look.features is not None else None
-        scored.append(
-            NightFinding(
-                name=finding,
-                raw_score=float(found.logits[row, column]),
-                probability=float(probabilities[column]),
-                calibrated=fitted[finding]["status"] != NOT_CALIBRATED,
-                threshold=fitted[finding]["threshold"],
-                flagged=look.flagged,
-                sensitivity=points.get(finding, {}).get("sensitivity"),
-                specificity=points.get(finding, {}).get("specificity"),
-                region=_original_box(look.region, xray.geometry),
-                radiomics=features.by_name() if features else {},
-                radiomics_status=features.status.value if features else _NO_FEATURES[look.flagged],
-                code=model.code_of(finding),
-                model_region=look.region,
-                heatmap=found.maps[row, column],
-            )
-        )
-    return tuple(scored)
-
-
-def _original_box(region: Region, geometry: Geometry) -> Box | None:
-    if region.box is None:
-        return None
-    box = geometry.to_original(region.box)
-    return box.clipped(geometry.original_height, geometry.original_width)
-
-
 def _score_rows(
     case: NightCase, model: NightModel, shared: Mapping[str, float]
 ) -> list[dict[str, Any]]:
@@ -417,3 +360,73 @@ def _picture(case: NightCase, found: NightFinding) -> bytes:
     box = found.model_region.box
     drawn = overlay(case.xray.pixels, found.heatmap, box, min_side_px=PICTURE_SIDE_PX)
     return png_bytes(drawn, compression=3)
+
+
+def write_dicom(
+    ledger: Ledger, plan: Plan, image: PlannedImage, scored: tuple[NightCase, NightModel]
+) -> int:
+    """Write the DICOM results of an X-ray that came as DICOM; return how many files.
+
+    An X-ray that changed since it was scored, or that names no instance, has none.
+
+    Raises:
+        ConfigError: what writes them is not installed.
+        StoreError: results cannot be written.
+    """
+    case, model = scored
+    if not case.xray.sop_uid:
+        return 0
+    try:
+        content = planned_content(plan.inbox_uri, image)
+        files = _files(content, image, case, model)
+    except (StoreConflictError, StoreNotFoundError, RejectedImageError, DicomResultError) as error:
+        _log.warning(
+            "no DICOM results of X-ray %s: %s", case.xray.image_key[:12], type(error).__name__
+        )
+        return 0
+    folder = dicom_folder(ledger, plan, case.xray.object_key)
+    for name, data in sorted(files.items()):
+        ledger.store.put(folder + name, data)
+    return len(files)
+
+
+def _files(
+    content: bytes, image: PlannedImage, case: NightCase, model: NightModel
+) -> dict[str, bytes]:
+    try:
+        # Here, not above: scoring must also run where these are not installed.
+        from chexradinet.dicom.file import open_dicom
+        from chexradinet.dicom.reader import read_radiograph
+        from chexradinet.dicom_results.results import write_dicom_results
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"dicom_results is set, and {error.name} is not installed; install it, or switch "
+            "dicom_results off"
+        ) from error
+    found = urgency(case, model.settings)
+    first = None if found is None else found[1]
+    written = write_dicom_results(
+        open_dicom(content).dataset,
+        ScoredCase(
+            pixels=read_radiograph(content, model.info.preprocessing.dicom).pixels,
+            geometry=case.xray.geometry,
+            model_side_px=case.xray.pixels.shape[0],
+            heatmap=None if first is None else first.heatmap,
+            heatmap_finding="" if first is None else first.name,
+            findings=case.findings,
+            model=ScoringModel(
+                bundle_digest=model.digest,
+                preprocessing_digest=model.info.preprocessing_digest,
+                round=model.info.round,
+                software_version=__version__,
+            ),
+            content_at=image.arrived,
+            quality_notes=case.xray.quality,
+            out_of_distribution=case.out_of_distribution,
+            out_of_distribution_score=case.ood_score,
+        ),
+    )
+    return {
+        f"{written.structured_report_uid}.dcm": written.structured_report,
+        f"{written.secondary_capture_uid}.dcm": written.secondary_capture,
+    }

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chexradinet.config import RadiomicsConfig, RegionConfig
-from chexradinet.dataset.dataset import Dataset
+from chexradinet.dataset import Dataset
 from chexradinet.evaluation import MEASURES, gain_sentences, interval, verdict
 from chexradinet.evaluation.calibration import Calibration, apply_calibration
 from chexradinet.evaluation.classification import Array, FloatArray

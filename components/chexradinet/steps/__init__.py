@@ -1,4 +1,4 @@
-"""One module per stage: the Kubeflow component around it. The only importer of kfp.
+"""One module per pipeline: a Kubeflow component per stage. The only importer of kfp.
 
 A component holds the step's signature and one call: what it does comes from the package in the
 image. Kubeflow repeats a component's source in each of its nodes, and a run has room for 1 MiB.
@@ -18,17 +18,17 @@ from chexradinet.config import Settings
 from chexradinet.config.parameters import WORKER_IMAGE, flat
 
 STEPS: dict[str, Callable[..., Any]] = {}
-"""What each step does, by its name."""
+"""What each step does, by its module and name, such as `training.train`."""
 
 _CALL = """    given = dict(locals())
     from chexradinet.steps import step
-    return step("{name}")(**given)
+    return step("{place}")(**given)
 """
 
 
 def step(name: str) -> Callable[..., Any]:
-    """Return what a step does."""
-    importlib.import_module(f"{__name__}.{name}")
+    """Return what a step does; its module is read first."""
+    importlib.import_module(f"{__name__}.{name.partition('.')[0]}")
     return STEPS[name]
 
 
@@ -44,7 +44,8 @@ def worker(function: Callable[..., Any], settings: type[Settings] | None = None)
             step only what its source names, so they are named there.
     """
     name = function.__name__
-    STEPS[name] = function
+    place = f"{function.__module__.rpartition('.')[2]}.{name}"
+    STEPS[place] = function
     if os.environ.get("_KFP_RUNTIME") == "true":  # in the step's pod, where kfp compiles nothing
         return function
     known = [] if settings is None else [one for one in flat(settings).values() if not one.internal]
@@ -53,7 +54,7 @@ def worker(function: Callable[..., Any], settings: type[Settings] | None = None)
     signature = source[source.index("def ") :].partition('    """')[0]
     signature = re.sub(r" *# .*", "", signature.replace("**given: object", declared, 1))
     signature = re.sub(r"\n *", "", signature)
-    source = signature.rstrip() + "\n" + _CALL.format(name=name)
+    source = signature.rstrip() + "\n" + _CALL.format(place=place)
     file = f"<component {name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     names: dict[str, Any] = {"NamedTuple": NamedTuple, "List": List, "dsl": dsl}  # noqa: UP006

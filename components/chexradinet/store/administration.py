@@ -30,10 +30,16 @@ from minio.versioningconfig import VersioningConfig
 from chexradinet.artifacts import read_document
 from chexradinet.config import StoreConfig, require
 from chexradinet.errors import ConfigError, StoreAccessError, StoreError
-from chexradinet.store.credentials import provider_of
 from chexradinet.store.minio_private import status_of
-from chexradinet.store.retry import Backoff, retrying
-from chexradinet.store.s3 import RAW_ERRORS, connect, is_transient, open_pool, translated
+from chexradinet.store.protocol import Backoff, retrying
+from chexradinet.store.s3_client import (
+    RAW_ERRORS,
+    connect,
+    is_transient,
+    open_pool,
+    provider_of,
+    translated,
+)
 from chexradinet.store.uri import S3Access, access_from_environment
 
 T = TypeVar("T")

@@ -19,7 +19,9 @@ import stat as modes
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from chexradinet.artifacts import sync
 from chexradinet.errors import (
@@ -28,14 +30,14 @@ from chexradinet.errors import (
     StoreConflictError,
     StoreNotFoundError,
 )
-from chexradinet.store.checksums import (
+from chexradinet.store.protocol import (
+    CHUNK_BYTES,
     Expected,
-    file_chunks,
+    ObjectInfo,
+    ObjectStore,
     file_errors,
-    stream_chunks,
     verified,
 )
-from chexradinet.store.protocol import ObjectInfo, ObjectStore
 from chexradinet.store.uri import check_key
 
 _CHECKSUM = "user.chexradinet.sha256"
@@ -112,7 +114,7 @@ class LocalStore(ObjectStore):
             with path.open("rb") as stream:
                 info = self._info(key, path, stream.fileno())
                 expected = Expected(size_bytes=info.size_bytes, sha256=info.sha256)
-                yield from verified(stream_chunks(stream), expected, info.uri)
+                yield from verified(_chunks(stream), expected, info.uri)
 
     def put(self, key: str, data: bytes, *, if_match: str | None = None) -> str:
         """Write a file, replacing an older one; see `ObjectStore.put`."""
@@ -120,9 +122,8 @@ class LocalStore(ObjectStore):
 
     def put_file(self, key: str, path: Path) -> str:
         """Copy a file of any size; see `ObjectStore.put_file`."""
-        with file_errors("read", path):
-            path.open("rb").close()
-        return self._replace(key, file_chunks(path), None)
+        with file_errors("read", path), path.open("rb") as stream:
+            return self._replace(key, _chunks(stream), None)
 
     def create(self, key: str, data: bytes) -> str:
         """Write a file that must not exist yet; see `ObjectStore.create`."""
@@ -199,6 +200,10 @@ class LocalStore(ObjectStore):
             raise StoreConflictError(
                 f"{path} has changed: its ETag is {found}, it must be {needed}; read it again"
             )
+
+
+def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+    return iter(partial(stream.read, CHUNK_BYTES), b"")
 
 
 def _walk(root: Path, folder: str, prefix: str, left_out: list[str] | None = None) -> Iterator[str]:

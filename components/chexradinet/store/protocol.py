@@ -1,25 +1,36 @@
-"""What the project asks of object storage, whatever holds the objects.
+"""What the project asks of object storage, and what all stores share: checks, waits and errors.
 
 A key is names joined by slashes, as in `scores/date=2026-01-31/part.parquet`. Listings are in the
 order of the keys' UTF-8 bytes. Objects appear whole or not at all, and what is written with a
-checksum is read with one.
+checksum is read with one. An attempt is repeated with exponential backoff, bounded by a total time;
+waits are drawn from the upper half of their range, so that many workers that lost the store at once
+do not all come back at once.
 """
 
 import builtins
-from collections.abc import Iterator
+import errno
+import hashlib
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from chexradinet.artifacts import writing_file
 from chexradinet.errors import (
+    StoreAccessError,
     StoreBucketError,
     StoreConflictError,
     StoreError,
+    StoreFullError,
+    StoreIntegrityError,
     StoreNotFoundError,
+    StoreUnavailableError,
 )
-from chexradinet.store.checksums import file_errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,3 +186,155 @@ def require_conditional_create(store: ObjectStore, prefix: str) -> None:
         f"the store of {store.uri_of(prefix)} overwrites what must only be created; it needs "
         "conditional writes (If-None-Match on PutObject): use a newer release of it"
     )
+
+
+CHUNK_BYTES = 1 << 20
+"""Most bytes read at once."""
+
+_FULL = (StoreFullError, "free space there, or choose another place, and run again")
+_DENIED = (StoreAccessError, "allow this user to {action} there")
+_LOST = (StoreUnavailableError, "check the disk or the network mount and run again")
+_NO_FILE = (StoreNotFoundError, "the path of a file in a directory is needed")
+_ERRORS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _DENIED),
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN), _LOST
+    ),
+    errno.ENOENT: (StoreNotFoundError, "check the path"),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), _NO_FILE),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """Record of an object's content."""
+
+    size_bytes: int
+    """Length."""
+    sha256: str | None = None
+    """Checksum by our own writer, in hex, if it wrote the object."""
+    md5: str | None = None
+    """Checksum that the ETag is known to be, in hex."""
+
+
+def verified(chunks: Iterable[bytes], expected: Expected, uri: str) -> Iterator[bytes]:
+    """Yield the same chunks, and compare the whole when they end.
+
+    Raises:
+        StoreIntegrityError: length or checksum differ; the message names both values.
+    """
+    name = "SHA-256" if expected.sha256 else "MD5"
+    recorded = expected.sha256 or expected.md5
+    digest = hashlib.sha256() if expected.sha256 else hashlib.md5(usedforsecurity=False)
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if recorded:
+            digest.update(chunk)
+        yield chunk
+    if size != expected.size_bytes:
+        raise _damaged(uri, f"{size} bytes", f"{expected.size_bytes} bytes")
+    if recorded and digest.hexdigest() != recorded:
+        raise _damaged(uri, f"{name} {digest.hexdigest()}", recorded)
+
+
+def _damaged(uri: str, found: str, recorded: str) -> StoreIntegrityError:
+    return StoreIntegrityError(
+        f"{uri} was read with {found}, but {recorded} was recorded when it was written; it was "
+        "damaged or altered: restore it or make it again"
+    )
+
+
+@contextmanager
+def file_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn an `OSError` of the block into the store's error that fits.
+
+    Args:
+        action: A verb for the message, such as `write`.
+        path: File or directory that the block works on.
+
+    Raises:
+        StoreError: the subclass that fits what the operating system said.
+    """
+    try:
+        yield
+    except OSError as error:
+        kind, advice = _ERRORS.get(error.errno or 0, (StoreError, "check the path and run again"))
+        said = error.strerror or type(error).__name__
+        raise kind(f"cannot {action} {path}: {said}; {advice.format(action=action)}") from error
+
+
+T = TypeVar("T")
+
+FIRST_WAIT_S = 0.2
+"""Longest wait before the second attempt, in seconds; doubles with each further one."""
+LONGEST_WAIT_S = 10.0
+"""Longest wait between two attempts, in seconds."""
+
+_random = random.SystemRandom()
+_logger = logging.getLogger(__name__)
+
+
+class Backoff:
+    """The waits between attempts of one operation."""
+
+    def __init__(
+        self,
+        total_s: float,
+        *,
+        where: str = "storage",
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total_s = total_s
+        self._where = where
+        self._sleep = sleep
+        self._clock = clock
+        self._failures = 0
+        self._deadline: float | None = None
+
+    def wait(self, error: Exception) -> bool:
+        """Wait before the next attempt; return False, at once, if the time is spent."""
+        now = self._clock()
+        if self._deadline is None:
+            self._deadline = now + self._total_s
+        left_s = self._deadline - now
+        if left_s <= 0:
+            return False
+        ceiling_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(self._failures, 20))
+        self._failures += 1
+        wait_s = min(left_s, _random.uniform(ceiling_s / 2, ceiling_s))
+        # The error's class only: its text may hold what does not belong into a log.
+        _logger.warning(
+            "%s failed with %s (attempt %d); trying again in %.1f s, for %.0f s more",
+            self._where, type(error).__name__, self._failures, wait_s, left_s,
+        )  # fmt: skip
+        self._sleep(wait_s)
+        return True
+
+    def reset(self) -> None:
+        """Start over: the operation made progress."""
+        self._failures = 0
+        self._deadline = None
+
+
+def retrying(
+    operation: Callable[[], T], is_transient: Callable[[Exception], bool], backoff: Backoff
+) -> T:
+    """Call an operation until it succeeds, fails for good, or the time is spent.
+
+    Args:
+        operation: What to do; must be safe to do twice.
+        is_transient: Whether an error is worth another attempt.
+        backoff: The waits.
+
+    Raises:
+        Exception: the last error of the operation, as it was raised.
+    """
+    while True:
+        try:
+            return operation()
+        except Exception as error:
+            if not is_transient(error) or not backoff.wait(error):
+                raise

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from chexradinet.artifacts import require_replaceable, writing_directory
 from chexradinet.config import EvaluationConfig, RadiomicsConfig, RegionConfig
-from chexradinet.dataset.dataset import Dataset, open_dataset, read_headers
+from chexradinet.dataset import Dataset, open_dataset, read_headers
 from chexradinet.errors import ArtifactError, ConfigError
 from chexradinet.evaluation import (
     EVALUATION_HEAD,

@@ -16,12 +16,12 @@ from typing import Any
 from torch import distributed
 
 from chexradinet.config import GuidanceConfig, NetworkConfig, TrainConfig
-from chexradinet.dataset.dataset import DATASET_HEAD
+from chexradinet.dataset import DATASET_HEAD
 from chexradinet.errors import StoreNotFoundError
 from chexradinet.model import BUNDLE_HEAD
 from chexradinet.model.distributed import Ranks
 from chexradinet.regions import FEATURES_HEAD
-from chexradinet.store.finished import FinishedWork
+from chexradinet.store import FinishedWork
 from chexradinet.training.processes import join_group
 from chexradinet.training.train import retrain_here, train_here
 

@@ -22,7 +22,7 @@ from chexradinet.config.parameters import TrainingPlacement
 from chexradinet.errors import ChexRadiNetError, ConfigError, Interrupted, TrainingError
 from chexradinet.model import BUNDLE_HEAD
 from chexradinet.parallel import on_signals
-from chexradinet.store.finished import FinishedWork
+from chexradinet.store import FinishedWork
 from chexradinet.store.uri import CHECKPOINT_VARIABLE, parse_uri
 
 GROUP, VERSION = "trainer.kubeflow.org", "v1alpha1"

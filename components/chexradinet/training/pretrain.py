@@ -30,7 +30,7 @@ from chexradinet.artifacts import (
     writing_directory,
 )
 from chexradinet.config import NetworkConfig, Pretext, PretrainConfig, digest_of
-from chexradinet.dataset.dataset import Dataset, gathered, open_dataset
+from chexradinet.dataset import Dataset, gathered, open_dataset
 from chexradinet.errors import ArtifactError, MismatchError, TrainingError, WorkerError
 from chexradinet.model.bundle import provenance, read_provenance
 from chexradinet.model.encoder import (
@@ -56,8 +56,7 @@ from chexradinet.regions.local_radiomics import (
     measured,
 )
 from chexradinet.regions.radiomics import RadiomicsNormalisation, fit_normalisation
-from chexradinet.store.opening import open_object, open_store
-from chexradinet.store.transfer import download_directory
+from chexradinet.store import download_directory, open_object, open_store
 from chexradinet.training.processes import safeguard
 
 _log = logging.getLogger(__name__)

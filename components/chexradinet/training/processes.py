@@ -39,8 +39,7 @@ from chexradinet.errors import (
 from chexradinet.model.checkpoint import KIND, POSITION_FILE, SCHEMA
 from chexradinet.model.distributed import Ranks
 from chexradinet.parallel import on_signals
-from chexradinet.store.opening import open_store
-from chexradinet.store.transfer import download_directory, upload_directory
+from chexradinet.store import download_directory, open_store, upload_directory
 from chexradinet.store.uri import CHECKPOINT_VARIABLE, checkpoint_folder, join_uri
 
 _log = logging.getLogger(__name__)

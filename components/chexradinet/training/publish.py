@@ -21,7 +21,7 @@ import numpy as np
 
 from chexradinet.artifacts import write_document
 from chexradinet.config import PublishConfig, RegionConfig
-from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.dataset import Dataset, open_dataset
 from chexradinet.errors import ArtifactError, StoreConflictError
 from chexradinet.evaluation import interval, read_metrics, signed
 from chexradinet.evaluation.calibration import apply_calibration, calibration_metrics
@@ -31,9 +31,8 @@ from chexradinet.model import CARD_FILE, BundleInfo, read_bundle_info, verify_bu
 from chexradinet.monitoring import TrainingTelemetry, push
 from chexradinet.records import Split
 from chexradinet.regions.extract import extract_regions
-from chexradinet.registry.champion import POINTER, fetch_bundle, move_pointer, read_pointer
-from chexradinet.registry.model_registry import register_model
-from chexradinet.store.transfer import add_directory
+from chexradinet.registry import POINTER, fetch_bundle, move_pointer, read_pointer, register_model
+from chexradinet.store import add_directory
 
 DECISION_FILE = "decision.json"
 DECISION_SCHEMA = 1

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from chexradinet.artifacts import Head, require_replaceable, write_document, writing_directory
 from chexradinet.config import RadiomicsConfig, RegionConfig, require
-from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.dataset import Dataset, open_dataset
 from chexradinet.errors import ConfigError, MismatchError
 from chexradinet.model import require_match
 from chexradinet.monitoring import timed_stage

@@ -32,7 +32,7 @@ from chexradinet.config import (
     require,
 )
 from chexradinet.config.training import Arm, StudyPlan
-from chexradinet.dataset.dataset import Dataset
+from chexradinet.dataset import Dataset
 from chexradinet.errors import ArtifactError, MismatchError, TrainingError
 from chexradinet.evaluation import LOCALIZATION_KEYS
 from chexradinet.evaluation.calibration import PLATT, apply_calibration, fit_calibration

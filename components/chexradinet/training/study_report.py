@@ -16,7 +16,7 @@ from scipy import stats
 
 from chexradinet.artifacts import write_document
 from chexradinet.config.training import StudyPlan
-from chexradinet.dataset.dataset import Dataset
+from chexradinet.dataset import Dataset
 from chexradinet.evaluation import LOCALIZATION_KEYS, MEASURES, interval, signed
 from chexradinet.evaluation.calibration import calibration_metrics
 from chexradinet.evaluation.classification import (

@@ -27,7 +27,7 @@ from chexradinet.config import (
     require,
 )
 from chexradinet.config.parameters import TrainingPlacement
-from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.dataset import Dataset, open_dataset
 from chexradinet.errors import MismatchError, TrainingError
 from chexradinet.evaluation.evaluator import validate
 from chexradinet.model import BUNDLE_HEAD, BundleInfo, read_bundle_info, require_match
@@ -41,7 +41,7 @@ from chexradinet.monitoring import ProgressReporter, timed_stage
 from chexradinet.records import FeatureStatus, Split
 from chexradinet.regions import FEATURE_NAMES, FeaturesArtifact, read_feature_shards
 from chexradinet.regions.radiomics import fit_normalisation
-from chexradinet.store.finished import FinishedWork
+from chexradinet.store import FinishedWork
 from chexradinet.training.nodes import on_nodes
 from chexradinet.training.pretrain import identity_of, pretrain, start_from
 from chexradinet.training.processes import on_processes, safeguard

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from chexradinet.cli import app
 from chexradinet.config import DicomConfig, QualityConfig
-from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.dataset import Dataset, open_dataset
 from chexradinet.errors import ChexRadiNetError
 from chexradinet.phantom import write_phantom
 from tests.ingest_world import KEY_VARIABLE, SECRET, chest, dicom

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from chexradinet.config import PreprocessingConfig
-from chexradinet.dataset.dataset import (
+from chexradinet.dataset import (
     DatasetInfo,
     ImageRecord,
     Rejection,

@@ -10,7 +10,7 @@ import pytest
 
 from chexradinet.artifacts import write_document
 from chexradinet.config import PreprocessingConfig
-from chexradinet.dataset.dataset import (
+from chexradinet.dataset import (
     DatasetInfo,
     ImageRecord,
     open_dataset,

@@ -19,7 +19,7 @@ from chexradinet.dataset.deidentification import (
 )
 from chexradinet.dicom.reader import read_radiograph
 from chexradinet.errors import ConfigError
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import encode_radiograph
 from chexradinet.records import RadiographHeader
 
 KEY = DeidentificationKey(secret=b"0123456789abcdef0123456789abcdef")
@@ -34,10 +34,13 @@ def header_with(**attributes: object) -> RadiographHeader:
 
 @pytest.mark.parametrize("environment", [{}, {KEY_VARIABLE: ""}, {KEY_VARIABLE: "short"}])
 def test_a_missing_or_short_key_names_the_variable_and_the_page(
-    environment: dict[str, str],
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError) as caught:
-        deidentification_key(environment)
+        deidentification_key()
     assert KEY_VARIABLE in str(caught.value)
     assert "docs/deidentification.md" in str(caught.value)
     assert "short" not in str(caught.value).split(";")[0].split("has")[-1]

@@ -10,8 +10,8 @@ from chexradinet.config import SourceFormat
 from chexradinet.dataset import quality
 from chexradinet.dataset.labels import generic
 from chexradinet.dicom import header as dicom_header
-from chexradinet.dicom import luts, pixels
-from chexradinet.ingest.summary import SHOWN_FLAGS
+from chexradinet.dicom import pixels, reader
+from chexradinet.ingest.output import SHOWN_FLAGS
 from chexradinet.records import RejectReason
 
 PAGE = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def source_of(module: ModuleType) -> str:
 
 def test_every_flag_has_a_row() -> None:
     found = re.findall(r'^ +"(\w+)": header', source_of(quality), flags=re.MULTILINE)
-    modules = (dicom_header, luts, pixels)
+    modules = (dicom_header, reader, pixels)
     noted = re.findall(r'notes\.append\("(\w+)"\)', "".join(map(source_of, modules)))
     assert len(found) >= 5
     assert len(noted) >= 9

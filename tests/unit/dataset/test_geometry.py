@@ -58,10 +58,10 @@ def test_one_axis_may_shrink_while_the_other_grows() -> None:
 
 def test_wide_image_is_padded_above_and_below() -> None:
     pixels = np.full((50, 100), 200, np.uint8)
-    fitted, geometry = fit_to_model(pixels, config(40, GeometryMode.PAD), bar_value=9)
+    fitted, geometry = fit_to_model(pixels, config(40, GeometryMode.PAD))
     assert (fitted[10:30] == 200).all()
-    assert (fitted[:10] == 9).all()
-    assert (fitted[30:] == 9).all()
+    assert (fitted[:10] == 0).all()
+    assert (fitted[30:] == 0).all()
     assert geometry.to_original(Box(10, 0, 30, 40)) == Box(0, 0, 50, 100)
 
 

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig, QualityConfig
 from chexradinet.dataset.images import read_image
-from chexradinet.dataset.labels.cells import parse_view
+from chexradinet.dataset.labels.generic import parse_view
 from chexradinet.dataset.quality import (
     INVERTED_BELOW,
     UNSURE_BELOW,
@@ -24,7 +24,7 @@ from chexradinet.dataset.quality import (
 )
 from chexradinet.dicom.reader import Radiograph, read_radiograph
 from chexradinet.errors import ConfigError, RejectedImageError
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import encode_radiograph
 from chexradinet.records import RejectReason
 
 

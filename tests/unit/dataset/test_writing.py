@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from chexradinet.config import IngestConfig
-from chexradinet.dataset.labels.table import TableRow
-from chexradinet.dataset.splits import assign_splits, take_patients
+from chexradinet.dataset.labels import TableRow
+from chexradinet.dataset.writing import assign_splits, take_patients
 from chexradinet.errors import LabelTableError
 from chexradinet.records import Split
 

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from chexradinet.dicom.archive import HTTP_VARIABLE, parse_archive
+from chexradinet.dicom import HTTP_VARIABLE, parse_archive
 from chexradinet.errors import ConfigError
 
 DATES = "?study_date=20260101-20260131"

@@ -13,7 +13,7 @@ from pydicom.filewriter import write_dataset
 from chexradinet.config import DicomConfig
 from chexradinet.dicom.reader import read_radiograph
 from chexradinet.errors import RejectedImageError
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import encode_radiograph
 from chexradinet.records import RejectReason
 from tests.dicom_files import patched, with_pixel_bytes
 

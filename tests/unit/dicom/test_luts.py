@@ -8,7 +8,7 @@ from pydicom.dataset import Dataset
 
 from chexradinet.config import DicomConfig
 from chexradinet.dicom.reader import Radiograph, read_radiograph
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import encode_radiograph
 
 PLAIN = uid.ExplicitVRLittleEndian
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}

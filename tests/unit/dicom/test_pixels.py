@@ -18,8 +18,7 @@ from chexradinet.dicom.file import open_dicom
 from chexradinet.dicom.pixels import Frame, decoded, pixel_layout
 from chexradinet.dicom.reader import read_radiograph
 from chexradinet.errors import RejectedImageError
-from chexradinet.phantom import iter_phantom
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import encode_radiograph, iter_phantom
 from tests.dicom_files import patched, with_items, with_pixel_bytes, with_stream
 
 LOSSLESS = [

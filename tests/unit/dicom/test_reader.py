@@ -14,7 +14,7 @@ from chexradinet.config import DicomConfig, GeometryMode, PreprocessingConfig
 from chexradinet.dataset.images import fit_to_model
 from chexradinet.dicom.reader import read_radiograph, to_model
 from chexradinet.errors import ConfigError, RejectedImageError
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import encode_radiograph
 from chexradinet.records import Box, RadiographHeader, View
 
 PLAIN = uid.ExplicitVRLittleEndian

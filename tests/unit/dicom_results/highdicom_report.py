@@ -12,8 +12,13 @@ from pydicom.filewriter import write_dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import DigitalXRayImageStorageForPresentation
 
-from chexradinet.dicom_results import report
-from chexradinet.dicom_results.cases import ScoredCase, ScoredFinding, ScoringModel
+from chexradinet.dicom_results import (
+    DEVICE_NAME,
+    ScoredCase,
+    ScoredFinding,
+    ScoringModel,
+    report,
+)
 from chexradinet.dicom_results.source import SourceImage, derived_uid
 
 Points = npt.NDArray[np.float64]
@@ -39,9 +44,9 @@ def content_by_highdicom(case: ScoredCase, source: SourceImage) -> bytes:
 def _observer(model: ScoringModel) -> sr.ObservationContext:
     device = sr.DeviceObserverIdentifyingAttributes(
         uid=derived_uid("device", model.bundle_digest),
-        name=report.DEVICE_NAME,
-        manufacturer_name=report.DEVICE_NAME,
-        model_name=report.model_name(model),
+        name=DEVICE_NAME,
+        manufacturer_name=DEVICE_NAME,
+        model_name=model.device_name,
         serial_number=model.bundle_digest,
     )
     context = sr.ObserverContext(
@@ -53,7 +58,7 @@ def _observer(model: ScoringModel) -> sr.ObservationContext:
 
 def _algorithm(model: ScoringModel) -> sr.AlgorithmIdentification:
     return sr.AlgorithmIdentification(
-        name=report.DEVICE_NAME,
+        name=DEVICE_NAME,
         version=model.software_version,
         parameters=[
             f"bundle sha256 {model.bundle_digest}",

@@ -6,9 +6,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import numpy as np
 import pytest
 
-from chexradinet.dicom_results.capture import case_picture
-from chexradinet.dicom_results.cases import ScoredCase
-from chexradinet.dicom_results.results import write_dicom_results
+from chexradinet.dicom_results import ScoredCase
+from chexradinet.dicom_results.results import case_picture, write_dicom_results
 from tests.unit.dicom_results.test_results import (
     answer,
     groups,

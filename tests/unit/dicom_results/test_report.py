@@ -6,10 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from chexradinet.dicom_results.capture import finding_lines
-from chexradinet.dicom_results.cases import ScoredCase, ScoredFinding
+from chexradinet.dicom_results import ScoredCase, ScoredFinding
 from chexradinet.dicom_results.report import report_content
-from chexradinet.dicom_results.results import write_dicom_results
+from chexradinet.dicom_results.results import finding_lines, write_dicom_results
 from chexradinet.dicom_results.source import read_source
 from chexradinet.errors import ConfigError
 from tests.unit.dicom_results.highdicom_report import content_by_highdicom

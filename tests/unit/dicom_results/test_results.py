@@ -17,15 +17,14 @@ from pydicom.filereader import read_dataset
 from pydicom.sr._concepts_dict import concepts
 
 from chexradinet.dicom.file import open_dicom
-from chexradinet.dicom_results.capture import LONG_SIDE_PX, case_picture
-from chexradinet.dicom_results.cases import (
+from chexradinet.dicom_results import (
     DicomResults,
     ScoredCase,
     ScoredFinding,
     ScoringModel,
 )
 from chexradinet.dicom_results.report import STANDARD_FINDINGS, private_code
-from chexradinet.dicom_results.results import write_dicom_results
+from chexradinet.dicom_results.results import LONG_SIDE_PX, case_picture, write_dicom_results
 from chexradinet.errors import ConfigError, DicomResultError
 from chexradinet.records import Box, Geometry
 from chexradinet.reports.pictures import REGION_COLOR

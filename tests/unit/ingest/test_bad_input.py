@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.dataset import Dataset, open_dataset
 from chexradinet.dataset.deidentification import DeidentificationKey, coded
 from chexradinet.errors import ChexRadiNetError, ConfigError, RejectedImageError, SourceError
+from chexradinet.ingest import MAX_FILE_BYTES, Folder
 from chexradinet.ingest.ingest import ingest
-from chexradinet.ingest.sources import MAX_FILE_BYTES, Folder
-from chexradinet.ingest.upload import WORK_VARIABLE, ingest_to
+from chexradinet.ingest.output import WORK_VARIABLE, ingest_to
 from tests.ingest_world import KEY_VARIABLE, SECRET, chest, dicom, dicom_config
 
 KEY = DeidentificationKey(secret=SECRET.encode())

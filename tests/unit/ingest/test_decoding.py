@@ -9,7 +9,7 @@ from PIL import Image
 
 from chexradinet.errors import ConfigError, StoreUnavailableError
 from chexradinet.ingest import decoding as reading
-from chexradinet.ingest.decoding import Refused, decoder
+from chexradinet.ingest.decoding import Refused, decode_file
 from tests.ingest_world import KEY_VARIABLE, SECRET, dicom, dicom_config
 
 NAME = "DOE_JANE"
@@ -30,7 +30,7 @@ class OneFile:
 
 def outcome_of(content: bytes | Exception) -> object:
     source = OneFile(content)
-    return decoder(source, dicom_config(), None)("file")  # type: ignore[arg-type]
+    return decode_file(source, dicom_config(), None, "file")  # type: ignore[arg-type]
 
 
 def png() -> bytes:

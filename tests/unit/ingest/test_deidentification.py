@@ -14,7 +14,7 @@ from PIL import Image
 
 from chexradinet.errors import ChexRadiNetError, LabelTableError, SourceError
 from chexradinet.ingest.ingest import ingest
-from chexradinet.ingest.upload import ingest_to
+from chexradinet.ingest.output import ingest_to
 from tests.ingest_world import KEY_VARIABLE, SECRET, chest, dicom, dicom_config, sop_uid
 
 NAME, MRN, ACCESSION = "ZIEGENHAGEN^THEOPHIL", "MRN7719302", "ACC5520199"
@@ -178,7 +178,7 @@ def test_folder_that_cannot_be_listed_is_not_named(
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr("chexradinet.ingest.sources.os.scandir", refuse)
+    monkeypatch.setattr("chexradinet.ingest.os.scandir", refuse)
     with pytest.raises(SourceError, match="1 folders in it cannot be listed") as caught:
         ingest(str(source), tmp_path / "data", dicom_config())
     assert found_in("".join(traceback.format_exception(caught.value)).encode()) == []

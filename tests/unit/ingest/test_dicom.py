@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from chexradinet.config import DicomConfig, PreprocessingConfig, QualityConfig
-from chexradinet.dataset.dataset import Dataset, open_dataset, read_doubtful, read_headers
+from chexradinet.dataset import Dataset, open_dataset, read_doubtful, read_headers
 from chexradinet.dataset.deidentification import DeidentificationKey, coded
 from chexradinet.errors import ConfigError, TooManyRejectsError
 from chexradinet.ingest.ingest import ingest
-from chexradinet.ingest.summary import report_ingest
+from chexradinet.ingest.output import report_ingest
 from chexradinet.records import RejectReason
 from tests.ingest_world import (
     KEY_VARIABLE,

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from chexradinet.config import IngestConfig, PreprocessingConfig, QualityConfig
-from chexradinet.dataset.dataset import Dataset, open_dataset, read_doubtful
+from chexradinet.dataset import Dataset, open_dataset, read_doubtful
 from chexradinet.errors import (
     LabelTableError,
     SourceError,
@@ -15,7 +15,7 @@ from chexradinet.errors import (
     UnknownFindingError,
 )
 from chexradinet.ingest.ingest import ingest
-from chexradinet.ingest.summary import report_ingest
+from chexradinet.ingest.output import report_ingest
 from chexradinet.phantom import write_phantom
 from chexradinet.records import Box, LabelledBox
 from tests.ingest_world import chest
@@ -105,7 +105,7 @@ def test_folder_that_cannot_be_listed_and_a_link_in_a_circle_are_left_out_and_co
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
-    monkeypatch.setattr("chexradinet.ingest.sources.os.scandir", refuse)
+    monkeypatch.setattr("chexradinet.ingest.os.scandir", refuse)
     dataset = folder.ingest()
     assert reasons(dataset) == {"closed/b.png": "missing"}
     assert dataset.info.ingest["unlisted_folders"] == 2

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from chexradinet.config import IngestConfig, PreprocessingConfig
-from chexradinet.dataset.dataset import open_dataset
+from chexradinet.dataset import open_dataset
 from chexradinet.errors import SourceError, StoreFullError, TooManyRejectsError
-from chexradinet.ingest.decoding import Decode, Outcome, decode_in_order
+from chexradinet.ingest.decoding import Outcome, decode_in_order
 from chexradinet.ingest.ingest import ingest
 from chexradinet.phantom import write_phantom
 from chexradinet.store.uri import CHECKPOINT_VARIABLE
@@ -62,7 +62,9 @@ class CountingDecodes:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files: list[str] = []
 
-        def noted(files: Sequence[str], decode: Decode, num_workers: int) -> Iterator[Outcome]:
+        def noted(
+            files: Sequence[str], decode: Callable[[str], Outcome], num_workers: int
+        ) -> Iterator[Outcome]:
             self.files += files
             return decode_in_order(files, decode, num_workers)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from chexradinet.dataset.dataset import open_dataset
-from chexradinet.ingest.summary import Thumbnail, write_ingest_report
+from chexradinet.dataset import open_dataset
+from chexradinet.ingest.output import Thumbnail, write_ingest_report
 
 IMAGE = np.zeros((32, 32), np.uint8)
 

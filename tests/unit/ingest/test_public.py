@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from chexradinet.config import QualityConfig
-from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.dataset import Dataset, open_dataset
 from chexradinet.ingest.ingest import ingest
 from chexradinet.records import Box, LabelledBox
 from tests.ingest_world import KEY_VARIABLE, SECRET, chest, dicom, dicom_config

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from chexradinet.config import IngestConfig, PreprocessingConfig
-from chexradinet.dataset.dataset import open_dataset
+from chexradinet.dataset import open_dataset
 from chexradinet.dataset.deidentification import coded, deidentification_key
 from chexradinet.ingest.ingest import ingest
 from chexradinet.records import Box, Split

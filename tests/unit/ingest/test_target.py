@@ -16,9 +16,9 @@ from chexradinet.config import (
     TrainConfig,
 )
 from chexradinet.errors import ChexRadiNetError, ConfigError
+from chexradinet.ingest import Folder
 from chexradinet.ingest.ingest import ingest
-from chexradinet.ingest.sources import Folder
-from chexradinet.ingest.upload import ingest_to
+from chexradinet.ingest.output import ingest_to
 from chexradinet.phantom import write_phantom
 from chexradinet.training.evaluate import Arms, evaluate
 from chexradinet.training.rounds import heatmap, radiomics

@@ -17,13 +17,12 @@ from chexradinet.errors import (
     StoreNotFoundError,
 )
 from chexradinet.monitoring import NightlyTelemetry
+from chexradinet.nightly import Addresses
 from chexradinet.nightly import run as nightly_module
 from chexradinet.nightly import score as scorer
 from chexradinet.nightly.collect import collect
-from chexradinet.nightly.lease import holding, this_process
-from chexradinet.nightly.ledger import open_ledger, read_completion
+from chexradinet.nightly.ledger import holding, open_ledger, read_completion, this_process
 from chexradinet.nightly.plan import plan
-from chexradinet.nightly.records import Addresses
 from chexradinet.nightly.run import collect_stage, plan_stage, score_stage
 from chexradinet.nightly.score import score
 from chexradinet.nightly.summary import oldest_unscored_age_s

@@ -7,10 +7,10 @@ import pytest
 
 from chexradinet.artifacts import table_bytes
 from chexradinet.errors import ArtifactError
+from chexradinet.nightly import INDEX, table_from
 from chexradinet.nightly.collect import collect
 from chexradinet.nightly.history import read_index, write_index
 from chexradinet.nightly.ledger import Ledger, open_ledger, read_completion
-from chexradinet.nightly.records import INDEX, table_from
 from tests.nightly_world import World, make_world
 
 

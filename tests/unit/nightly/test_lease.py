@@ -13,9 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from chexradinet.nightly import lease
-from chexradinet.nightly.lease import Owner, acquire, holding, release, this_process
-from chexradinet.nightly.ledger import Ledger, open_ledger
+from chexradinet.nightly import ledger as lease
+from chexradinet.nightly.ledger import (
+    Ledger,
+    Owner,
+    acquire,
+    holding,
+    open_ledger,
+    release,
+    this_process,
+)
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from chexradinet.errors import ArtifactError
-from chexradinet.nightly.ledger import Plan, PlannedImage, create_plan, open_ledger, read_plan
-from chexradinet.nightly.records import (
+from chexradinet.nightly import (
     EXCLUDED,
     IMAGES,
     SCORES,
@@ -16,6 +15,7 @@ from chexradinet.nightly.records import (
     pack,
     unpack,
 )
+from chexradinet.nightly.ledger import Plan, PlannedImage, create_plan, open_ledger, read_plan
 
 
 def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ from chexradinet.config.nightly import PlanConfig, Run
 from chexradinet.errors import ChexRadiNetError
 from chexradinet.monitoring import NightlyTelemetry
 from chexradinet.nightly import run as module
-from chexradinet.nightly.lease import acquire, this_process
-from chexradinet.nightly.ledger import open_ledger
+from chexradinet.nightly.ledger import acquire, open_ledger, this_process
 from chexradinet.nightly.run import collect_stage, plan_stage, report_outcome, score_stage
 from tests.nightly_world import SCORING, World, make_world
 

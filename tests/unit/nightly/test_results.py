@@ -21,14 +21,13 @@ from chexradinet.config.nightly import (
 )
 from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import predict
+from chexradinet.nightly import XRay
 from chexradinet.nightly import read as nightly_read
 from chexradinet.nightly.history import read_history
 from chexradinet.nightly.ledger import open_ledger, read_completion, read_plan
 from chexradinet.nightly.merge import merge, read_shard, unscored_files
 from chexradinet.nightly.plan import plan
-from chexradinet.nightly.records import XRay
-from chexradinet.phantom import draw_phantom
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import draw_phantom, encode_radiograph
 from chexradinet.regions.extract import extract_region
 from tests.nightly_reference import publish_reference
 from tests.nightly_world import FINDINGS, SIDE_PX, World, calibration, make_world

@@ -22,12 +22,12 @@ from chexradinet.errors import (
 from chexradinet.evaluation.calibration import sigmoid
 from chexradinet.model.bundle import load_bundle
 from chexradinet.model.inference import predict
+from chexradinet.nightly import TIMINGS, ShardResult, XRay
 from chexradinet.nightly import read as nightly_read
 from chexradinet.nightly.ledger import open_ledger, read_plan
-from chexradinet.nightly.look import num_measurers
 from chexradinet.nightly.merge import read_shard
+from chexradinet.nightly.model import num_measurers
 from chexradinet.nightly.plan import plan
-from chexradinet.nightly.records import TIMINGS, ShardResult, XRay
 from chexradinet.nightly.score import score
 from chexradinet.parallel import available_processors
 from chexradinet.records import RejectReason

@@ -9,8 +9,7 @@ from pydicom import uid
 
 from chexradinet.config import QualityConfig
 from chexradinet.config.nightly import ResultSettings
-from chexradinet.phantom import draw_phantom
-from chexradinet.phantom.dicom import encode_radiograph
+from chexradinet.phantom import draw_phantom, encode_radiograph
 from tests.nightly_world import FINDINGS, World, calibration, make_world
 
 HEIGHT_PX, WIDTH_PX = 96, 128

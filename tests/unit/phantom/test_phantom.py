@@ -1,3 +1,5 @@
+"""Phantoms: exact boxes, plausible statistics, equal files; DICOM files read back as they were."""
+
 import csv
 import json
 from pathlib import Path
@@ -6,18 +8,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chexradinet.config import IngestConfig
+from chexradinet.config import DicomConfig, IngestConfig, QualityConfig
 from chexradinet.dataset.labels.generic import read_generic_table
+from chexradinet.dataset.quality import gate
+from chexradinet.dicom.reader import read_radiograph
 from chexradinet.errors import ConfigError
 from chexradinet.findings import canonical_finding
 from chexradinet.phantom import (
+    SYNTAXES,
     draw_phantom,
     expose,
     iter_phantom,
     write_phantom,
+    write_phantom_inbox,
 )
-from chexradinet.phantom.anatomy import draw_body, draw_chest
-from chexradinet.phantom.findings import PHANTOM_FINDINGS, PLANTERS, box_of
+from chexradinet.phantom.chest import PHANTOM_FINDINGS, PLANTERS, box_of, draw_body, draw_chest
 from chexradinet.records import Box, Split, View
 
 
@@ -167,3 +172,23 @@ def test_table_holds_one_json_list_of_boxes_a_row(tmp_path: Path) -> None:
             names = [item["finding"] for item in json.loads(row["boxes"] or "[]")]
             assert "|".join(names) == (row["findings"] if names else "")
             assert names or row["findings"] == "No Finding"
+
+
+def test_files_hold_the_phantoms_in_every_syntax_and_pass_the_gate(tmp_path: Path) -> None:
+    write_phantom_inbox(tmp_path, 2 * len(SYNTAXES), 128, seed=11)
+    drawn = list(iter_phantom(2 * len(SYNTAXES), 128, seed=11))
+    for index, path in enumerate(sorted(tmp_path.iterdir())):
+        read = read_radiograph(path.read_bytes(), DicomConfig())
+        difference = np.abs(read.pixels.astype(int) - drawn[index].pixels)
+        assert difference.max() <= 1
+        gate(read.header, read.pixels, QualityConfig())
+
+
+def test_equal_arguments_give_equal_files_and_other_seeds_other_identifiers(tmp_path: Path) -> None:
+    for name, seed in (("one", 3), ("two", 3), ("three", 4)):
+        write_phantom_inbox(tmp_path / name, 2, 64, seed)
+    first, second, third = (
+        (tmp_path / name / "000001.dcm").read_bytes() for name in ("one", "two", "three")
+    )
+    assert first == second
+    assert first != third

@@ -12,7 +12,7 @@ from chexradinet.errors import ArtifactError, ConfigError
 from chexradinet.model import BundleInfo, verify_bundle
 from chexradinet.model.bundle import save_bundle
 from chexradinet.model.resnet import build_network
-from chexradinet.registry.champion import fetch_bundle, fetch_champion, read_pointer, roll_back
+from chexradinet.registry import fetch_bundle, fetch_champion, read_pointer, roll_back
 
 
 def published(models: Path, seed: int) -> str:

@@ -9,8 +9,8 @@ import pytest
 
 from chexradinet.config import StoreConfig
 from chexradinet.errors import StoreError, StoreUnavailableError
-from chexradinet.store import ObjectStore
 from chexradinet.store.administration import BucketConfig, User, apply_policies, create_buckets
+from chexradinet.store.protocol import ObjectStore
 from chexradinet.store.s3 import S3Store
 from chexradinet.store.uri import S3Access
 from tests.serving import serving

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from chexradinet.errors import ConfigError, StoreError, StoreIntegrityError
+from chexradinet.store import add_directory, download_directory, upload_directory
 from chexradinet.store.local import LocalStore
 from chexradinet.store.protocol import ObjectInfo
-from chexradinet.store.transfer import add_directory, download_directory, upload_directory
 
 
 def with_key(store: LocalStore, key: str) -> Iterator[ObjectInfo]:

@@ -15,7 +15,7 @@ from chexradinet.config import (
     RegionConfig,
     TrainConfig,
 )
-from chexradinet.dataset.dataset import open_dataset
+from chexradinet.dataset import open_dataset
 from chexradinet.errors import ArtifactError, MismatchError, SourceError
 from chexradinet.evaluation import read_metrics
 from chexradinet.evaluation.calibration import fit_calibration

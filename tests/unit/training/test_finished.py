@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chexradinet.config import GuidanceConfig, GuidanceRecipe, IngestConfig, PreprocessingConfig
-from chexradinet.dataset.dataset import open_dataset
+from chexradinet.dataset import open_dataset
 from chexradinet.ingest.ingest import ingest
 from chexradinet.model import read_bundle_info
 from chexradinet.phantom import write_phantom

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from chexradinet.config import PublishConfig
-from chexradinet.dataset.dataset import Dataset, open_dataset
+from chexradinet.dataset import Dataset, open_dataset
 from chexradinet.records import Split
 from chexradinet.training import publish as publication
 from chexradinet.training.publish import Check, Comparison, compare

@@ -20,7 +20,7 @@ from chexradinet.config import (
 from chexradinet.config.parameters import TrainingPlacement, TrainingSettings, nested
 from chexradinet.errors import ConfigError, TrainingError
 from chexradinet.model.bundle import load_bundle
-from chexradinet.store.finished import FinishedWork
+from chexradinet.store import FinishedWork
 from chexradinet.store.uri import CHECKPOINT_VARIABLE
 from chexradinet.training import nodes
 from chexradinet.training.rounds import heatmap, radiomics

@@ -11,7 +11,7 @@ import torch
 
 from chexradinet.artifacts import read_table, sha256_of
 from chexradinet.config import Backbone, Freeze, NetworkConfig, Pretext, PretrainConfig, TrainConfig
-from chexradinet.dataset.dataset import DOCUMENT, MANIFEST, document_digest, open_dataset
+from chexradinet.dataset import DOCUMENT, MANIFEST, document_digest, open_dataset
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError, TrainingError
 from chexradinet.model import read_bundle_info
 from chexradinet.model.bundle import load_bundle, read_provenance

@@ -22,7 +22,7 @@ from chexradinet.model import (
     write_info,
 )
 from chexradinet.model.bundle import replace_info
-from chexradinet.registry.champion import POINTER, fetch_champion, move_pointer, read_pointer
+from chexradinet.registry import POINTER, fetch_champion, move_pointer, read_pointer
 from chexradinet.training import publish as publication
 from chexradinet.training.evaluate import Arms, evaluate
 from chexradinet.training.publish import Publication, publish
@@ -237,7 +237,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
 def test_the_step_writes_the_decision_as_a_page_and_its_figures_as_a_document(
     judged: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    from chexradinet.steps.publish import publish as step
+    from chexradinet.steps.training import publish as step
 
     paths = {"best": judged / "best", "evaluation": judged / "evaluation", "dataset": tiny_dataset}
     paths |= {name: tmp_path / name for name in ("decision", "figures")}

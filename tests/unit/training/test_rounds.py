@@ -19,7 +19,7 @@ from chexradinet.config import (
     RegionConfig,
     TrainConfig,
 )
-from chexradinet.dataset.dataset import open_dataset
+from chexradinet.dataset import open_dataset
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
 from chexradinet.ingest.ingest import ingest
 from chexradinet.model import read_bundle_info

@@ -17,7 +17,7 @@ from chexradinet.config import (
     TrainConfig,
 )
 from chexradinet.config.training import Arm, StudyPlan
-from chexradinet.dataset.dataset import open_dataset
+from chexradinet.dataset import open_dataset
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
 from chexradinet.evaluation import LOCALIZATION_KEYS
 from chexradinet.evaluation.localization import boxed_cases

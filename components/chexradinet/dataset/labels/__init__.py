@@ -1,8 +1,8 @@
 """Label tables as one record type, whatever the data set's convention.
 
-A module for each convention (`nih`, `chexpert` with MIMIC-CXR, `rsna`, `generic`) reads the tables
-of a folder into a `LabelTable`; this one holds the record and what they share: reading lines, and
-cells in their many spellings. Ages are years; DICOM's age strings (`060Y`, `013M`) are read too.
+A module for each convention (`nih` with RSNA, `chexpert` with MIMIC-CXR, `generic`) reads the
+tables of a folder into a `LabelTable`. Here are the record and the reading of lines; `generic` also
+reads the cells of all of them, in their many spellings.
 """
 
 import csv
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 NO_TEXT = (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error)
 """What reading a file that is not UTF-8 text, or not a complete gzip file, raises."""
-
-
 _MAX_LINE, _MAX_TABLE, _MAX_LINES = 1 << 20, 96 << 20, 1_000_000
 """Most characters of a line and of a table, and most lines, so that a small compressed file cannot
 fill memory: a row takes about 350 bytes. MIMIC-CXR, the largest public table, has 377,110 rows."""

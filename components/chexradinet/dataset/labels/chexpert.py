@@ -21,16 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from chexradinet.config import IngestConfig, UncertainLabel, parse_uncertain
-from chexradinet.dataset.labels.cells import (
-    LabelMappings,
-    certain,
-    noted_age,
-    parse_sex,
-    parse_split,
-    parse_view,
-    view_position,
-)
-from chexradinet.dataset.labels.table import (
+from chexradinet.dataset.labels import (
     LabelTable,
     Line,
     TableRow,
@@ -38,6 +29,15 @@ from chexradinet.dataset.labels.table import (
     each_once,
     list_tables,
     read_lines,
+)
+from chexradinet.dataset.labels.generic import (
+    LabelMappings,
+    certain,
+    noted_age,
+    parse_sex,
+    parse_split,
+    parse_view,
+    view_position,
 )
 from chexradinet.errors import LabelTableError, SourceError
 from chexradinet.findings import CHEXPERT_FINDINGS

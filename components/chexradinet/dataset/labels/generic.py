@@ -1,4 +1,17 @@
-"""What the cells of a label table say: ages, sexes, views, splits, findings, boxes."""
+"""What the cells of any label table say, and the project's own table, `labels.csv`.
+
+It lies beside or above the images:
+
+| column | content |
+|---|---|
+| `file` | path relative to the table's folder, or a bare name |
+| `patient` | any id that is equal for all X-rays of one patient |
+| `findings` | names joined by a vertical bar; `No Finding`; empty: not known |
+| `study`, `view`, `age`, `sex`, `split` | optional; `view` is PA, AP or empty, `age` years |
+| `boxes` | optional JSON list of `{finding, top, left, bottom, right}` in pixels of the file |
+
+A finding that a row does not name is absent, unless its `findings` cell is empty.
+"""
 
 import json
 import math
@@ -7,13 +20,24 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from chexradinet.config import UncertainLabel
-from chexradinet.dataset.labels.table import Line
+from chexradinet.config import IngestConfig, UncertainLabel
+from chexradinet.dataset.labels import (
+    LabelTable,
+    Line,
+    TableRow,
+    each_once,
+    read_lines,
+    the_table,
+)
 from chexradinet.errors import ConfigError, LabelTableError, UnknownFindingError
-from chexradinet.findings import KNOWN, Vocabulary, is_no_finding
+from chexradinet.findings import KNOWN, KNOWN_FINDINGS, Vocabulary, is_no_finding
 from chexradinet.records import Box, LabelledBox, RejectReason, Split, View
+
+COLUMNS = ("file", "patient", "findings")
+"""Needed of the project's own table."""
 
 MAX_AGE_YEARS = 120
 """An age above it is an error of entry; NIH has 411 years."""
@@ -235,3 +259,69 @@ def parse_boxes(line: Line, text: str, vocabulary: Vocabulary) -> tuple[Labelled
 def _labelled_box(line: Line, item: Mapping[str, Any], vocabulary: Vocabulary) -> LabelledBox:
     sides = [float(item[side]) for side in ("top", "left", "bottom", "right")]
     return LabelledBox(finding_at(line, item["finding"], vocabulary), Box(*sides))
+
+
+def read_generic_table(folder: Path, config: IngestConfig) -> LabelTable:
+    """Read the only table of a folder that has the columns `file`, `patient` and `findings`.
+
+    Args:
+        folder: Holds the table.
+        config: Its findings are the table's; without them, all that a row names.
+
+    Raises:
+        SourceError: there is no such table, or more than one.
+        LabelTableError: the table is damaged, or no row names a finding.
+    """
+    path = the_table(folder, COLUMNS, "label table")
+    # Read twice rather than kept: a table may have a million rows.
+    vocabulary = config.vocabulary
+    named = {
+        finding
+        for line in read_lines(path, COLUMNS)
+        for finding in parse_findings(line, line["findings"], vocabulary)
+    }
+    findings = config.finding_names or ordered(named, KNOWN_FINDINGS)
+    unnamed = [name for name in findings if name not in (*named, *KNOWN_FINDINGS)]
+    if unnamed:
+        raise LabelTableError(
+            f"no row of {path.name} names {', '.join(unnamed)}; correct the setting findings"
+        )
+    if not findings:
+        raise LabelTableError(
+            f"no row of {path.name} names a finding; fill its column findings, or name the "
+            "findings that are absent everywhere"
+        )
+    mappings = LabelMappings(findings)
+    notes: Counter[str] = Counter()
+    lines = read_lines(path, COLUMNS)
+    rows = each_once(path.name, (_row(line, mappings, notes, vocabulary) for line in lines))
+    return LabelTable(name=path.name, findings=findings, rows=rows, notes=dict(notes))
+
+
+def _row(
+    line: Line, mappings: LabelMappings, notes: Counter[str], vocabulary: Vocabulary
+) -> TableRow:
+    if not line["file"] or not line["patient"]:
+        raise LabelTableError(f"{line.place} has no file or no patient; both are needed")
+    for column in ("study", "view", "age", "sex", "split"):
+        if vocabulary.names(line.get(column)):
+            raise LabelTableError(
+                f"{line.place}: {column} is {line[column]!r}, the name of a finding; join several "
+                "findings by |, or put them in quotes"
+            )
+    file = PurePosixPath(line["file"].replace("\\", "/")).as_posix()
+    view, rejected = parse_view(line.get("view"))
+    positives = parse_findings(line, line["findings"], vocabulary)
+    return TableRow(
+        file=file,
+        image_id=file,
+        patient_id=line["patient"],
+        study_id=line.get("study"),
+        view=view,
+        age=noted_age(line.get("age"), notes),
+        sex=parse_sex(line.get("sex")),
+        split=parse_split(line, line.get("split")),
+        labels=mappings.of_positives(positives) if line["findings"] else mappings.of_unknown(),
+        boxes=parse_boxes(line, line.get("boxes"), vocabulary),
+        rejected=rejected,
+    )

@@ -1,10 +1,15 @@
-"""NIH ChestX-ray14: its tables, boxes and official split as downloaded.
+"""NIH ChestX-ray14, as downloaded, and the labels that RSNA gave a part of its images.
 
-Read are both editions of `Data_Entry_2017`, the sample published with padded ids and ages such as
-`060Y`, and a variant with underscored columns; `BBox_List_2017.csv` with or without its trailing
+NIH: read are both editions of `Data_Entry_2017`, the sample published with padded ids and ages such
+as `060Y`, and a variant with underscored columns; `BBox_List_2017.csv` with or without its trailing
 commas; `train_val_list.txt` and `test_list.txt`, also compressed. Columns tell the tables apart.
 
-Source: Wang et al. 2017, arXiv:1705.02315.
+RSNA Pneumonia Detection Challenge: one row per box, and the class of each image. `Target` 1 is a
+lung opacity that the readers held for pneumonia: it becomes `Pneumonia`. No official split has
+labels, and `patientId` names an exposure, not a person: one person's exposures can fall into two
+splits, and the published tables do not tell.
+
+Source: Wang et al. 2017, arXiv:1705.02315; Shih et al. 2019, doi 10.1148/ryai.2019180041.
 """
 
 from collections import Counter, defaultdict
@@ -12,15 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chexradinet.config import IngestConfig
-from chexradinet.dataset.labels.cells import (
-    LabelMappings,
-    finding_at,
-    noted_age,
-    parse_findings,
-    parse_sex,
-    parse_view,
-)
-from chexradinet.dataset.labels.table import (
+from chexradinet.dataset.labels import (
     NO_TEXT,
     LabelTable,
     Line,
@@ -33,6 +30,14 @@ from chexradinet.dataset.labels.table import (
     the_table,
     with_box,
 )
+from chexradinet.dataset.labels.generic import (
+    LabelMappings,
+    finding_at,
+    noted_age,
+    parse_findings,
+    parse_sex,
+    parse_view,
+)
 from chexradinet.errors import ConfigError, LabelTableError, SourceError
 from chexradinet.findings import NIH_FINDINGS
 from chexradinet.records import Box, LabelledBox, Split
@@ -43,6 +48,10 @@ BOX_FRAME = (1024, 1024)
 COLUMNS = ("imageindex", "findinglabels", "patientid")
 _BOXES = ("imageindex", "findinglabel", "bboxx", "y", "w", "h")
 _LISTS = {"train_val_list.txt": Split.TRAIN, "test_list.txt": Split.TEST}
+RSNA_FINDINGS = ("Pneumonia",)
+RSNA_COLUMNS = ("patientid", "x", "y", "width", "height", "target")
+_RSNA_CLASSES = ("patientid", "class")
+_RSNA_POSITIVE = "lung opacity"
 
 
 def read_nih_table(folder: Path, config: IngestConfig) -> LabelTable:
@@ -178,3 +187,65 @@ def _check_lists(table: str, rows: tuple[TableRow, ...], splits: Mapping[str, Sp
             f"{len(outside)} images of {table} are in neither official list, the first is "
             f"{outside[0]!r}; use the lists of the same release, or remove both"
         )
+
+
+def read_rsna_table(folder: Path, config: IngestConfig) -> LabelTable:
+    """Read `stage_2_train_labels.csv` and, if present, `stage_2_detailed_class_info.csv`.
+
+    Args:
+        folder: Holds the tables; the images are DICOM files named by `patientId`.
+        config: Its findings may only be `Pneumonia`.
+
+    Raises:
+        SourceError: there is no label table, or more than one.
+        LabelTableError: a table is damaged, or the two contradict each other.
+    """
+    path = the_table(folder, RSNA_COLUMNS, "RSNA label table")
+    targets: dict[str, bool] = {}
+    boxes: dict[str, tuple[LabelledBox, ...]] = {}
+    for line in read_lines(path, RSNA_COLUMNS):
+        name, positive = line["patientid"], _target(line)
+        if targets.setdefault(name, positive) is not positive:
+            raise LabelTableError(f"{line.place}: the image has Target 0 and 1; keep one")
+        if positive:
+            boxes[name] = with_box(line, boxes.get(name, ()), _rsna_box(line))
+    _check_classes(folder, targets)
+    mappings = LabelMappings(RSNA_FINDINGS)
+    rows = tuple(
+        TableRow(
+            file=f"{name}.dcm",
+            image_id=name,
+            patient_id=name,
+            labels=mappings.of_values([float(positive)]),
+            boxes=boxes.get(name, ()),
+        )
+        for name, positive in targets.items()
+    )
+    return LabelTable(name=path.name, findings=RSNA_FINDINGS, rows=rows).restricted(
+        config.finding_names
+    )
+
+
+def _target(line: Line) -> bool:
+    if line["target"] not in ("0", "1"):
+        raise LabelTableError(f"{line.place}: Target is {line['target']!r}; it must be 0 or 1")
+    return line["target"] == "1"
+
+
+def _rsna_box(line: Line) -> LabelledBox:
+    try:
+        left, top, width, height = (float(line[name]) for name in ("x", "y", "width", "height"))
+        return LabelledBox(RSNA_FINDINGS[0], Box(top, left, top + height, left + width))
+    except (ValueError, ConfigError) as error:
+        raise LabelTableError(f"{line.place}: Target is 1 without a box; fix the row") from error
+
+
+def _check_classes(folder: Path, targets: dict[str, bool]) -> None:
+    for path in find_tables(folder, _RSNA_CLASSES):
+        for line in read_lines(path, _RSNA_CLASSES):
+            positive = line["class"].casefold() == _RSNA_POSITIVE
+            if targets.get(line["patientid"], positive) is not positive:
+                raise LabelTableError(
+                    f"{line.place}: class is {line['class']!r}, but Target says otherwise; use the "
+                    "tables of one stage"
+                )

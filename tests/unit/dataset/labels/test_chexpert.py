@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from chexradinet.config import IngestConfig
+from chexradinet.dataset.labels import LabelTable
 from chexradinet.dataset.labels.chexpert import read_chexpert_table
-from chexradinet.dataset.labels.table import LabelTable
 from chexradinet.errors import LabelTableError, SourceError
 from chexradinet.records import RejectReason, Split, View
 

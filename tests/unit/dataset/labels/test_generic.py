@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from chexradinet.config import IngestConfig
-from chexradinet.dataset.labels import table as tables
+from chexradinet.dataset import labels as tables
+from chexradinet.dataset.labels import LabelTable
 from chexradinet.dataset.labels.generic import read_generic_table
-from chexradinet.dataset.labels.table import LabelTable
 from chexradinet.errors import ConfigError, LabelTableError, SourceError, UnknownFindingError
 from chexradinet.records import Box, LabelledBox, Split, View
 
@@ -236,7 +236,7 @@ def test_small_compressed_table_that_inflates_without_end_is_refused(
 def test_a_table_of_more_different_rows_than_fit_in_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chexradinet.dataset.labels.cells._MAX_COMBINATIONS", 2)
+    monkeypatch.setattr("chexradinet.dataset.labels.generic._MAX_COMBINATIONS", 2)
     rows = ["a.png,1,Mass", "b.png,2,Nodule", "c.png,3,Mass", "d.png,4,Mass|Nodule"]
     assert len(generic(tmp_path, *rows[:3], head=SHORT).rows) == 3
     with pytest.raises(LabelTableError, match="more than 2 combinations of labels"):

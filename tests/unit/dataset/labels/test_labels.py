@@ -1,7 +1,7 @@
 import pytest
 
 from chexradinet.config import UncertainLabel, parse_uncertain
-from chexradinet.dataset.labels.cells import parse_age, parse_sex, parse_view
+from chexradinet.dataset.labels.generic import parse_age, parse_sex, parse_view
 from chexradinet.errors import ConfigError, UnknownFindingError
 from chexradinet.records import RejectReason, View
 
