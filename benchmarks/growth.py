@@ -21,6 +21,7 @@ from chexradinet.config import (
     Backbone,
     EvaluationConfig,
     GuidanceConfig,
+    GuidanceRecipe,
     IngestConfig,
     NetworkConfig,
     PreprocessingConfig,
@@ -74,7 +75,7 @@ def _retrain(folder: Path) -> None:
         [folder / "features"],
         folder / "round-1",
         round_number=1,
-        guidance=GuidanceConfig(),
+        guidance=GuidanceConfig(guidance=GuidanceRecipe.SHARPEN_CONTRASTIVE),
         config=TRAINING,
     )
 

@@ -141,7 +141,7 @@ class Rounds(Settings):
     rounds: int = Field(default=2, ge=0, le=MAX_ROUNDS_LIMIT)
     """Most guided rounds; at most as many as the pipeline was compiled for."""
     compare_arms: bool = True
-    """Train the control arm and the permuted-radiomics arm beside every round."""
+    """Train the control arm beside every round, and if `guidance` contrasts, the permuted one."""
     num_shards: int = Field(default=0, ge=0, le=MAX_SHARDS)
     """Parts that heatmaps and radiomics are spread over; 0 takes one per 2,500 training images."""
 

@@ -52,7 +52,7 @@ class GuidanceRecipe(StrEnum):
 class GuidanceConfig(Settings):
     """Loss of a guided round: `(1 - s - c) * classification + s * entropy + c * contrastive`."""
 
-    guidance: GuidanceRecipe = stored_as("recipe", GuidanceRecipe.SHARPEN_CONTRASTIVE)
+    guidance: GuidanceRecipe = stored_as("recipe", GuidanceRecipe.SHARPEN)
     """Terms that take part in the loss; the weight of a term that does not is 0."""
     permute_radiomics: bool = internal(False)
     """Shuffle the features over the images: what it keeps of a gain is not radiomics."""
@@ -177,8 +177,9 @@ class RetrainConfig(OptimizationConfig):
     """Passes over the training images in each guided round."""
     round_learning_rate: float = Field(default=1e-3, gt=0, lt=1)
     """Peak learning rate of the guided rounds."""
-    min_improvement: float = Field(default=0.0, ge=-1, le=1)
-    """Rise of the validation mean AUROC without which no round follows."""
+    min_improvement: float = Field(default=-0.03, ge=-1, le=1)
+    """Rise of the best validation mean AUROC without which no round follows; negative: a fall that
+    is borne, because a round often loses at first what the next ones gain."""
     guidance: GuidanceConfig = GuidanceConfig()
     """What guides the round."""
     reuse: bool = True

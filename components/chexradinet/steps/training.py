@@ -211,22 +211,22 @@ def retrain(
         ("single_accelerator", str),
     ],
 ):
-    """Train one arm of a round, and open the next round if validation still improves.
+    """Train one arm of a round, and open the next round unless validation fell too far.
 
-    A closed round copies the previous model, byte for byte.
+    A closed round copies the previous model, byte for byte; so does the permuted arm if the recipe
+    does not use radiomics.
     """
     from chexradinet.model import copy_bundle
     from chexradinet.training.rounds import open_round
 
-    if not active:
+    place, given = _nodes(settings), RetrainConfig(**settings)
+    if not active or (arm == "permuted" and not given.guidance.contrasts):
         # Before torch is imported, which would be most of what a closed round costs.
         copy_bundle(Path(previous.path), Path(model.path))
         return open_round(round_number + 1, rounds, False, num_shards, accelerators)
     from chexradinet.training.processes import num_processes
     from chexradinet.training.train import headline, retrain
 
-    place = _nodes(settings)
-    given = RetrainConfig(**settings)
     config = given.training()
     with tempfile.TemporaryDirectory() as folder:
         pace = PaceKeeper(config.batch_size, Path(folder) / "pace")

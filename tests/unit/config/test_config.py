@@ -60,7 +60,7 @@ def test_the_preprocessing_digest_tells_sides_and_modes_apart() -> None:
 
 
 def test_a_recipe_tells_its_terms_and_its_arm() -> None:
-    both = GuidanceConfig(permute_radiomics=True)
+    both = GuidanceConfig(guidance=GuidanceRecipe.SHARPEN_CONTRASTIVE, permute_radiomics=True)
     assert both.sharpens
     assert both.contrasts
     assert both.arm == "sharpen+contrastive@permuted"

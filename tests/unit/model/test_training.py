@@ -19,7 +19,7 @@ from chexradinet.model.training import fit
 pytestmark = pytest.mark.trains
 NAN = float("nan")
 NONE = GuidanceConfig(guidance=GuidanceRecipe.NONE)
-GUIDED = GuidanceConfig()
+GUIDED = GuidanceConfig(guidance=GuidanceRecipe.SHARPEN_CONTRASTIVE)
 
 
 def _squares(number: int = 48, side: int = 32) -> TrainingData:
@@ -136,7 +136,7 @@ def test_classification_alone_leaves_the_heads_untouched() -> None:
         NONE,
         GuidanceConfig(guidance=GuidanceRecipe.SHARPEN),
         GUIDED,
-        GuidanceConfig(permute_radiomics=True),
+        GUIDED.changed(permute_radiomics=True),
     ],
 )
 def test_arms_see_equal_images_in_equal_order(
@@ -178,7 +178,7 @@ def test_permuting_changes_which_features_meet_which_image_and_nothing_else(
             "forward",
             lambda x, calls=calls, old=heads.radiomics.forward: (calls.append(x), old(x))[1],
         )
-        guidance = GuidanceConfig(permute_radiomics=permute)
+        guidance = GUIDED.changed(permute_radiomics=permute)
         fit(network, heads, _squares(), SETTINGS.changed(epochs=1), guidance, regions=regions)
         met[permute] = torch.cat(calls).numpy()
     assert met[True].shape == met[False].shape

@@ -12,6 +12,7 @@ import pytest
 from chexradinet.config import (
     Backbone,
     GuidanceConfig,
+    GuidanceRecipe,
     NetworkConfig,
     RadiomicsConfig,
     RegionConfig,
@@ -119,7 +120,11 @@ def test_two_nodes_train_like_one_process_in_both_kinds_of_round(
     features = tmp_path / "features"
     radiomics(tiny_dataset, tmp_path / "regions", features, RadiomicsConfig(), num_workers=1)
     config = CONFIG.changed(epochs=1)
-    guided = {"round_number": 1, "guidance": GuidanceConfig(), "config": config}
+    guided = {
+        "round_number": 1,
+        "guidance": GuidanceConfig(guidance=GuidanceRecipe.SHARPEN_CONTRASTIVE),
+        "config": config,
+    }
     inputs = (one, tiny_dataset, [features])
     retrain(*inputs, tmp_path / "one-1", **guided, reuse=False)  # type: ignore[arg-type]
     retrain(*inputs, tmp_path / "two-1", **guided, nodes=PLACE)  # type: ignore[arg-type]

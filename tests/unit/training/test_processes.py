@@ -26,7 +26,10 @@ from chexradinet.training.processes import num_processes, on_processes
 
 GPU = "nvidia.com/gpu"
 CONFIG = TrainConfig(epochs=2, batch_size=10, learning_rate=1e-3, num_threads=1)
-GUIDED, NONE = GuidanceConfig(), GuidanceConfig(guidance=GuidanceRecipe.NONE)
+GUIDED, NONE = (
+    GuidanceConfig(guidance=GuidanceRecipe.SHARPEN_CONTRASTIVE),
+    GuidanceConfig(guidance=GuidanceRecipe.NONE),
+)
 
 
 def fitted(target: Path, config: TrainConfig, guidance: GuidanceConfig) -> None:

@@ -62,7 +62,7 @@ def _retrain(
 ) -> RoundOutcome:
     settings: dict[str, Any] = {
         "round_number": 1,
-        "guidance": GuidanceConfig(),
+        "guidance": GuidanceConfig(guidance=GuidanceRecipe.SHARPEN_CONTRASTIVE),
         "config": TRAINING,
     }
     return retrain(model, dataset, [features], target, **{**settings, **changes})
@@ -174,7 +174,7 @@ def test_a_guided_round_goes_on_from_the_round_before(
 def test_arms_differ_only_in_what_guides_them(
     tiny_model: Path, tiny_dataset: Path, features: Path, tmp_path: Path
 ) -> None:
-    permuted = GuidanceConfig(permute_radiomics=True)
+    permuted = GuidanceConfig(guidance=GuidanceRecipe.SHARPEN_CONTRASTIVE, permute_radiomics=True)
     sharpened = GuidanceConfig(guidance=GuidanceRecipe.SHARPEN)
     _retrain(tiny_model, tiny_dataset, features, tmp_path / "guided")
     _retrain(tiny_model, tiny_dataset, features, tmp_path / "permuted", guidance=permuted)
