@@ -10,6 +10,7 @@ scale.
 
 import argparse
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -31,34 +32,37 @@ from chexradinet.config import (
     TrainConfig,
 )
 
-SIDE = 64
 TRAINING = TrainConfig(epochs=1, batch_size=32, num_threads=1)
-NETWORK = NetworkConfig(backbone=Backbone.RESNET18_NARROW, map_stride=8)
+NETWORKS = {
+    Backbone.RESNET18_NARROW: NetworkConfig(backbone=Backbone.RESNET18_NARROW, map_stride=8),
+    Backbone.RESNET50: NetworkConfig(backbone=Backbone.RESNET50),
+}
+"""A network that shows growth quickly, and the default one."""
 
 
-def make_dataset(folder: Path, number: int) -> None:
+def make_dataset(folder: Path, number: int, side: int) -> None:
     """Write phantom X-rays and ingest them."""
     from chexradinet.ingest.ingest import ingest
     from chexradinet.phantom import write_phantom
 
-    write_phantom(folder / "source", number, SIDE, seed=0)
-    config = IngestConfig(preprocessing=PreprocessingConfig(image_side=SIDE), ingest_workers=1)
+    write_phantom(folder / "source", number, side, seed=0)
+    config = IngestConfig(preprocessing=PreprocessingConfig(image_side=side), ingest_workers=1)
     ingest(str(folder / "source"), folder / "dataset", config)
 
 
-def _train(folder: Path) -> None:
+def _train(folder: Path, backbone: Backbone) -> None:
     from chexradinet.training.train import train
 
-    train(folder / "dataset", folder / "round-0", NETWORK, TRAINING)
+    train(folder / "dataset", folder / "round-0", NETWORKS[backbone], TRAINING)
 
 
-def _heatmap(folder: Path) -> None:
+def _heatmap(folder: Path, _: Backbone) -> None:
     from chexradinet.training.rounds import heatmap
 
     heatmap(folder / "round-0", folder / "dataset", folder / "regions", RegionConfig())
 
 
-def _radiomics(folder: Path) -> None:
+def _radiomics(folder: Path, _: Backbone) -> None:
     from chexradinet.training.rounds import radiomics
 
     config = RadiomicsConfig()
@@ -66,7 +70,7 @@ def _radiomics(folder: Path) -> None:
     radiomics(dataset, regions, folder / "features", config, num_workers=1)
 
 
-def _retrain(folder: Path) -> None:
+def _retrain(folder: Path, _: Backbone) -> None:
     from chexradinet.training.train import retrain
 
     retrain(
@@ -80,7 +84,7 @@ def _retrain(folder: Path) -> None:
     )
 
 
-def _evaluate(folder: Path) -> None:
+def _evaluate(folder: Path, _: Backbone) -> None:
     from chexradinet.training.evaluate import Arms, evaluate
 
     evaluate(
@@ -94,7 +98,7 @@ def _evaluate(folder: Path) -> None:
     )
 
 
-STAGES: dict[str, Callable[[Path], None]] = {
+STAGES: dict[str, Callable[[Path, Backbone], None]] = {
     "train": _train,
     "heatmap": _heatmap,
     "radiomics": _radiomics,
@@ -103,9 +107,10 @@ STAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def measured(stage: str, folder: Path) -> tuple[float, float]:
+def measured(stage: str, folder: Path, backbone: Backbone) -> tuple[float, float]:
     """Run a stage in a process; return its processor seconds and its peak memory in MiB."""
     command = [sys.executable, "-m", "benchmarks.growth", "--stage", stage, "--folder", str(folder)]
+    command += ["--backbone", backbone.value]
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -120,28 +125,52 @@ def main() -> None:
         "--sizes", type=int, nargs="+", metavar="IMAGES", default=[1000, 4000, 16000]
     )
     parser.add_argument("--stage", choices=tuple(STAGES))
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--folder", type=Path, help="keeps what is made and measured; runs add up")
+    parser.add_argument(
+        "--backbone", type=Backbone, choices=tuple(NETWORKS), default=Backbone.RESNET18_NARROW
+    )
+    parser.add_argument("--side", type=int, default=64, help="height and width in pixels")
     chosen = parser.parse_args()
     if chosen.stage:
-        STAGES[chosen.stage](chosen.folder)
+        STAGES[chosen.stage](chosen.folder, chosen.backbone)
         return
-    found: dict[tuple[str, int], tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for size in chosen.sizes:
-            folder = Path(scratch) / str(size)
-            make_dataset(folder, size)
-            for stage in STAGES:
-                found[stage, size] = seconds, peak = measured(stage, folder)
-                print(f"{size:6d} {stage:10s}{seconds:9.1f} CPU s{peak:8.0f} MiB", flush=True)
-    steps = list(itertools.pairwise(chosen.sizes))
+        folder = chosen.folder or Path(scratch)
+        found = measure(folder, chosen.sizes, chosen.side, chosen.backbone)
+    if len(chosen.sizes) > 1:
+        report(found, chosen.sizes)
+
+
+def measure(
+    folder: Path, sizes: list[int], side: int, backbone: Backbone
+) -> dict[str, list[tuple[float, float]]]:
+    """Return processor seconds and MiB of every stage, by size; what was measured is read back."""
+    found: dict[str, list[tuple[float, float]]] = {stage: [] for stage in STAGES}
+    for size in sizes:
+        of_size = folder / str(size)
+        if not (of_size / "dataset").exists():
+            make_dataset(of_size, size, side)
+        for stage in STAGES:
+            kept = of_size / f"{stage}.json"
+            if not kept.exists():
+                kept.write_text(json.dumps(measured(stage, of_size, backbone)))
+            seconds, peak = json.loads(kept.read_text())
+            print(f"{size:6d} {stage:10s}{seconds:9.1f} CPU s{peak:8.0f} MiB", flush=True)
+            found[stage].append((seconds, peak))
+    return found
+
+
+def report(found: dict[str, list[tuple[float, float]]], sizes: list[int]) -> None:
+    """Print what further images cost in every stage, and what a guided round adds."""
+    steps = list(itertools.pairwise(range(len(sizes))))
     added: dict[str, float] = {}
-    for stage in STAGES:
+    for stage, taken in found.items():
         costs = [
-            1e3 * (found[stage, more][0] - found[stage, less][0]) / (more - less)
+            1e3 * (taken[more][0] - taken[less][0]) / (sizes[more] - sizes[less])
             for less, more in steps
         ]
         added[stage] = costs[-1]
-        memory = found[stage, chosen.sizes[-1]][1] / found[stage, chosen.sizes[0]][1]
+        memory = taken[-1][1] / taken[0][1]
         shown = ", ".join(f"{cost:.2f}" for cost in costs)
         print(f"{stage:10s}{shown} CPU ms per further image, x{costs[-1] / costs[0]:.2f}; "
               f"memory x{memory:.2f} (targets: at most 1.10)")  # fmt: skip

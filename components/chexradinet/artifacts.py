@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -314,11 +314,27 @@ def write_table(
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a Parquet table with its kind, schema version and provenance, atomically."""
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    kept = table.schema.metadata or {}
-    table = table.replace_schema_metadata({**kept, **_head(kind, version, provenance or {})})
-    with writing_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    write_table_in_parts(path, [frame], kind, version, provenance)
+
+
+def write_table_in_parts(
+    path: Path,
+    frames: Iterable[pd.DataFrame],
+    kind: str,
+    version: int,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Do what `write_table` does with rows that come part by part, at least one part."""
+    head = _head(kind, version, provenance or {})
+    with writing_file(path) as temporary, ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for frame in frames:
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            table = table.replace_schema_metadata({**(table.schema.metadata or {}), **head})
+            if writer is None:
+                writer = pq.ParquetWriter(temporary, table.schema, compression="zstd")
+                stack.enter_context(writer)
+            writer.write_table(table)
 
 
 def read_table(path: Path, kind: str, version: int) -> tuple[pd.DataFrame, dict[str, Any]]:

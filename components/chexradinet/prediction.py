@@ -133,7 +133,9 @@ class Model:
         reading = Reading("", scorer.info.preprocessing, scorer.settings, b"")
         with reject_on_error():
             xray = decode_xray(reading, "", content)
-        found = predict_folded(scorer.network, xray.pixels[None], np.arange(1))
+        found = predict_folded(
+            scorer.network, xray.pixels[None], np.arange(1), precision=scorer.precision
+        )
         probabilities = apply_calibration(
             scorer.info.calibration or {}, self.findings, found.logits
         )

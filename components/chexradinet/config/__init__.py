@@ -25,6 +25,7 @@ from chexradinet.config.training import Freeze as Freeze
 from chexradinet.config.training import GuidanceConfig as GuidanceConfig
 from chexradinet.config.training import GuidanceRecipe as GuidanceRecipe
 from chexradinet.config.training import NetworkConfig as NetworkConfig
+from chexradinet.config.training import Precision as Precision
 from chexradinet.config.training import Pretext as Pretext
 from chexradinet.config.training import PretrainConfig as PretrainConfig
 from chexradinet.config.training import PublishConfig as PublishConfig

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from chexradinet.config.base import Settings, internal, require
 from chexradinet.config.ingest import QualityConfig
-from chexradinet.config.training import RadiomicsConfig, RegionConfig
+from chexradinet.config.training import Precision, RadiomicsConfig, RegionConfig
 from chexradinet.errors import ConfigError
 from chexradinet.findings import canonical_name
 
@@ -168,13 +168,16 @@ class Device(StrEnum):
 
 
 class ScoreConfig(Settings):
-    """How scores are computed; on another device or number of threads the last digits may differ.
+    """How scores are computed.
 
-    A shard that is scored is never computed again, so each X-ray's results are of one device.
+    With other threads or on another device the last digits may differ, with bfloat16 the third. A
+    shard that is scored is never computed again, so each X-ray's results are of one device.
     """
 
     device: Device = Device.AUTO
     """Where the network runs; auto is the accelerator if there is one."""
+    precision: Precision = Precision.AUTO
+    """Arithmetic of the network; auto is bfloat16 on an accelerator, float32 on a CPU."""
     num_threads: int = internal(0, ge=0)
     """Torch threads on a CPU; 0 leaves torch's own choice."""
     num_decoders: int = Field(default=2, ge=0)

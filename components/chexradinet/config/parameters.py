@@ -205,10 +205,23 @@ class TrainingSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _a_pretext_has_one_node(self) -> Self:
-        pretext, num_nodes = self.train.pretrain.pretext, self.placement.num_nodes
-        wanted = "1 with a pretext; or run `chexradinet pretrain` first, and give initial_weights"
-        require(pretext is Pretext.NONE or num_nodes == 1, "num_nodes", num_nodes, wanted)
+    def _a_pretext_has_one_accelerator(self) -> Self:
+        """Refuse a pretext in a step whose other nodes or accelerators would wait for it."""
+        advice = "with a pretext; or run `chexradinet pretrain` first, and give initial_weights"
+        if self.train.pretrain.pretext is not Pretext.NONE:
+            nodes, accelerators = self.placement.num_nodes, self.placement.accelerator_count
+            require(nodes == 1, "num_nodes", nodes, f"1 {advice}")
+            require(accelerators <= 1, "accelerator_count", accelerators, f"at most 1 {advice}")
+        return self
+
+    @model_validator(mode="after")
+    def _each_process_has_an_image(self) -> Self:
+        processes = self.placement.num_processes
+        for config in (self.train.training, self.retrain):
+            least = processes * config.accumulation
+            wanted = f"at least {least}: an image for each accelerator, in each of its parts"
+            fits = processes == 1 or config.batch_size >= least
+            require(fits, "batch_size", config.batch_size, wanted)
         return self
 
 

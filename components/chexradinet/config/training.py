@@ -22,6 +22,15 @@ class Backbone(StrEnum):
     """ResNet-18's depth with stages of 16, 32, 48 and 64 channels: for laptops and tests."""
 
 
+class Precision(StrEnum):
+    """Arithmetic of a forward pass; logits and maps are float32 whatever it is."""
+
+    AUTO = "auto"
+    """bfloat16 on an accelerator that computes it, else float32."""
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class NetworkConfig(Settings):
     """Shape of the classifier."""
 

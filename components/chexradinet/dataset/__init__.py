@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from mmap import MADV_DONTNEED, mmap
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -240,7 +241,12 @@ class Dataset:
                 f"rows {wanted.min()} to {wanted.max()} asked of a data set of {len(self)} images"
             )
         empty: Pixels = np.empty((0, self._side, self._side), dtype=np.uint8)
-        return gathered([(shard.__getitem__, len(shard)) for shard in self._shards], wanted, empty)
+        found = gathered([(shard.__getitem__, len(shard)) for shard in self._shards], wanted, empty)
+        for shard in self._shards:
+            if isinstance(shard.base, mmap):
+                # Else what was read counts as this process's memory until it ends.
+                shard.base.madvise(MADV_DONTNEED)
+        return found
 
     def boxes(self, row: int) -> tuple[LabelledBox, ...]:
         """Return the boxes of one image, in pixels of the data set."""

@@ -141,7 +141,7 @@ def augment(
     source_columns = placed(torch.from_numpy(columns), images.device)[:, None, :]
     scale = placed(torch.from_numpy(contrast.astype(np.float32)), images.device)
     offset = placed(torch.from_numpy(brightness.astype(np.float32)), images.device)
-    return normalise(images[image, source_rows, source_columns]) * scale + offset
+    return normalise(images[image, source_rows, source_columns]).mul_(scale).add_(offset)
 
 
 def _shifted(

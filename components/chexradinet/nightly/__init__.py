@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from chexradinet.artifacts import check_schema, table_bytes, table_of
-from chexradinet.config import require
+from chexradinet.config import Precision, require
 from chexradinet.config.nightly import ResultSettings
 from chexradinet.dicom import is_dicomweb, parse_archive
 from chexradinet.dicom_results import ScoredFinding
@@ -244,6 +244,8 @@ class ShardResult:
     images: pa.Table
     wall_s: float
     """Seconds that the shard took."""
+    precision: str = Precision.FLOAT32.value
+    """Arithmetic of the network."""
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     """PNG files of flagged X-rays, by image key: each with heatmap and region."""
 
@@ -260,6 +262,7 @@ def pack(result: ShardResult) -> bytes:
         "kind": "nightly-shard",
         "plan_sha256": result.plan_sha256,
         "wall_s": result.wall_s,
+        "precision": result.precision,
     }
     members = {"shard.json": json.dumps(head, sort_keys=True).encode()}
     for name in _TABLES:
@@ -294,9 +297,13 @@ def unpack(data: bytes, where: str) -> ShardResult:
                 if name.startswith("pictures/")
             }
             of_plan, wall_s = str(head["plan_sha256"]), float(head["wall_s"])
+            # Earlier releases computed in float32 and did not say so.
+            precision = str(head.get("precision", Precision.FLOAT32.value))
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{where} is not a whole shard ({error}); restore it") from error
-    return ShardResult(**tables, plan_sha256=of_plan, wall_s=wall_s, pictures=pictures)
+    return ShardResult(
+        **tables, plan_sha256=of_plan, wall_s=wall_s, precision=precision, pictures=pictures
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from chexradinet.config import require
+from chexradinet.config import Precision, require
 from chexradinet.config.nightly import ScoreConfig
 from chexradinet.dicom_results import ScoredCase, ScoringModel
 from chexradinet.errors import (
@@ -31,7 +31,13 @@ from chexradinet.errors import (
 from chexradinet.evaluation.calibration import NOT_CALIBRATED, PLATT, apply_calibration
 from chexradinet.ingest.decoding import decode_in_order
 from chexradinet.model.bundle import load_bundle
-from chexradinet.model.inference import Predictions, choose_device, folded, predict_folded
+from chexradinet.model.inference import (
+    Predictions,
+    choose_device,
+    folded,
+    predict_folded,
+    resolved,
+)
 from chexradinet.model.resnet import ChexRadiNet
 from chexradinet.monitoring import ProgressLog
 from chexradinet.nightly import (
@@ -90,6 +96,8 @@ class Scorer(NightModel):
 
     network: ChexRadiNet
     """Folded once for all batches, on the device that computes."""
+    precision: Precision = Precision.AUTO
+    """Arithmetic of the network."""
 
 
 @dataclass
@@ -113,9 +121,11 @@ def open_scorer(addresses: Addresses, plan: Plan, config: ScoreConfig) -> Scorer
         torch.set_num_threads(config.num_threads)
     with fetched(addresses, plan) as path:
         model = read_model(path, plan)
-        device = str(choose_device(config.device))
-        network = folded(load_bundle(path, verify=False, device=device).network)
-    return Scorer(**vars(model), network=network)
+        device = choose_device(config.device)
+        network = folded(load_bundle(path, verify=False, device=str(device)).network)
+    precision = resolved(config.precision, device)
+    _log.info("the network computes in %s on %s", precision.value, device)
+    return Scorer(**vars(model), network=network, precision=precision)
 
 
 def score(addresses: Addresses, number: int, shard: int, config: ScoreConfig) -> ShardOutcome:
@@ -166,7 +176,7 @@ def score_shard(
             progress(len(collected.images) + len(collected.rejected), len(images))
         if before is not None:
             _collect(collected, ledger, plan, scorer, before)
-    result = _result(collected, plan, time.perf_counter() - started)
+    result = _result(collected, plan, scorer.precision, time.perf_counter() - started)
     if not ledger.create(ledger.shard_key(plan.number, shard), pack(result)):
         _log.info("shard %d of plan %d was done meanwhile by another run", shard, plan.number)
         return ShardOutcome(status="done_before")
@@ -225,7 +235,8 @@ def _pass(
     """Pass a batch through the network, and start to measure what it flags."""
     started = time.perf_counter()
     pixels = np.stack([xray.pixels for xray in xrays])
-    found = predict_folded(scorer.network, pixels, np.arange(len(xrays)))
+    rows = np.arange(len(xrays))
+    found = predict_folded(scorer.network, pixels, rows, precision=scorer.precision)
     passed = time.perf_counter()
     calibration: Mapping[str, Any] = scorer.info.calibration or {}
     probabilities = apply_calibration(calibration, scorer.findings, found.logits)
@@ -272,13 +283,14 @@ def _collect(
     collected.urgent = sorted(collected.urgent, key=itemgetter(0, 1))[: settings.report_cases]
 
 
-def _result(collected: _Collected, plan: Plan, wall_s: float) -> ShardResult:
+def _result(collected: _Collected, plan: Plan, precision: Precision, wall_s: float) -> ShardResult:
     return ShardResult(
         plan_sha256=plan.digest,
         scores=pa.concat_tables([SCORES.empty_table(), *collected.scores]).combine_chunks(),
         rejected=table_from(collected.rejected, EXCLUDED),
         images=table_from(collected.images, IMAGES),
         wall_s=wall_s,
+        precision=precision.value,
         pictures={
             case.xray.image_key: _picture(case, found) for _, _, case, found in collected.urgent
         },

@@ -15,7 +15,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chexradinet.artifacts import Head, read_table, sha256_of, write_table, writing_directory
+from chexradinet.artifacts import (
+    Head,
+    read_table,
+    sha256_of,
+    write_table,
+    write_table_in_parts,
+    writing_directory,
+)
 from chexradinet.config import canonical_json
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.records import FeatureStatus, Region
@@ -106,7 +113,10 @@ MAPS_DIGEST = "maps_sha256"
 SHARD_INDEX, SHARD_COUNT = "shard_index", "shard_count"
 """Keys of the provenance that tell shards apart; after merging they are 0 and 1."""
 
-_OWN_KEYS = {SHARD_INDEX, SHARD_COUNT, MAPS_DIGEST}
+PRECISION = "precision"
+"""Key of the provenance that holds the arithmetic of the maps; without it, float32."""
+
+_OWN_KEYS = {SHARD_INDEX, SHARD_COUNT, MAPS_DIGEST, PRECISION}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -249,20 +259,23 @@ def read_regions(path: Path) -> RegionsArtifact:
     return RegionsArtifact(table=table, maps=maps, provenance=provenance)
 
 
-def write_features(target: Path, table: pd.DataFrame, provenance: Mapping[str, Any]) -> None:
+def write_features(
+    target: Path, tables: Iterable[pd.DataFrame], provenance: Mapping[str, Any]
+) -> None:
     """Write a features artifact, atomically.
 
     Args:
         target: Directory to make or replace.
-        table: `FEATURE_COLUMNS`; row i belongs to row i of the regions.
+        tables: `FEATURE_COLUMNS`, part by part, at least one; rows in the order of the regions.
         provenance: JSON-ready record of what the features were made from.
 
     Raises:
         ArtifactError: the table's columns are others.
     """
-    ordered = _checked_table(table, FEATURE_COLUMNS, target)
+    ordered = (_checked_table(table, FEATURE_COLUMNS, target) for table in tables)
     with writing_directory(target, FEATURES_HEAD) as directory:
-        write_table(directory / FEATURES_FILE, ordered, "features", SCHEMA, provenance)
+        path = directory / FEATURES_FILE
+        write_table_in_parts(path, ordered, "features", SCHEMA, provenance)
 
 
 def read_features(path: Path) -> FeaturesArtifact:

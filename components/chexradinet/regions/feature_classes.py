@@ -9,13 +9,14 @@ theirs, so the values do too, to the last bit (a test holds them to `execute()`)
 Source: van Griethuysen et al. 2017, Cancer Research 77(21), e104-e107; pyradiomics 3.0.1.
 """
 
+import cmath
 import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,12 @@ def features_of_arrays(
     Raises:
         ValueError: the mask is empty, or a class refuses it.
     """
-    # Axis by axis: the places of all voxels of a large region take as long as a feature class.
-    planes = (np.flatnonzero(mask.any(others)) for others in ((1, 2), (0, 2), (0, 1)))
-    where = tuple(slice(plane.min(), plane.max() + 1) for plane in planes)
-    region = _SharedRegion(image[where], mask[where], settings)
+    if not mask.all():
+        # Axis by axis: the places of all voxels of a large region take as long as a feature class.
+        planes = (np.flatnonzero(mask.any(others)) for others in ((1, 2), (0, 2), (0, 1)))
+        where = tuple(slice(plane.min(), plane.max() + 1) for plane in planes)
+        image, mask = image[where], mask[where]
+    region = _SharedRegion(image, mask, settings)
     values: dict[str, float] = {}
     with np.errstate(all="ignore"), warnings.catch_warnings():
         # Empty directions and flat regions divide by zero; the classes repair what matters.
@@ -140,30 +143,26 @@ class _Shared(RadiomicsFeaturesBase):  # type: ignore[misc]
         return self.region.binned
 
 
-class _QuickNumpy:
-    """numpy, with less around the two functions that the features call most, and equal results."""
+def _sum(values: Any, axis: Any = None, keepdims: bool = False) -> Any:  # noqa: ANN401
+    add: Any = np.add
+    return add.reduce(values, axis, None, None, keepdims)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        return getattr(np, name)
 
-    @staticmethod
-    def sum(values: Any, axis: Any = None, keepdims: bool = False) -> Any:  # noqa: ANN401
-        """Return the sum."""
-        add: Any = np.add
-        return add.reduce(values, axis, None, None, keepdims)
+def _nanmean(values: NDArray[np.float64], axis: int) -> Any:  # noqa: ANN401
+    total = np.add.reduce(values, axis)
+    # One matrix at a time, so there is one mean.
+    if cmath.isnan(total.item()):
+        return np.nanmean(values, axis)
+    return total / values.size
 
-    @staticmethod
-    def nanmean(values: NDArray[np.float64], axis: Any) -> Any:  # noqa: ANN401
-        """Return the mean of what is not NaN."""
-        total = np.add.reduce(values, axis)
-        if np.isnan(total).any():
-            return np.nanmean(values, axis)
-        return total / (values.size // total.size)
+
+_QUICK_NUMPY = SimpleNamespace(**{**vars(np), "sum": _sum, "nanmean": _nanmean})
+"""numpy, with less around the two functions that the features call most, and equal results."""
 
 
 def _quickened(method: FunctionType) -> FunctionType:
-    """Return a copy of a pyradiomics method that computes with `_QuickNumpy`."""
-    names = {**method.__globals__, "numpy": _QuickNumpy()}
+    """Return a copy of a pyradiomics method that computes with `_QUICK_NUMPY`."""
+    names = {**method.__globals__, "numpy": _QUICK_NUMPY}
     return FunctionType(method.__code__, names, method.__name__, method.__defaults__)
 
 
@@ -186,6 +185,9 @@ def _sharing(feature_class: str) -> Callable[..., Any]:
         }
     if feature_class == "glcm":
         members["_calculateCoefficients"] = _glcm_coefficients
+        members["getMCCFeatureValue"] = _maximal_correlation
+        members["getClusterShadeFeatureValue"] = _cluster(3)
+        members["getClusterProminenceFeatureValue"] = _cluster(4)
     return type(f"Shared{original.__name__}", bases, members)
 
 
@@ -212,6 +214,38 @@ def _glcm_coefficients(self: Any) -> None:  # noqa: ANN401
         "pxSuby": _summed_by(differences, cells, highest),
         "HXY": (-1) * np.sum((matrix * np.log2(matrix + eps)), (1, 2)),
     }
+
+
+def _maximal_correlation(self: Any) -> Any:  # noqa: ANN401
+    """Do what the original does, angle by angle; products are added up in its order."""
+    cells = np.ascontiguousarray(self.P_glcm[0].transpose(2, 1, 0))  # (angles, k, i)
+    px, py, eps = (self.coefficients[name] for name in ("px", "py", "eps"))
+    found = []
+    for of_angle, x, y in zip(cells, px[0, :, 0].T, py[0, 0].T, strict=True):
+        products = of_angle[:, :, None] * of_angle[:, None]
+        products /= (x * y[:, None] + eps)[:, :, None]
+        found.append(np.add.reduce(products, 0))
+    correlations = np.linalg.eigvals(np.stack(found))
+    correlations.sort()
+    if correlations.shape[1] < 2:
+        return 1
+    return _nanmean(np.sqrt(correlations[:, -2])[None], 1).real
+
+
+def _cluster(order: int) -> Callable[[Any], Any]:
+    """Return what takes the place of Cluster Shade (3) or Prominence (4).
+
+    The power of each sum of two grey levels is taken once, not once per cell.
+    """
+
+    def feature(self: Any) -> Any:  # noqa: ANN401
+        ux, uy = (self.coefficients[name][0, 0] for name in ("ux", "uy"))  # (1, angles)
+        sums = np.arange(2 * self.coefficients["Ng"] + 1)[:, None]
+        levels = self.coefficients["grayLevels"]
+        powers = (((sums - ux) - uy) ** order)[levels[:, None] + levels]
+        return _nanmean(_sum(self.P_glcm * powers[None], (1, 2)), 1)
+
+    return feature
 
 
 def _summed_by(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.util import find_spec
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ Measure = Callable[[Crop], FeatureRow]
 
 BATCH_SIZE = 32
 """Regions a worker is given at once."""
+PART_SIZE = 4096
+"""Regions whose features are held at once."""
 
 CLIP = 5.0
 """Largest normalised value, on either side of 0."""
@@ -102,8 +105,8 @@ def extract_features(
     config: RadiomicsConfig,
     num_workers: int,
     progress: Callable[[int, int], None] | None = None,
-) -> pd.DataFrame:
-    """Return the table of features of many regions, row by row that of the regions.
+) -> Iterator[pd.DataFrame]:
+    """Return the table of features of many regions, in the order of these and part by part.
 
     Args:
         images: Returns the X-rays of some data set rows, shape (n, H, W); asked for at most
@@ -126,14 +129,25 @@ def extract_features(
     measured = measure_in_processes(
         _crops(images, regions, rows), partial(features_if_installed, config=config), num_workers
     )
-    statuses: list[str] = []
-    values = np.full((len(regions), len(FEATURE_NAMES)), np.nan)
-    for row in measured:
-        values[len(statuses)] = row.values
-        statuses.append(row.status.value)
-        if progress is not None:
-            progress(len(statuses), len(regions))
-    return features_table(regions["image_id"].tolist(), statuses, values)
+    return _tables(regions["image_id"].tolist(), measured, progress)
+
+
+def _tables(
+    image_ids: list[str],
+    measured: Iterator[FeatureRow],
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[pd.DataFrame]:
+    """Yield tables of `PART_SIZE` regions; of none, one table without rows."""
+    for start in range(0, max(len(image_ids), 1), PART_SIZE):
+        part = image_ids[start : start + PART_SIZE]
+        statuses: list[str] = []
+        values = np.full((len(part), len(FEATURE_NAMES)), np.nan)
+        for row in islice(measured, len(part)):
+            values[len(statuses)] = row.values
+            statuses.append(row.status.value)
+            if progress is not None:
+                progress(start + len(statuses), len(image_ids))
+        yield features_table(part, statuses, values)
 
 
 def measure_in_processes(

@@ -378,8 +378,8 @@ def _features(
         model.logits[np.arange(len(rows)), columns].tolist(),
         extract_regions(maps, data.info.preprocessing.image_side, regions),
     )
-    features = extract_features(data.images, table, rows, radiomics, num_workers=1)
-    values = features[list(FEATURE_NAMES)].to_numpy(dtype=np.float64)
+    parts = extract_features(data.images, table, rows, radiomics, num_workers=1)
+    values = np.concatenate([part[list(FEATURE_NAMES)].to_numpy(np.float64) for part in parts])
     return feature_contrast(values, FEATURE_NAMES, data.labels[rows], data.info.findings)
 
 

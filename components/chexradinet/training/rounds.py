@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from chexradinet.artifacts import Head, require_replaceable, write_document, writing_directory
-from chexradinet.config import RadiomicsConfig, RegionConfig, require
+from chexradinet.config import Precision, RadiomicsConfig, RegionConfig, require
 from chexradinet.dataset import Dataset, open_dataset
 from chexradinet.errors import ConfigError, MismatchError
 from chexradinet.model import require_match
@@ -23,6 +23,7 @@ from chexradinet.parallel import available_processors
 from chexradinet.records import Split
 from chexradinet.regions import (
     FEATURES_HEAD,
+    PRECISION,
     REGIONS_HEAD,
     read_regions,
     regions_table,
@@ -150,6 +151,7 @@ def heatmap(
         MismatchError: the bundle was made for other findings or another preprocessing.
     """
     from chexradinet.model.bundle import load_bundle
+    from chexradinet.model.inference import choose_device, resolved
 
     require_replaceable(target, REGIONS_HEAD)
     data = open_dataset(dataset)
@@ -157,18 +159,26 @@ def heatmap(
     require_match(loaded.info, data.info)
     shard = shard or Shard(0, 1)
     rows = shard.part_of(data.rows(Split.TRAIN))
-    table, maps = look(loaded.network, data, rows, config)
-    write_regions(target, table, maps, shard.provenance(data.digest, loaded.digest, config))
+    precision = resolved(Precision.AUTO, choose_device())
+    table, maps = look(loaded.network, data, rows, config, precision)
+    provenance = shard.provenance(data.digest, loaded.digest, config)
+    if precision is not Precision.FLOAT32:
+        provenance[PRECISION] = precision.value
+    write_regions(target, table, maps, provenance)
     return len(table)
 
 
 def look(
-    network: "ChexRadiNet", data: Dataset, rows: NDArray[np.int64], config: RegionConfig
+    network: "ChexRadiNet",
+    data: Dataset,
+    rows: NDArray[np.int64],
+    config: RegionConfig,
+    precision: Precision = Precision.FLOAT32,
 ) -> tuple[pd.DataFrame, NDArray[np.float32]]:
     """Return the table of the regions that will guide some images, and the map of each region."""
     from chexradinet.model.inference import predict
 
-    predictions = predict(network, data.images, rows, maps=True)
+    predictions = predict(network, data.images, rows, maps=True, precision=precision)
     scores = 1 / (1 + np.exp(-np.clip(predictions.logits.astype(np.float64), -50, 50)))
     cases = guiding_findings(data.labels[rows], scores)
     maps = predictions.maps[[row for row, _ in cases], [column for _, column in cases]]
@@ -221,8 +231,8 @@ def radiomics(
         )
     rows = data.row_of(found.table["image_id"].to_numpy())
     workers = num_workers or available_processors()
-    table = extract_features(data.images, found.table, rows, config, workers, progress)
+    tables = extract_features(data.images, found.table, rows, config, workers, progress)
     shard = Shard(found.provenance.get("shard_index", 0), found.provenance.get("shard_count", 1))
     provenance = shard.provenance(data.digest, found.provenance["bundle_digest"], config)
-    write_features(target, table, provenance)
-    return len(table)
+    write_features(target, tables, provenance)
+    return len(rows)

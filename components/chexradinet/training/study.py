@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
@@ -321,8 +322,8 @@ def _regions(network: ChexRadiNet, known: TrainingData, data: Dataset) -> Region
     table, _ = look(network, data, known.rows, RegionConfig())
     rows = data.row_of(table["image_id"].to_numpy())
     workers = 1 if len(table) < _FEW_REGIONS else available_processors()
-    features = extract_features(data.images, table, rows, RadiomicsConfig(), workers)
-    return usable_regions(data, features)
+    parts = extract_features(data.images, table, rows, RadiomicsConfig(), workers)
+    return usable_regions(data, pd.concat(parts, ignore_index=True))
 
 
 def _ranked(network: ChexRadiNet, data: Dataset) -> dict[str, float | None]:

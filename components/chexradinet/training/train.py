@@ -120,6 +120,7 @@ def train(
         with tempfile.TemporaryDirectory() as folder:
             start = initial_weights
             if pretext is not None:
+                training_data(open_dataset(dataset, verify=False))  # refused before a long pretext
                 start = str(Path(folder) / "encoder")
                 pretrain(dataset, Path(start), network, pretext, progress=progress)
             on_processes(processes, train_here, dataset, target, network, config, start, progress)

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from chexradinet.config import Backbone, NetworkConfig
-from chexradinet.model.inference import folded, predict
+from chexradinet.config import Backbone, NetworkConfig, Precision
+from chexradinet.model.inference import folded, predict, resolved
 from chexradinet.model.resnet import ChexRadiNet, build_network
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 64, 64)).astype(np.uint8)
@@ -55,6 +55,26 @@ def test_folded_network_computes_the_same(backbone: str) -> None:
     torch.testing.assert_close(given.maps, expected.maps, rtol=1e-4, atol=1e-4)
     norms = [m for m in folded(network).layer1[0].children() if isinstance(m, nn.BatchNorm2d)]
     assert norms == []
+
+
+def test_bfloat16_is_close_to_float32_and_nothing_that_a_cpu_chooses(network: ChexRadiNet) -> None:
+    exact, chosen, rough = (
+        predict(network, _fetch, np.arange(7), device="cpu", precision=precision)
+        for precision in (Precision.FLOAT32, Precision.AUTO, Precision.BFLOAT16)
+    )
+    np.testing.assert_array_equal(chosen.logits, exact.logits)
+    assert {part.dtype for part in rough[1:]} == {np.dtype(np.float32)}
+    assert 0 < np.abs(rough.logits - exact.logits).max() < 0.01
+    np.testing.assert_allclose(rough.maps, exact.maps, rtol=0, atol=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no accelerator")
+def test_an_accelerator_chooses_bfloat16_which_is_close_to_float32(network: ChexRadiNet) -> None:
+    assert resolved(Precision.AUTO, torch.device("cuda")) is Precision.BFLOAT16
+    exact = predict(network, _fetch, np.arange(7), device="cpu")
+    rough = predict(network, _fetch, np.arange(7), device="cuda", precision=Precision.AUTO)
+    np.testing.assert_allclose(rough.logits, exact.logits, rtol=0, atol=0.02)
 
 
 def test_prediction_leaves_the_network_as_it_is(network: ChexRadiNet) -> None:

@@ -1,6 +1,8 @@
 """The loop: when it looks at the loss, parts of a batch, averages, reading ahead, CUDA."""
 
 import logging
+import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,9 @@ import torch
 from chexradinet.config import GuidanceConfig, TrainConfig
 from chexradinet.errors import Interrupted, TrainingError
 from chexradinet.model import batches, training
-from chexradinet.model.batches import Batches, augment, read_ahead, steps_from
+from chexradinet.model.batches import Batches, TrainingData, augment, read_ahead, steps_from
 from chexradinet.model.losses import GuidanceHeads, guided_loss
-from chexradinet.model.resnet import ChexRadiNet
+from chexradinet.model.resnet import ChexRadiNet, build_network
 from chexradinet.model.training import fit
 from tests.unit.model.test_training import GUIDED, NONE, SETTINGS, _parts, _regions, _squares
 
@@ -155,6 +157,28 @@ def test_average_follows_the_known_rule() -> None:
     _, averaged = _fit(config, NONE)
     # One step: the decay is min(0.5, 1 / 10), so nine tenths of the way are gone.
     torch.testing.assert_close(averaged["fc.bias"], torch.lerp(start, plain["fc.bias"], 0.9))
+
+
+def test_images_beyond_the_memory_of_the_process_are_trained_on_where_they_lie(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "images.npy"
+    # 4 GiB of which a file system stores no block.
+    images = np.lib.format.open_memmap(path, "w+", np.uint8, (1 << 20, 64, 64))
+    del images
+    labels = np.tile(np.array([0, 1], np.float32), (1 << 20, 1))
+    rows = np.linspace(0, len(labels) - 1, 16).astype(np.int64)
+    data = TrainingData(images=np.load(path, mmap_mode="r"), labels=labels, rows=rows)
+    used = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert used is not None
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, ((int(used[1]) << 10) + (1 << 30), before[1]))
+    try:
+        network = build_network(_parts()[0].config, 2, seed=0)
+        history = fit(network, None, data, SETTINGS, NONE, device="cpu")
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+    assert np.isfinite(history[-1]["loss"])
 
 
 def test_reading_ahead_keeps_the_order_and_stays_a_few_items_ahead() -> None:

@@ -211,10 +211,32 @@ def five_regions() -> tuple[pd.DataFrame, NDArray[np.int64]]:
     return table, np.array([2, 0, 0, 0, 1])
 
 
+def _extracted(
+    regions: pd.DataFrame,
+    rows: NDArray[np.int64],
+    num_workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    def images(wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return IMAGES[wanted]
+
+    parts = extract_features(images, regions, rows, CONFIG, num_workers, progress)
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_parts_of_the_table_together_are_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    regions, rows = five_regions()
+    whole, seen = _extracted(regions, rows), []
+    monkeypatch.setattr("chexradinet.regions.radiomics.PART_SIZE", 2)
+    parts = _extracted(regions, rows, progress=lambda *counts: seen.append(counts))
+    pd.testing.assert_frame_equal(parts, whole)
+    assert seen[-1] == (5, 5)
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_table_of_features_follows_the_table_of_regions(num_workers: int) -> None:
     regions, rows = five_regions()
-    features = extract_features(lambda wanted: IMAGES[wanted], regions, rows, CONFIG, num_workers)
+    features = _extracted(regions, rows, num_workers)
     assert tuple(features.columns) == FEATURE_COLUMNS
     assert features["image_id"].tolist() == regions["image_id"].tolist()
     assert features["status"].tolist() == ["ok", "no_region", "ok", "ok", "failed"]
@@ -235,28 +257,21 @@ def test_only_images_with_a_region_are_read_each_once_a_batch() -> None:
         asked.append(wanted.tolist())
         return IMAGES[wanted]
 
-    extract_features(images, regions.iloc[1:4], rows[1:4], CONFIG, 1)
-    extract_features(images, regions.iloc[1:2], rows[1:2], CONFIG, 1)
+    for chosen in (slice(1, 4), slice(1, 2)):
+        list(extract_features(images, regions.iloc[chosen], rows[chosen], CONFIG, 1))
     assert asked == [[0]]
 
 
 def test_progress_counts_up_to_the_number_of_regions() -> None:
     regions, rows = five_regions()
     seen: list[tuple[int, int]] = []
-    extract_features(
-        lambda wanted: IMAGES[wanted],
-        regions,
-        rows,
-        CONFIG,
-        1,
-        lambda done, total: seen.append((done, total)),
-    )
+    _extracted(regions, rows, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(number, 5) for number in range(1, 6)]
 
 
 def test_no_region_at_all_gives_an_empty_table() -> None:
     regions, rows = five_regions()
-    features = extract_features(lambda wanted: IMAGES[wanted], regions[:0], rows[:0], CONFIG, 1)
+    features = _extracted(regions[:0], rows[:0])
     assert tuple(features.columns) == FEATURE_COLUMNS
     assert len(features) == 0
 
@@ -272,5 +287,5 @@ def test_a_host_without_pyradiomics_says_so_in_the_status(monkeypatch: pytest.Mo
     row = features_of(smooth_image(), Box(10, 20, 50, 60), CONFIG)
     assert row.status == FeatureStatus.NOT_INSTALLED
     regions, rows = five_regions()
-    table = extract_features(lambda wanted: IMAGES[wanted], regions, rows, CONFIG, 1)
+    table = _extracted(regions, rows)
     assert set(table["status"]) == {"not_installed", "no_region"}

@@ -151,14 +151,14 @@ def test_table_without_a_column_is_refused(tmp_path: Path) -> None:
 
 
 def test_features_come_back_as_written(tmp_path: Path) -> None:
-    write_features(tmp_path / "f", some_features(), PROVENANCE)
+    write_features(tmp_path / "f", [some_features()], PROVENANCE)
     artifact = read_features(tmp_path / "f")
     pd.testing.assert_frame_equal(artifact.table, some_features())
     assert artifact.provenance == PROVENANCE
 
 
 def test_features_of_another_kind_or_version_are_refused(tmp_path: Path) -> None:
-    write_features(tmp_path / "f", some_features(), PROVENANCE)
+    write_features(tmp_path / "f", [some_features()], PROVENANCE)
     target = tmp_path / "f" / "features.parquet"
     write_table(target, some_features(), "regions", 1, PROVENANCE)
     with pytest.raises(ArtifactError, match="'regions' of schema 1"):
@@ -170,7 +170,7 @@ def test_features_of_another_kind_or_version_are_refused(tmp_path: Path) -> None
 
 def test_features_with_an_unknown_column_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="glcm_Wrong"):
-        write_features(tmp_path / "f", some_features().assign(glcm_Wrong=0.0), PROVENANCE)
+        write_features(tmp_path / "f", [some_features().assign(glcm_Wrong=0.0)], PROVENANCE)
 
 
 def test_shards_of_features_follow_their_index_whatever_order_they_are_given_in(
@@ -178,7 +178,7 @@ def test_shards_of_features_follow_their_index_whatever_order_they_are_given_in(
 ) -> None:
     tables = [some_features(0), some_features(1).iloc[:0], some_features(2)]
     for index, table in enumerate(tables):
-        write_features(tmp_path / f"{index}", table, shard(index, 3))
+        write_features(tmp_path / f"{index}", [table], shard(index, 3))
     joined = read_feature_shards([tmp_path / f"{index}" for index in (2, 0, 1)])
     expected = pd.concat([some_features(0), some_features(2)], ignore_index=True)
     pd.testing.assert_frame_equal(joined.table, expected)
@@ -190,14 +190,14 @@ def test_missing_and_double_shards_are_refused(tmp_path: Path, indices: list[int
     paths = []
     for number, index in enumerate(indices):
         paths.append(tmp_path / f"{number}")
-        write_features(paths[-1], some_features(), shard(index, 2))
+        write_features(paths[-1], [some_features()], shard(index, 2))
     with pytest.raises(ArtifactError, match="shard"):
         read_feature_shards(paths)
 
 
 def test_shards_of_another_model_are_refused_naming_what_differs(tmp_path: Path) -> None:
-    write_features(tmp_path / "0", some_features(), shard(0, 2))
-    write_features(tmp_path / "1", some_features(), shard(1, 2, bundle="c" * 64))
+    write_features(tmp_path / "0", [some_features()], shard(0, 2))
+    write_features(tmp_path / "1", [some_features()], shard(1, 2, bundle="c" * 64))
     with pytest.raises(MismatchError, match="bundle"):
         read_feature_shards([tmp_path / "0", tmp_path / "1"])
 

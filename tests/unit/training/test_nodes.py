@@ -169,6 +169,23 @@ def test_a_pretext_on_several_nodes_is_refused() -> None:
         nested(TrainingSettings, {**given, "pretext": "radiomics"})
 
 
+def test_accelerators_that_a_pretext_would_leave_idle_are_refused() -> None:
+    given = {"source": "x", "models_uri": "y", "pretext": "radiomics"}
+    assert nested(TrainingSettings, given | {"accelerator_count": 1}).placement.num_processes == 1
+    with pytest.raises(ConfigError, match=r"accelerator_count is 2; it must be at most 1 with a"):
+        nested(TrainingSettings, given | {"accelerator_count": 2})
+
+
+@pytest.mark.parametrize("split", [{"num_nodes": 4}, {"num_nodes": 2, "accumulation": 2}])
+def test_a_batch_with_fewer_images_than_processes_is_refused_at_submission(
+    split: dict[str, int],
+) -> None:
+    given = {"source": "x", "models_uri": "y", "accelerator_count": 8, **split}
+    assert nested(TrainingSettings, given | {"batch_size": 32}).placement.num_nodes > 1
+    with pytest.raises(ConfigError, match=r"batch_size is 31; it must be at least 32: an image"):
+        nested(TrainingSettings, given | {"batch_size": 31})
+
+
 @pytest.mark.parametrize("number", [0, 65])
 def test_a_number_of_nodes_out_of_bounds_is_refused(number: int) -> None:
     given = {"source": "x", "models_uri": "y", "num_nodes": number}

@@ -209,19 +209,28 @@ def test_a_changed_encoder_is_refused(encoder: Path, tmp_path: Path) -> None:
 def test_a_data_set_without_training_images_needs_unlabelled_ones(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    folder = _all_in_test(tiny_dataset, tmp_path / "dataset")
+    folder = _with_column(tiny_dataset, tmp_path / "dataset", "split", Split.TEST.value)
     with pytest.raises(TrainingError, match="no image is left"):
         pretrain(folder, tmp_path / "encoder", NETWORK, PRETRAIN, num_workers=1)
 
 
-def _all_in_test(source: Path, target: Path) -> Path:
+def test_a_finding_that_no_training_image_knows_is_named_before_anything_is_trained(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _with_column(tiny_dataset, tmp_path / "dataset", "Effusion", np.nan)
+    monkeypatch.setattr("chexradinet.training.train.pretrain", None)
+    with pytest.raises(TrainingError, match="no training image has a known label of Effusion"):
+        train(folder, tmp_path / "model", NETWORK, TRAINING, pretext=PRETRAIN)
+
+
+def _with_column(source: Path, target: Path, name: str, value: str | float) -> Path:
     from chexradinet.artifacts import write_table
 
     target.mkdir()
     for file in source.iterdir():
         (target / file.name).write_bytes(file.read_bytes())
     frame, _ = read_table(target / MANIFEST, "dataset-manifest", 1)
-    frame["split"] = Split.TEST.value
+    frame[name] = value
     write_table(target / MANIFEST, frame, "dataset-manifest", 1)
     document: dict[str, Any] = json.loads((target / DOCUMENT).read_text())
     document["files"][MANIFEST] = sha256_of(target / MANIFEST)

@@ -206,7 +206,7 @@ def test_a_round_without_a_usable_region_trains_on_without_contrast(
     table = found.table.copy()
     table["status"] = "no_region"
     table.iloc[:, 2:] = np.nan
-    write_features(tmp_path / "none", table, found.provenance)
+    write_features(tmp_path / "none", [table], found.provenance)
     _retrain(tiny_model, tiny_dataset, tmp_path / "none", tmp_path / "r1")
     info, _ = read_bundle_info(tmp_path / "r1")
     assert info.guidance == "sharpen"
@@ -219,7 +219,7 @@ def test_features_of_another_data_set_are_refused(
 ) -> None:
     found = read_features(features)
     provenance = {**found.provenance, "dataset_digest": "0" * 64}
-    write_features(tmp_path / "other", found.table, provenance)
+    write_features(tmp_path / "other", [found.table], provenance)
     with pytest.raises(MismatchError, match="data set 000000000000"):
         _retrain(tiny_model, tiny_dataset, tmp_path / "other", tmp_path / "r1")
 
