@@ -138,7 +138,7 @@ def on_signals(
             signal.signal(number, earlier)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let this process keep what it frees, for the next item of the same size.
 
     Whoever decodes allocates and frees the same megabytes for each file. Left alone, glibc gives
@@ -297,7 +297,7 @@ def _prepare_worker(memory_bytes: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(OSError):  # of all in the container, the kernel is to end this one
         _OOM_SCORE.write_text(_MOST_LIKELY_KILLED, encoding="ascii")
-    _keep_freed_memory()
+    keep_freed_memory()
     if memory_bytes:
         most = _data_bytes() + memory_bytes
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
