@@ -129,9 +129,10 @@ def study_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
         if values:
             place = numbers.index(row["labels"]) + (index + 1) / (len(arms) + 1) - 0.5
             color = _ARM_COLORS[index % len(_ARM_COLORS)]
+            mark = "os^"[index // len(_ARM_COLORS) % 3]
             axes = panels[readouts.index(row["readout"])]
             axes.vlines(place, min(values), max(values), color=color, linewidth=1.4)
-            axes.plot(place, np.mean(values), "o", color=color, markersize=4.5, label=row["arm"])
+            axes.plot(place, np.mean(values), mark, color=color, markersize=4.5, label=row["arm"])
     for axes, readout in zip(panels, readouts, strict=True):
         axes.set_title(readout, fontsize=9, color=_INK)
         axes.set_xticks(range(len(numbers)), map(str, numbers))

@@ -59,6 +59,7 @@ def study_document(data: Dataset, plan: StudyPlan, outcomes: Sequence[Outcome]) 
     differences = [
         {"readout": readout, "labels": number, "arm": pair[0], "against": pair[1], **found}
         for readout, number, pair in product(READOUTS, numbers, plan.comparisons)
+        if readout != READOUTS[0] or _differ_before_tuning(plan, *pair)
         for found in tested.differences(*pair, number, readout, plan)
     ]
     return {
@@ -124,6 +125,12 @@ def _facts_of(data: Dataset) -> dict[str, Any]:
         "test_patients": int(test["patient_id"].nunique()),
         "findings": list(data.info.findings),
     }
+
+
+def _differ_before_tuning(plan: StudyPlan, first: str, second: str) -> bool:
+    """Tell whether two arms have different frozen encoders, and so a frozen read-out to compare."""
+    one, other = plan.arms[first], plan.arms[second]
+    return (one.pretext, one.initial_weights) != (other.pretext, other.initial_weights)
 
 
 def _paired(

@@ -159,17 +159,17 @@ GUIDED = PLAN.changed(
 )
 
 
-def test_guided_rounds_are_arms_and_end_when_validation_no_longer_rises(
+def test_guided_rounds_are_arms_and_end_when_validation_falls(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = open_dataset(tiny_dataset)
-    ranked = iter([0.6, 0.7, 0.65])
+    ranked = iter([0.6, 0.58, 0.56])
     monkeypatch.setattr(
         study_module, "_ranked", lambda *_: {"validation": next(ranked), "test": None}
     )
     (stopped,) = run_study(data, GUIDED, tmp_path, cells=[Cell("sharpen", 24, 0)])
-    assert [one["validation"] for one in stopped.rounds] == [0.6, 0.7, 0.65]
-    assert stopped.chosen == 1
+    assert [one["validation"] for one in stopped.rounds] == [0.6, 0.58, 0.56]
+    assert stopped.chosen == 0
     ranked = iter([0.7, 0.6])
     (whole,) = run_study(data, GUIDED, tmp_path, cells=[Cell("contrast", 24, 0)])
     assert (len(whole.rounds), whole.chosen) == (2, 1)
@@ -186,6 +186,9 @@ def test_parts_that_ran_apart_are_one_study(tiny_dataset: Path, tmp_path: Path) 
         run_study(data, GUIDED, tmp_path / cell.name, cells=[cell])
     found = outcomes_of(data, GUIDED, [tmp_path / first.name, tmp_path / second.name])
     assert [one.cell for one in found] == [first, second]
+    compared = study_document(data, GUIDED, found)["differences"]
+    # Both arms have the same encoder before they are fine-tuned.
+    assert {one["readout"] for one in compared} == {"fine-tuned"}
     with pytest.raises(MismatchError, match="another plan"):
         outcomes_of(data, PLAN, [tmp_path / first.name])
     with (tmp_path / first.name / f"{first.name}.npz").open("ab") as stream:
