@@ -69,8 +69,8 @@ GUIDANCE_EVIDENCE = (
     "NIH, 96 px, a small network).",
     "Not shown: that the contrast between image and radiomics in the guided rounds helps; on real "
     "X-rays it did no better than permuted radiomics, on generated ones slightly worse.",
-    "Not shown: that radiomics improve a fully fine-tuned classifier (on generated X-rays twice the "
-    "epochs without a pretext did at least as much), or anything clinical.",
+    "Not shown: that radiomics improve a fully fine-tuned classifier (on generated X-rays "
+    "twice the epochs without a pretext did at least as much), or anything clinical.",
 )
 """What may and what may not be claimed about radiomics guidance, whatever one run measures."""
 
