@@ -64,21 +64,14 @@ _SEGMENT = re.compile(rb"\xff[\xe0-\xef\xfe]")
 _FORMATS = ("PNG", "JPEG")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {_PNG: b"IEND", b"\xff\xd8\xff": b"\xff\xd9"}
+_READER_FAULTS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError),
+    *(TypeError, ValueError, cv2.error, struct.error),
+)
+"""Faults of a reader that no file should cause."""
 _BROKEN = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    NotImplementedError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    cv2.error,
-    struct.error,
-    zlib.error,
+    *_READER_FAULTS,
+    *(EOFError, MemoryError, NotImplementedError, OSError, SyntaxError, zlib.error),
 )
 """What Pillow and OpenCV raise on files that are damaged or made up; found by mutating them."""
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -95,18 +88,6 @@ _TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_READER_FAULTS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    cv2.error,
-    struct.error,
-)
-"""Faults of a reader that no file should cause."""
 
 
 def read_image(content: bytes) -> NDArray[np.uint8]:

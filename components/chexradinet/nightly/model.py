@@ -54,6 +54,12 @@ class NightModel:
         """Finding to `sensitivity` and `specificity` of its threshold on the test split."""
         return (self.info.metrics.get("test") or {}).get("operating_points") or {}
 
+    @property
+    def fitted(self) -> Mapping[str, Any]:
+        """Finding to its calibration: `status`, `threshold` and more."""
+        fitted: Mapping[str, Any] = (self.info.calibration or {})["findings"]
+        return fitted
+
     def code_of(self, finding: str) -> tuple[str, str, str] | None:
         """Return value, scheme and meaning that the model brings for a finding, if any."""
         code = self.info.finding_details.get(finding, {}).get("code")
@@ -79,12 +85,7 @@ def open_model(addresses: Addresses, plan: Plan) -> NightModel:
 
 @contextmanager
 def fetched(addresses: Addresses, plan: Plan) -> Iterator[Path]:
-    """Give the directory of a plan's bundle, verified, for as long as it is needed.
-
-    Raises:
-        ArtifactError: the bundle was changed.
-        StoreNotFoundError: it is not published any more.
-    """
+    """Give the directory of a plan's bundle, verified, during a block; see `open_model`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bundle"
         try:
@@ -99,12 +100,7 @@ def fetched(addresses: Addresses, plan: Plan) -> Iterator[Path]:
 
 
 def read_model(path: Path, plan: Plan) -> NightModel:
-    """Return a bundle as a plan's model.
-
-    Raises:
-        ArtifactError: it is not calibrated.
-        MismatchError: it is for other findings or another preprocessing than the plan.
-    """
+    """Return a bundle as a plan's model; see `open_model`."""
     model = model_of(path, settings_of(plan.settings))
     require_match(model.info, plan)
     return model
@@ -214,8 +210,7 @@ def looks_of(
     measure: Measure,
 ) -> list[list[Look]]:
     """Return where the model looked, for each X-ray and finding, in the model's order."""
-    fitted: Mapping[str, Any] = (model.info.calibration or {})["findings"]
-    thresholds = [fitted[finding]["threshold"] for finding in model.findings]
+    thresholds = [model.fitted[finding]["threshold"] for finding in model.findings]
     return [
         [
             _look(model, xray, found.maps[row, column], measure, flagged)
@@ -298,8 +293,7 @@ def _findings(
     probabilities: npt.NDArray[np.float64],
     looks: Sequence[Look],
 ) -> tuple[NightFinding, ...]:
-    fitted: Mapping[str, Any] = (model.info.calibration or {})["findings"]
-    points = model.operating_points
+    fitted, points = model.fitted, model.operating_points
     scored = []
     for column, (finding, look) in enumerate(zip(model.findings, looks, strict=True)):
         features = look.features() if look.features is not None else None

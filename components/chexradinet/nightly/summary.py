@@ -217,8 +217,7 @@ def night_report(
         pictures: PNG files by image key.
     """
     images, findings = merged.images, model.findings
-    fitted: Mapping[str, Any] = (model.info.calibration or {})["findings"]
-    thresholds = {finding: fitted[finding]["threshold"] for finding in findings}
+    thresholds = {finding: model.fitted[finding]["threshold"] for finding in findings}
     known = {} if model.reference is None else model.reference.document
     distributions = known.get("distributions", {})
     return NightReport(

@@ -26,9 +26,10 @@ from minio.lifecycleconfig import (
     Rule,
 )
 from minio.versioningconfig import VersioningConfig
+from pydantic import Field
 
 from chexradinet.artifacts import read_document
-from chexradinet.config import StoreConfig, require
+from chexradinet.config import Settings, StoreConfig
 from chexradinet.errors import ConfigError, StoreAccessError, StoreError
 from chexradinet.store.minio_private import status_of
 from chexradinet.store.protocol import Backoff, retrying
@@ -44,7 +45,7 @@ from chexradinet.store.uri import S3Access, access_from_environment
 
 T = TypeVar("T")
 
-BUCKETS_VERSION = 1
+_BUCKETS_VERSION = 1
 """Schema of `buckets.json`."""
 
 _LOG = logging.getLogger(__name__)
@@ -52,22 +53,15 @@ _CONFIG = StoreConfig(retry_total_s=15.0)
 _OWNED_ALREADY = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class BucketConfig:
+class BucketConfig(Settings):
     """A bucket with versioning, and how long it keeps what."""
 
     name: str
     """Name in the store."""
-    expire_days: int | None = None
+    expire_days: int | None = Field(default=None, ge=1)
     """Age at which objects are deleted, in days; None keeps them."""
-    noncurrent_days: int = 30
+    noncurrent_days: int = Field(default=30, ge=1)
     """Days an overwritten or deleted version can still be brought back."""
-
-    def __post_init__(self) -> None:
-        """Check the days."""
-        days = self.expire_days
-        require(days is None or days >= 1, "expire_days", days, "None or at least 1")
-        require(self.noncurrent_days >= 1, "noncurrent_days", self.noncurrent_days, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +97,11 @@ def read_buckets(path: Path) -> tuple[BucketConfig, ...]:
         ArtifactError: the document is missing, not JSON, or of another schema.
         ConfigError: an entry has an unknown or missing setting, or there is none.
     """
-    entries = read_document(path, "buckets", BUCKETS_VERSION).get("buckets", [])
+    entries = read_document(path, "buckets", _BUCKETS_VERSION).get("buckets", [])
     try:
         buckets = tuple(BucketConfig(**entry) for entry in entries)
-    except TypeError as error:
-        raise ConfigError(f"an entry of {path} cannot be read: {error}; give it a name") from error
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"an entry of {path} cannot be read: {error}") from error
     if not buckets:
         raise ConfigError(f"{path} names no bucket; add one under 'buckets'")
     return buckets
@@ -188,12 +182,8 @@ def _lifecycle(bucket: BucketConfig) -> LifecycleConfig:
     return LifecycleConfig([rule])
 
 
-def is_minio(access: S3Access) -> bool:
-    """Tell whether the server is MinIO, which has an administration API for users and policies.
-
-    Raises:
-        StoreUnavailableError: the store cannot be reached.
-    """
+def _is_minio(access: S3Access) -> bool:
+    """Tell whether the server is MinIO, which has an administration API for users and policies."""
     url = f"{'https' if access.secure else 'http'}://{access.endpoint}/minio/health/live"
     with _store_errors("cannot ask what the store is", access):
         answer = _repeated(lambda: open_pool(access, _CONFIG).request("GET", url))
@@ -211,7 +201,7 @@ def apply_policies(
         StoreAccessError: the credentials are not an administrator's.
         StoreError: the server refuses a policy or user.
     """
-    if not is_minio(access):
+    if not _is_minio(access):
         names = ", ".join(sorted(policies))
         _LOG.warning("the store is not MinIO: apply these policies with its own tools: %s", names)
         return False

@@ -80,13 +80,7 @@ def _file_location(uri: str, rest: str) -> Location:
 
 def _absolute(path: str) -> str:
     # Not Path.resolve: a link stays the name that the user gave.
-    parts: list[str] = []
-    for part in Path(path).expanduser().absolute().parts[1:]:
-        if part == "..":
-            del parts[-1:]
-        else:
-            parts.append(part)
-    return "/" + "/".join(parts)
+    return "/" + os.path.abspath(Path(path).expanduser()).lstrip("/")  # noqa: PTH100
 
 
 def join_uri(uri: str, *parts: str) -> str:
