@@ -242,7 +242,9 @@ def _fill(
     config, plan = task.config, task.plan
     decode = partial(decode_file, task.source, config, task.key)
     fresh = decode_in_order(plan.files[len(checkpoint.restored) :], decode, config.ingest_workers)
-    rejections, images = list(plan.rejections), []
+    rejections = list(plan.rejections)
+    rows: list[TableRow] = []
+    kept: list[HeaderRow] = []
     headers: dict[HeaderRow, HeaderRow] = {}
     for settled in outcomes_of(plan, checkpoint.outcomes(fresh), task.build):
         if isinstance(settled, Rejection):
@@ -251,23 +253,22 @@ def _fill(
             writer.add(settled.record, settled.decoded.pixels)
             header = settled.decoded.facts.header or HeaderRow()
             # Most headers of a device are equal but for their day: equal ones are kept once.
-            shared = headers.setdefault(header, header)
-            images.append(_Light(settled.record.image_id, _split_row(settled), shared))
+            kept.append(headers.setdefault(header, header))
+            rows.append(_split_row(settled))
         checkpoint.shards_are_full(writer.num_full_shards)
         if progress is not None:
-            done = len(rejections) + len(images) - len(plan.rejections)
+            done = len(rejections) + len(rows) - len(plan.rejections)
             progress(min(done, len(plan.files)), len(plan.files))
     for rejection in rejections:
         name = name_of(task.key, "file", rejection.source_uri)
         writer.reject(replace(rejection, source_uri=name))
     reasons = Counter(rejection.reason.value for rejection in rejections)
-    _check_rejected(reasons, len(images), config)
-    _check_counts(plan, rejections, len(images))
+    _check_rejected(reasons, len(rows), config)
+    _check_counts(plan, rejections, len(rows))
     if config.data_format is SourceFormat.DICOM:
-        splits = assign_splits([image.row for image in images], config)
-        writer.assign_splits([row.split or Split.TRAIN for row in splits])
+        writer.assign_splits([row.split or Split.TRAIN for row in assign_splits(rows, config)])
     if task.has_headers:
-        writer.add_headers([image.image_id for image in images], [image.header for image in images])
+        writer.add_headers([row.image_id for row in rows], kept)
     add_review_samples(writer, rejections, task.source, config, task.key)
 
 
@@ -277,14 +278,6 @@ class Image(NamedTuple):
     record: ImageRecord
     row: TableRow | None
     decoded: Decoded
-
-
-class _Light(NamedTuple):
-    """What is remembered of an image until all are there."""
-
-    image_id: str
-    row: TableRow
-    header: HeaderRow
 
 
 def _split_row(image: Image) -> TableRow:
