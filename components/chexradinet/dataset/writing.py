@@ -41,6 +41,9 @@ from chexradinet.dataset.labels import TableRow
 from chexradinet.errors import ConfigError, LabelTableError
 from chexradinet.records import Split
 
+METHOD = "stratified by finding, 1"
+"""Name of how splits are made that no table gives; recorded in each data set."""
+
 
 class DatasetWriter:
     """Takes images and rejections one by one, until `finish` or `abandon`."""
@@ -243,10 +246,6 @@ class ShardWriter:
         }
         if self._stream is not None:
             np.lib.format.write_array_header_1_0(self._stream, header)
-
-
-METHOD = "stratified by finding, 1"
-"""Name of how splits are made that no table gives; recorded in each data set."""
 
 
 def assign_splits(rows: Sequence[TableRow], config: IngestConfig) -> tuple[TableRow, ...]:

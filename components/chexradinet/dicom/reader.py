@@ -48,6 +48,13 @@ from chexradinet.dicom.header import read_radiograph_header
 from chexradinet.dicom.pixels import Frame, decoded, luma, pixel_layout
 from chexradinet.records import Geometry, RadiographHeader
 
+Values = NDArray[np.float64]
+Limits = tuple[float, float]
+_SIGN_BIT = 0x8000
+_LINEARISED = "1.2.840.10008.5.1.4.1.1.12."
+"""Angiography and fluoroscopy: their Modality LUT leads back to the dose (PS3.3 C.8.7.1)."""
+_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Radiograph:
@@ -204,15 +211,6 @@ def _grey_levels(
     stored = frame.stored
     grey = stored if stored.ndim == 2 else luma(stored.astype(np.uint8, copy=False))
     return np.ascontiguousarray(grey, dtype=np.uint8), "colour to luma", frame.notes
-
-
-Values = NDArray[np.float64]
-Limits = tuple[float, float]
-
-_SIGN_BIT = 0x8000
-_LINEARISED = "1.2.840.10008.5.1.4.1.1.12."
-"""Angiography and fluoroscopy: their Modality LUT leads back to the dose (PS3.3 C.8.7.1)."""
-_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
 def display_pixels(

@@ -54,6 +54,19 @@ from chexradinet.reports.pictures import REGION_COLOR, overlay
 Picture = npt.NDArray[np.uint8]
 
 _RLE_HEADER_BYTES = 64
+BANNER = "NOT FOR DIAGNOSTIC USE"
+"""Burned into every picture."""
+LONG_SIDE_PX = 1024
+"""Longer side of the radiograph in the picture, in pixels."""
+MIN_WIDTH_PX = 480
+"""Narrowest picture: the lines of text need it."""
+_BANNER_COLOR = (176, 0, 32)
+_WHITE = (255, 255, 255)
+_GREY = (170, 170, 170)
+_WARNING = (255, 130, 130)
+_TEXT_PX, _LINE_PX, _BANNER_PX = 20, 30, 46
+_MARGIN_PX = 12
+_NAMES_PER_LINE = 6
 
 
 @quiet()
@@ -158,22 +171,6 @@ def _code_item(code: Code) -> Dataset:
     item.CodingSchemeDesignator = code.scheme_designator
     item.CodeMeaning = code.meaning
     return item
-
-
-BANNER = "NOT FOR DIAGNOSTIC USE"
-"""Burned into every picture."""
-LONG_SIDE_PX = 1024
-"""Longer side of the radiograph in the picture, in pixels."""
-MIN_WIDTH_PX = 480
-"""Narrowest picture: the lines of text need it."""
-
-_BANNER_COLOR = (176, 0, 32)
-_WHITE = (255, 255, 255)
-_GREY = (170, 170, 170)
-_WARNING = (255, 130, 130)
-_TEXT_PX, _LINE_PX, _BANNER_PX = 20, 30, 46
-_MARGIN_PX = 12
-_NAMES_PER_LINE = 6
 
 
 @dataclass(frozen=True, slots=True)

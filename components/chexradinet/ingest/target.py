@@ -59,6 +59,10 @@ DATASET_FILES = re.compile(
     r"(images-\d{5}|doubtful)\.npy|(manifest|rejected|headers|doubtful)\.parquet"
 )
 """Names of a data set's files, but for its head."""
+_logger = logging.getLogger(__name__)
+_KIND, _FINISHED, _SCHEMA = "ingest-outcomes", "ingest-finished", 2
+"""The schema is also to be raised when equal listings and tables come to another plan: outcomes
+are kept in the plan's order."""
 
 
 def require_target(target: Path, source: str, labels: str) -> None:
@@ -135,12 +139,6 @@ def _parts(place: str) -> tuple[str, ...]:
     path = Path(location.key) if "://" in place else Path(place).expanduser()
     # Not Path.resolve, which raises where links lead in a circle.
     return Path(os.path.realpath(path)).parts
-
-
-_logger = logging.getLogger(__name__)
-_KIND, _FINISHED, _SCHEMA = "ingest-outcomes", "ingest-finished", 2
-"""The schema is also to be raised when equal listings and tables come to another plan: outcomes
-are kept in the plan's order."""
 
 
 def work_digest(

@@ -44,6 +44,11 @@ SCHEMA = 1
 
 UNKNOWN_SIZE = -1
 """Size of an X-ray in an archive, which does not tell it."""
+DEFAULT_TTL_S = 600.0
+"""Seconds without a renewal after which a lease is over."""
+_ATTEMPTS = 5
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -235,14 +240,6 @@ def read_completion(ledger: Ledger, number: int) -> dict[str, Any] | None:
         return read_json(ledger, ledger.plan_key(number, "complete.json"), "nightly-completion")
     except StoreNotFoundError:
         return None
-
-
-DEFAULT_TTL_S = 600.0
-"""Seconds without a renewal after which a lease is over."""
-
-_ATTEMPTS = 5
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_log = logging.getLogger(__name__)
 
 
 def dicom_start(date: str, number: int) -> str:

@@ -37,6 +37,7 @@ from chexradinet.records import RejectReason
 from chexradinet.reports.nightly import WaitingImage
 
 _XRAY_SUFFIXES = frozenset({"dcm", "dic", "dicom", "ima", "img", "jpeg", "jpg", "png"})
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,9 +277,6 @@ def _index(
         for image in plan.images
     ]
     return table_from(rows, INDEX)
-
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

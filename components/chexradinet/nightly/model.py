@@ -36,6 +36,13 @@ if TYPE_CHECKING:
     from chexradinet.model.inference import Predictions
 
 _log = logging.getLogger(__name__)
+Measured = Callable[[], FeatureRow]
+"""Gives the features of a region, and waits for them if need be."""
+Measure = Callable[[Crop], Measured]
+"""Starts to measure the pixels of a region."""
+_NO_FEATURES = {False: "not_flagged", None: "not_assessed"}
+_SHARE_OF_PROCESSORS = 4
+"""Beside an accelerator, one processor in so many measures; most of the others decode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,16 +166,6 @@ def check_model(info: BundleInfo) -> None:
             f"this release makes {info.preprocessing.digest()[:12]}; use the release that trained "
             "it, or train again"
         )
-
-
-Measured = Callable[[], FeatureRow]
-"""Gives the features of a region, and waits for them if need be."""
-Measure = Callable[[Crop], Measured]
-"""Starts to measure the pixels of a region."""
-
-_NO_FEATURES = {False: "not_flagged", None: "not_assessed"}
-_SHARE_OF_PROCESSORS = 4
-"""Beside an accelerator, one processor in so many measures; most of the others decode."""
 
 
 class Look(NamedTuple):

@@ -59,6 +59,8 @@ _log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the shards done and the shards there are."""
+_OF_ARCHIVE = (StoreUnavailableError, StoreAccessError, StoreFullError)
+"""Errors that every further result would meet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,9 +274,6 @@ def _write(ledger: Ledger, record: _RunRecord) -> None:
 
 if TYPE_CHECKING:
     from chexradinet.dicom_results.upload import UploadOutcome
-
-_OF_ARCHIVE = (StoreUnavailableError, StoreAccessError, StoreFullError)
-"""Errors that every further result would meet."""
 
 
 def archive_results(

@@ -24,6 +24,8 @@ from chexradinet.nightly.plan import drop_taken, inbox_images
 from chexradinet.records import RejectReason
 from chexradinet.reports.nightly import FlaggedCase, NightReport, OutsideXRay
 
+_UNREADABLE = {"status": "left_out", "reason": "link_or_folder_unreadable"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Night:
@@ -138,9 +140,6 @@ def _num_outside(merged: Merged) -> int | None:
     """Return how many X-rays the model was not made for, None if it cannot tell."""
     known = [i.out_of_distribution for i in merged.images if i.out_of_distribution is not None]
     return sum(known) if known or not merged.images else None
-
-
-_UNREADABLE = {"status": "left_out", "reason": "link_or_folder_unreadable"}
 
 
 def most_urgent(

@@ -60,6 +60,20 @@ _SPLITS_OF_BLOCK = (Split.TRAIN,) * 4 + (Split.VALIDATION, Split.TEST)
 """Splits of six blocks in turn: two thirds, a sixth, a sixth of the images."""
 _TABLE, _PATIENT = "labels.csv", "phantom-"
 _COLUMNS = ("file", "patient", "findings", "view", "age", "sex", "split", "boxes")
+WRITABLE_SYNTAXES = (
+    *(uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian),
+    *(uid.DeflatedExplicitVRLittleEndian, uid.RLELossless, uid.JPEGBaseline8Bit),
+    *(uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless),
+    *(uid.JPEGLSNearLossless, uid.JPEG2000Lossless, uid.JPEG2000),
+    *(uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K),
+)
+"""Transfer syntaxes that are written and read."""
+SYNTAXES = (uid.ExplicitVRLittleEndian, uid.JPEGLSLossless, uid.RLELossless, uid.JPEG2000Lossless)
+"""Transfer syntaxes of the files, in turn; all keep every grey level."""
+SPACING_MM = 2.0
+"""Distance of the pixels on the detector: a phantom of 192 px is 38 cm wide."""
+_GREY_STEP = 16
+"""The 8-bit grey values are stored as 12 bits, as detectors do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,25 +240,6 @@ def _require_phantom(folder: Path) -> None:
             f"{folder} is not empty and holds no phantom images, so nothing in it is replaced; "
             "give another path, or empty it yourself"
         )
-
-
-WRITABLE_SYNTAXES = (
-    *(uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian),
-    *(uid.DeflatedExplicitVRLittleEndian, uid.RLELossless, uid.JPEGBaseline8Bit),
-    *(uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless),
-    *(uid.JPEGLSNearLossless, uid.JPEG2000Lossless, uid.JPEG2000),
-    *(uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K),
-)
-"""Transfer syntaxes that are written and read."""
-
-SYNTAXES = (uid.ExplicitVRLittleEndian, uid.JPEGLSLossless, uid.RLELossless, uid.JPEG2000Lossless)
-"""Transfer syntaxes of the files, in turn; all keep every grey level."""
-
-SPACING_MM = 2.0
-"""Distance of the pixels on the detector: a phantom of 192 px is 38 cm wide."""
-
-_GREY_STEP = 16
-"""The 8-bit grey values are stored as 12 bits, as detectors do."""
 
 
 def write_phantom_inbox(folder: Path, num_images: int, image_side: int, seed: int) -> None:

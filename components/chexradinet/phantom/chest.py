@@ -23,6 +23,8 @@ from chexradinet.records import Box
 
 Plane = NDArray[np.floating[Any]]
 """Values, 32-bit for speed, of shape (S, S) or (h, w)."""
+PHANTOM_FINDINGS = ("Nodule", "Mass", "Consolidation", "Effusion", "Pneumothorax", "Cardiomegaly")
+"""Canonical names, in the order of the label columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,10 +214,6 @@ def _vessels(rng: np.random.Generator, across: Plane, down: Plane, air: Plane) -
     from_hila = (np.abs(across) - 0.08) ** 2 + (down - 0.02) ** 2
     crowded: Plane = np.maximum(0.6, 1.2 - from_hila * 12)
     return texture * crowded * air
-
-
-PHANTOM_FINDINGS = ("Nodule", "Mass", "Consolidation", "Effusion", "Pneumothorax", "Cardiomegaly")
-"""Canonical names, in the order of the label columns."""
 
 
 def box_of(mask: Plane, threshold: float, corner: tuple[int, int] = (0, 0)) -> Box | None:

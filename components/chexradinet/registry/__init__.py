@@ -27,9 +27,12 @@ POINTER = "champion.json"
 POINTER_SCHEMA = 1
 MIN_DIGEST_LENGTH = 8
 """Fewest leading characters of a digest that name a bundle."""
+URL_VARIABLE = "MODEL_REGISTRY_URL"
+"""Environment variable with the registry's address, such as `http://model-registry:8080`."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LOG = logging.getLogger(__name__)
+_API, _TIMEOUT_S = "api/model_registry/v1alpha3", 10.0
 
 
 def read_pointer(models_uri: str) -> tuple[dict[str, Any], str]:
@@ -187,13 +190,6 @@ def roll_back(models_uri: str, digest: str) -> str:
     return chosen
 
 
-URL_VARIABLE = "MODEL_REGISTRY_URL"
-"""Environment variable with the registry's address, such as `http://model-registry:8080`."""
-
-_API, _TIMEOUT_S = "api/model_registry/v1alpha3", 10.0
-_log = logging.getLogger(__name__)
-
-
 def register_model(
     name: str, digest: str, uri: str, metrics: Mapping[str, float], card: str
 ) -> bool | None:
@@ -218,7 +214,7 @@ def register_model(
         place = f"{api}/model_versions/{number}/artifacts"
         _ensured(f"{api}/model_artifact", artifact, number, place)
     except (requests.RequestException, KeyError, TypeError, ValueError) as error:
-        _log.warning(
+        _LOG.warning(
             "the model is published, but not registered (%s: %s); check %s and the registry's log, "
             "then run publish again", type(error).__name__, error, URL_VARIABLE,
         )  # fmt: skip

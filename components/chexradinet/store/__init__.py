@@ -47,6 +47,13 @@ from chexradinet.version import __version__
 
 DEFAULT = StoreConfig()
 """Settings of the functions that take a URI."""
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+NUM_TRANSFERS = 4
+"""Files of a directory that are transferred at once; each upload holds one part in memory."""
+KEPT_DAYS = 30
+"""Days that a finished artifact is kept."""
+_LIST, _KIND, _SCHEMA = "finished.json", "finished", 1
 
 
 def open_store(uri: str, config: StoreConfig = DEFAULT) -> tuple[ObjectStore, str]:
@@ -94,13 +101,6 @@ def _opened(bucket: str, access: S3Access, config: StoreConfig, process: int) ->
     from chexradinet.store.s3 import S3Store
 
     return S3Store(bucket, access, config)
-
-
-T = TypeVar("T")
-_log = logging.getLogger(__name__)
-
-NUM_TRANSFERS = 4
-"""Files of a directory that are transferred at once; each upload holds one part in memory."""
 
 
 def exists(uri: str, config: StoreConfig = DEFAULT) -> bool:
@@ -231,12 +231,6 @@ def _at_once(transfer: Callable[[T], None], items: Iterable[T]) -> None:
             pass
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-KEPT_DAYS = 30
-"""Days that a finished artifact is kept."""
-
-_LIST, _KIND, _SCHEMA = "finished.json", "finished", 1
 
 
 class FinishedWork:

@@ -32,6 +32,29 @@ from chexradinet.errors import (
     StoreUnavailableError,
 )
 
+CHUNK_BYTES = 1 << 20
+"""Most bytes read at once."""
+_FULL = (StoreFullError, "free space there, or choose another place, and run again")
+_DENIED = (StoreAccessError, "allow this user to {action} there")
+_LOST = (StoreUnavailableError, "check the disk or the network mount and run again")
+_NO_FILE = (StoreNotFoundError, "the path of a file in a directory is needed")
+_ERRORS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _DENIED),
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN), _LOST
+    ),
+    errno.ENOENT: (StoreNotFoundError, "check the path"),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), _NO_FILE),
+}
+T = TypeVar("T")
+FIRST_WAIT_S = 0.2
+"""Longest wait before the second attempt, in seconds; doubles with each further one."""
+LONGEST_WAIT_S = 10.0
+"""Longest wait between two attempts, in seconds."""
+_random = random.SystemRandom()
+_logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectInfo:
@@ -188,24 +211,6 @@ def require_conditional_create(store: ObjectStore, prefix: str) -> None:
     )
 
 
-CHUNK_BYTES = 1 << 20
-"""Most bytes read at once."""
-
-_FULL = (StoreFullError, "free space there, or choose another place, and run again")
-_DENIED = (StoreAccessError, "allow this user to {action} there")
-_LOST = (StoreUnavailableError, "check the disk or the network mount and run again")
-_NO_FILE = (StoreNotFoundError, "the path of a file in a directory is needed")
-_ERRORS = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _DENIED),
-    **dict.fromkeys(
-        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN), _LOST
-    ),
-    errno.ENOENT: (StoreNotFoundError, "check the path"),
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), _NO_FILE),
-}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
     """Record of an object's content."""
@@ -263,17 +268,6 @@ def file_errors(action: str, path: Path) -> Iterator[None]:
         kind, advice = _ERRORS.get(error.errno or 0, (StoreError, "check the path and run again"))
         said = error.strerror or type(error).__name__
         raise kind(f"cannot {action} {path}: {said}; {advice.format(action=action)}") from error
-
-
-T = TypeVar("T")
-
-FIRST_WAIT_S = 0.2
-"""Longest wait before the second attempt, in seconds; doubles with each further one."""
-LONGEST_WAIT_S = 10.0
-"""Longest wait between two attempts, in seconds."""
-
-_random = random.SystemRandom()
-_logger = logging.getLogger(__name__)
 
 
 class Backoff:
