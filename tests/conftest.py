@@ -64,16 +64,18 @@ def tool() -> Callable[[str, str], str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what trains a network, and let files with the most slow tests run first.
+    """Mark what trains a network, and let files with the most tests that take long run first.
 
     So `make test-fast` can leave out the former, and two processes end at about the same time.
     """
     slow: Counter[Path] = Counter()
+    trains: Counter[Path] = Counter()
     for item in items:
         if "tiny_model" in getattr(item, "fixturenames", ()):
             item.add_marker("trains")
         slow[item.path] += item.get_closest_marker("slow") is not None
-    items.sort(key=lambda item: -slow[item.path])
+        trains[item.path] += item.get_closest_marker("trains") is not None
+    items.sort(key=lambda item: (-slow[item.path], -trains[item.path]))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
