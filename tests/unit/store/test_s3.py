@@ -15,7 +15,7 @@ from chexradinet.store.s3 import S3Store
 from chexradinet.store.uri import S3Access
 from tests.serving import serving
 
-ONCE = StoreConfig(retry_total_s=0, connect_timeout_s=2, read_timeout_s=2)
+ONCE = StoreConfig(retry_total_s=0, connect_timeout_s=30, read_timeout_s=60)
 
 
 class Server(ThreadingHTTPServer):
