@@ -31,7 +31,7 @@ def shared_data() -> Path:
 _OF_WORKERS = [
     "chexradinet.dicom.reader", "chexradinet.ingest.decoding", "chexradinet.nightly.read",
     "chexradinet.regions.feature_classes", "chexradinet.regions.radiomics",
-    "chexradinet.store.s3", "chexradinet.training.targets", "pytest",
+    "chexradinet.store.s3", "pytest",
 ]  # fmt: skip
 
 
