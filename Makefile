@@ -58,7 +58,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load
 test: .venv/.ready ## Run all tests, on two processes
 	@$(PYTEST)
 
-test-fast: .venv/.ready ## Run what needs no server and no training
+test-fast: .venv/.ready ## Run what needs no server and no training, in under 3 minutes on two cores
 	@$(PYTEST) -m "not slow and not trains and not image and not cluster" tests/unit tests/manifests
 
 test-tools: ## Install on Debian the programs that some tests need (root)

@@ -199,27 +199,32 @@ def test_every_empty_directory_has_a_size_limit(
     assert all("sizeLimit" in volume for volume in found)
 
 
-@pytest.mark.parametrize("overlay", NAMES)
-def test_runs_find_every_address_that_they_ask_for(
-    overlays: dict[str, list[Object]], overlay: str, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Return the keys of the run's ConfigMap that the steps of all pipelines ask for."""
     from pipelines.compile import compile_nightly, compile_study, compile_training
     from pipelines.documents import platform_executors
     from pipelines.parameters import load_documents
 
+    folder = tmp_path_factory.mktemp("compiled")
+    return {
+        pair["configMapKey"]
+        for compiled in (compile_training, compile_nightly, compile_study)
+        for settings in platform_executors(load_documents(compiled(folder))[1]).values()
+        for one in settings.get("configMapAsEnv", [])
+        for pair in one["keyToEnv"]
+    }
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_runs_find_every_address_that_they_ask_for(
+    overlays: dict[str, list[Object]], overlay: str, asked: set[str]
+) -> None:
     (run,) = [
         thing["data"]
         for thing in overlays[overlay]
         if thing["kind"] == "ConfigMap" and thing["metadata"]["name"] == "chexradinet-run"
     ]
-    asked = {
-        pair["configMapKey"]
-        for compiled in (compile_training, compile_nightly, compile_study)
-        for path in [compiled(tmp_path)]
-        for settings in platform_executors(load_documents(path)[1]).values()
-        for one in settings.get("configMapAsEnv", [])
-        for pair in one["keyToEnv"]
-    }
     assert asked == set(run)
 
 

@@ -40,6 +40,7 @@ def test_a_finished_training_is_taken_and_not_trained_again(
     assert first == again
 
 
+@pytest.mark.trains
 def test_a_finished_round_is_taken_and_judged_by_the_limit_given_now(
     tiny_dataset: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,6 +63,7 @@ def test_a_finished_round_is_taken_and_judged_by_the_limit_given_now(
     assert not run("strict", 1)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("damage", ["changed", "missing", "unlisted"])
 def test_a_damaged_result_is_made_again(
     tiny_dataset: Path, tmp_path: Path, kept: Path, damage: str, caplog: pytest.LogCaptureFixture
@@ -80,6 +82,7 @@ def test_a_damaged_result_is_made_again(
     assert read_bundle_info(tmp_path / "first")[1] == read_bundle_info(tmp_path / "again")[1]
 
 
+@pytest.mark.trains
 def test_results_older_than_thirty_days_are_removed_from_a_folder(
     tiny_dataset: Path, tmp_path: Path, kept: Path
 ) -> None:

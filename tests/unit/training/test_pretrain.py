@@ -48,6 +48,7 @@ def test_patients_and_pixels_of_the_held_out_splits_are_refused_with_a_count() -
     assert refused == {"patient": 1, "content": 1}
 
 
+@pytest.mark.trains
 def test_a_data_set_given_as_unlabelled_brings_none_of_its_held_out_patients(
     tiny_dataset: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_training_images_that_equal_a_test_image_are_refused(
     assert (len(rows), refused) == (len(train_rows) - 2, {"patient": 0, "content": 2})
 
 
+@pytest.mark.trains
 def test_targets_are_the_features_of_each_image_and_made_once(
     tiny_dataset: Path, cache: Path, encoder: Path
 ) -> None:
@@ -121,6 +123,7 @@ def test_shifted_targets_are_those_of_the_shifted_image() -> None:
     np.testing.assert_array_equal(targets[0][inner], again[inner])
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("pretext", [Pretext.RADIOMICS, Pretext.PIXELS])
 def test_pretraining_twice_gives_the_same_bytes(
     pretext: Pretext, tiny_dataset: Path, cache: Path, tmp_path: Path
@@ -131,6 +134,7 @@ def test_pretraining_twice_gives_the_same_bytes(
     assert read_encoder(tmp_path / "one") == read_encoder(tmp_path / "two")
 
 
+@pytest.mark.trains
 def test_the_controls_differ_from_radiomics_in_their_weights(
     tiny_dataset: Path, cache: Path, encoder: Path, tmp_path: Path
 ) -> None:
@@ -142,6 +146,7 @@ def test_the_controls_differ_from_radiomics_in_their_weights(
     assert len(weights) == 4
 
 
+@pytest.mark.trains
 def test_radiomics_are_learnt(tiny_dataset: Path, cache: Path, tmp_path: Path) -> None:
     config = PRETRAIN.changed(pretext_epochs=6)
     record = pretrain(tiny_dataset, tmp_path / "e", NETWORK, config, cache=cache, num_workers=1)
@@ -149,6 +154,7 @@ def test_radiomics_are_learnt(tiny_dataset: Path, cache: Path, tmp_path: Path) -
     assert record["features"] == list(LOCAL_FEATURES)
 
 
+@pytest.mark.trains
 def test_training_starts_from_the_encoder_and_keeps_what_is_frozen(
     encoder: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -169,6 +175,7 @@ def test_training_starts_from_the_encoder_and_keeps_what_is_frozen(
     assert all(one["data_digests"] == [data.digest] for one in stages)
 
 
+@pytest.mark.trains
 def test_the_switch_of_training_pretrains_and_starts_from_it(
     encoder: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -177,11 +184,13 @@ def test_the_switch_of_training_pretrains_and_starts_from_it(
     assert read_bundle_info(tmp_path / "one")[1] == read_bundle_info(tmp_path / "two")[1]
 
 
+@pytest.mark.trains
 def test_two_starts_at_once_are_refused(encoder: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="initial_weights"):
         train(tiny_dataset, tmp_path / "m", NETWORK, TRAINING, str(encoder), pretext=PRETRAIN)
 
 
+@pytest.mark.trains
 def test_a_higher_rate_of_the_last_layer_changes_the_model(
     tiny_model: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -190,6 +199,7 @@ def test_a_higher_rate_of_the_last_layer_changes_the_model(
     assert read_bundle_info(tmp_path / "model")[1] != read_bundle_info(tiny_model)[1]
 
 
+@pytest.mark.trains
 def test_an_encoder_of_another_network_is_refused(
     encoder: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -198,6 +208,7 @@ def test_an_encoder_of_another_network_is_refused(
         train(tiny_dataset, tmp_path / "m", coarse, TRAINING, initial_weights=str(encoder))
 
 
+@pytest.mark.trains
 def test_a_changed_encoder_is_refused(encoder: Path, tmp_path: Path) -> None:
     document = json.loads((encoder / "encoder.json").read_text())
     document["pretext"] = "hog"

@@ -123,6 +123,7 @@ def test_better_scores_are_shown_to_be_higher(tiny_dataset: Path) -> None:
     )
 
 
+@pytest.mark.trains
 def test_a_study_ends_in_a_report_and_runs_no_cell_twice(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ GUIDED = PLAN.changed(
 )
 
 
+@pytest.mark.trains
 def test_guided_rounds_are_arms_and_end_when_validation_falls(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +181,7 @@ def test_guided_rounds_are_arms_and_end_when_validation_falls(
     assert 0 <= row["pointing"] <= 1
 
 
+@pytest.mark.trains
 def test_parts_that_ran_apart_are_one_study(tiny_dataset: Path, tmp_path: Path) -> None:
     data = open_dataset(tiny_dataset)
     first, second = cells_of(data, GUIDED)[:2]
