@@ -24,6 +24,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     monkeypatch.setattr(place, lambda *_args, **_kwargs: pytest.fail("it was done again"))
 
 
+@pytest.mark.trains
 def test_a_finished_training_is_taken_and_not_trained_again(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
