@@ -17,7 +17,6 @@ beats the arm with permuted features.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,27 +62,27 @@ _VERDICTS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class RoundMetrics:
-    """What was measured after one round, on the split that rounds are chosen by."""
+def round_entry(
+    number: int,
+    guidance: str,
+    classification: Mapping[str, Any],
+    localization: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what metrics.json says of one round, on the split that rounds are chosen by.
 
-    round: int
-    """Number of the round; 0 is trained on labels alone."""
-    guidance: str
-    """Arm of the round, as `GuidanceConfig.arm` names it; `none` for round 0."""
-    classification: Mapping[str, Any]
-    """Result of `classification_metrics`."""
-    localization: Mapping[str, Any] = field(default_factory=dict)
-    """Result of `with_controls`; empty if the split has no boxes: every number is then null."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the entry of metrics.json."""
-        return {
-            "round": self.round,
-            "guidance": self.guidance,
-            **self.classification,
-            "localization": {**dict.fromkeys(LOCALIZATION_FIELDS), **self.localization},
-        }
+    Args:
+        number: Number of the round; 0 is trained on labels alone.
+        guidance: Arm of the round, as `GuidanceConfig.arm` names it; `none` for round 0.
+        classification: Result of `classification_metrics`.
+        localization: Result of `with_controls`; None if the split has no boxes: every number is
+            then null.
+    """
+    return {
+        "round": number,
+        "guidance": guidance,
+        **classification,
+        "localization": {**dict.fromkeys(LOCALIZATION_FIELDS), **(localization or {})},
+    }
 
 
 def protocol_text(
@@ -113,7 +112,7 @@ def protocol_text(
 
 def metrics_document(
     *,
-    rounds: Sequence[RoundMetrics],
+    rounds: Sequence[Mapping[str, Any]],
     best_round: int,
     test: Mapping[str, Any],
     protocol: Mapping[str, str] | str,
@@ -122,7 +121,7 @@ def metrics_document(
     """Return a checked document for `write_metrics`.
 
     Args:
-        rounds: Every round that ran, in order.
+        rounds: `round_entry` of every round that ran, in order.
         best_round: The round that was chosen; the test entry is of it.
         test: Figures of the chosen round on the test split; `classification_metrics`,
             `localization`, `ci95`, `ece`, `by_view`, and what a report shows beyond (`roc`, ...).
@@ -136,7 +135,7 @@ def metrics_document(
     localized = {**dict.fromkeys(LOCALIZATION_FIELDS), **(test.get("localization") or {})}
     document = {
         "protocol": lines if isinstance(protocol, str) else dict(protocol),
-        "rounds": [entry.as_dict() for entry in rounds],
+        "rounds": list(rounds),
         "best_round": best_round,
         "test": {**test, "localization": localized},
         **extra,

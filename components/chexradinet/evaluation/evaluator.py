@@ -15,7 +15,7 @@ import numpy.typing as npt
 from chexradinet.config import EvaluationConfig, RegionConfig
 from chexradinet.dataset import Dataset
 from chexradinet.errors import MismatchError, SourceError
-from chexradinet.evaluation import RoundMetrics, protocol_text
+from chexradinet.evaluation import protocol_text, round_entry
 from chexradinet.evaluation.calibration import (
     Calibration,
     apply_calibration,
@@ -111,18 +111,18 @@ class EvaluatedModel:
     localization: Localization
     """Localisation on the boxed test images."""
 
-    def as_round(self) -> RoundMetrics:
+    def as_round(self) -> dict[str, Any]:
         """Return the entry of metrics.json."""
         history = self.info.history
-        return RoundMetrics(
-            round=self.info.round,
-            guidance=self.info.guidance,
-            classification={
+        return round_entry(
+            self.info.round,
+            self.info.guidance,
+            {
                 **self.classification,
                 "validation": {"mean_auroc": self.info.metrics["validation"]["mean_auroc"]},
                 **({"history": history} if history else {}),
             },
-            localization=self.localization.metrics,
+            self.localization.metrics,
         )
 
 
@@ -324,7 +324,7 @@ def compare_arms(
             continue
         other = evaluate_model(context, path)
         found[name] = {
-            "rounds": [other.as_round().as_dict()],
+            "rounds": [other.as_round()],
             "guided_round": last.info.round,
             "difference": _difference(context, last, other),
         }

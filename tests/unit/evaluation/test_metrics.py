@@ -10,11 +10,11 @@ import pytest
 from chexradinet.errors import ArtifactError
 from chexradinet.evaluation import (
     LOCALIZATION_FIELDS,
-    RoundMetrics,
     headline_rows,
     metrics_document,
     protocol_text,
     read_metrics,
+    round_entry,
     write_metrics,
 )
 
@@ -23,8 +23,8 @@ TEST = {"mean_auroc": 0.8, "auroc": {"Mass": 0.8}, "ci95": {}, "ece": np.nan, "b
 
 def _document(**changed: Any) -> dict[str, Any]:  # noqa: ANN401
     rounds = [
-        RoundMetrics(
-            round=number,
+        round_entry(
+            number=number,
             guidance="none" if number == 0 else "sharpen",
             classification={"mean_auroc": np.float32(0.5), "auroc": {"Mass": 0.5}},
             localization={"iou_0.3": 0.25 * number},

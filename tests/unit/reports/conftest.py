@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chexradinet.evaluation import RoundMetrics, metrics_document
+from chexradinet.evaluation import metrics_document, round_entry
 from chexradinet.evaluation.calibration import calibration_metrics, operating_threshold
 from chexradinet.evaluation.classification import (
     bootstrap_intervals,
@@ -75,8 +75,8 @@ def metrics() -> dict[str, Any]:
         located[number] = (localization, hits)
         scored = classification_metrics(labels, _scores(labels, 1 + 0.4 * number, number), FINDINGS)
         rounds.append(
-            RoundMetrics(
-                round=number, guidance=arm, classification=scored, localization=localization
+            round_entry(
+                number=number, guidance=arm, classification=scored, localization=localization
             )
         )
     scores = _scores(labels, 1.8, 3)
@@ -113,13 +113,13 @@ def metrics() -> dict[str, Any]:
             "mean_auroc": paired_bootstrap_difference(labels, scores, other, patients, 200),
             **localization_intervals(located[2][1], cases, case_patients, hits, 200),
         }
-        entry = RoundMetrics(
-            round=2,
+        entry = round_entry(
+            number=2,
             guidance=guidance,
             classification=classification_metrics(labels, other, FINDINGS),
             localization=localization,
         )
-        arms[arm] = {"rounds": [entry.as_dict()], "difference": difference}
+        arms[arm] = {"rounds": [entry], "difference": difference}
     line = "phantom (data 0123456789ab), {} split: 300 images of 150 patients"
     protocol = {
         "rounds": line.format("validation") + "; round chosen by mean AUROC",

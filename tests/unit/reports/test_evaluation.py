@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chexradinet.evaluation import RoundMetrics, gain_sentences, metrics_document, verdict
+from chexradinet.evaluation import gain_sentences, metrics_document, round_entry, verdict
 from chexradinet.evaluation.calibration import calibration_line
 from chexradinet.evaluation.subgroups import decision_curve, subgroup_metrics
 from chexradinet.model.bundle import GUIDANCE_EVIDENCE
@@ -44,7 +44,7 @@ def _numbers(values: Any) -> list[float]:  # noqa: ANN401
 def _bare_metrics() -> dict[str, Any]:
     nothing = {"mean_auroc": None, "auroc": {"Hernia": None}}
     return metrics_document(
-        rounds=[RoundMetrics(round=0, guidance="none", classification=nothing)],
+        rounds=[round_entry(number=0, guidance="none", classification=nothing)],
         best_round=0,
         test={**nothing, "ci95": {}, "ece": None, "by_view": {}},
         protocol="an empty data set",
