@@ -215,11 +215,6 @@ def _own_name(given: str, *, is_meant: bool) -> str:
     return "_".join(given.replace("_", " ").split())
 
 
-def canonical_finding(name: str) -> str:
-    """Return the canonical name of a known finding; see `Vocabulary.canonical`."""
-    return KNOWN.canonical(name)
-
-
 def canonical_name(name: str) -> str | None:
     """Return the canonical name of a known or an own finding; None if it cannot be one."""
     try:

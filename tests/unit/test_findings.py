@@ -7,7 +7,6 @@ from chexradinet.findings import (
     KNOWN,
     KNOWN_FINDINGS,
     NIH_FINDINGS,
-    canonical_finding,
     is_no_finding,
 )
 
@@ -24,17 +23,17 @@ from chexradinet.findings import (
     ],
 )
 def test_spellings_of_the_public_data_sets_meet_in_one_name(spelling: str, name: str) -> None:
-    assert canonical_finding(spelling) == name
+    assert KNOWN.canonical(spelling) == name
 
 
 def test_every_known_name_is_its_own_canonical_name() -> None:
-    assert [canonical_finding(name) for name in KNOWN_FINDINGS] == list(KNOWN_FINDINGS)
+    assert [KNOWN.canonical(name) for name in KNOWN_FINDINGS] == list(KNOWN_FINDINGS)
     assert len(NIH_FINDINGS) == 14
 
 
 def test_an_unknown_name_is_refused_with_the_closest_known_one() -> None:
     with pytest.raises(UnknownFindingError, match=r"'Cardiomegally'; did you mean 'Cardiomegaly'"):
-        canonical_finding("Cardiomegally")
+        KNOWN.canonical("Cardiomegally")
 
 
 def test_no_finding_is_never_a_finding() -> None:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from chexradinet.config.base import Settings, digest_of, internal, require, stored_as
 from chexradinet.errors import ConfigError, UnknownFindingError
-from chexradinet.findings import Vocabulary, canonical_finding, own_findings
+from chexradinet.findings import KNOWN, Vocabulary, own_findings
 
 PREPROCESSING_VERSION = 3
 """Raised whenever the same file would give other model pixels; part of the preprocessing digest."""
@@ -107,7 +107,7 @@ def parse_uncertain(text: str) -> tuple[UncertainLabel, dict[str, UncertainLabel
         needed = f"one of {known}, or Finding=policy, joined by commas"
         require(policy.strip() in known, "uncertain_labels", text, needed)
         if equals:
-            exceptions[canonical_finding(finding)] = UncertainLabel(policy.strip())
+            exceptions[KNOWN.canonical(finding)] = UncertainLabel(policy.strip())
         else:
             overall = UncertainLabel(policy.strip())
     return overall, exceptions

@@ -13,7 +13,7 @@ from chexradinet.dataset.labels.generic import read_generic_table
 from chexradinet.dataset.quality import gate
 from chexradinet.dicom.reader import read_radiograph
 from chexradinet.errors import ConfigError
-from chexradinet.findings import canonical_finding
+from chexradinet.findings import KNOWN
 from chexradinet.phantom import (
     SYNTAXES,
     draw_phantom,
@@ -72,7 +72,7 @@ def test_shapes_fit_and_findings_come_in_the_order_of_the_columns() -> None:
 
 
 def test_names_are_canonical() -> None:
-    assert [canonical_finding(name) for name in PHANTOM_FINDINGS] == list(PHANTOM_FINDINGS)
+    assert [KNOWN.canonical(name) for name in PHANTOM_FINDINGS] == list(PHANTOM_FINDINGS)
 
 
 @pytest.mark.parametrize("finding", sorted(PLANTERS))
