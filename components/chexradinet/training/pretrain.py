@@ -11,7 +11,7 @@ What a training starts from is here too: an encoder, or a state dict such as Ima
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -128,8 +128,9 @@ def pretrain(
     scaling = None
     if config.pretext is not Pretext.NONE:
         workers = num_workers or available_processors()
-        with _folder(cache) as folder:
-            data, scaling = _pretext_data(sources, config, network.map_stride, folder, workers)
+        with nullcontext(cache) if cache else tempfile.TemporaryDirectory() as folder:
+            stride = network.map_stride
+            data, scaling = _pretext_data(sources, config, stride, Path(folder), workers)
             with safeguard(pretext_digest(made, data, config)) as guard:
                 history = pretrain_network(
                     made,
@@ -369,15 +370,6 @@ def _record(
         ],
         "history": history,
     }
-
-
-@contextmanager
-def _folder(cache: Path | None) -> Iterator[Path]:
-    if cache is not None:
-        yield cache
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
 
 
 def identity_of(uri: str) -> list[str]:
