@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -25,7 +25,6 @@ from chexradinet.config.nightly import PlanConfig, Run, ScoreConfig
 from chexradinet.errors import (
     ChexRadiNetError,
     StoreAccessError,
-    StoreConflictError,
     StoreError,
     StoreFullError,
     StoreNotFoundError,
@@ -180,7 +179,8 @@ def _another_run() -> PlanOutcome:
 def _planned(ledger: Ledger, addresses: Addresses, config: PlanConfig) -> PlanOutcome:
     outcome = plan(addresses, config)
     if addresses.archive_uri:
-        _mark_for_archive(ledger, (number for number, _ in outcome.parts))
+        for number, _ in outcome.parts:  # marked, unless an earlier run did so
+            ledger.create(ledger.plan_key(number, "to-archive"), b"")
     return outcome
 
 
@@ -224,7 +224,8 @@ def report_outcome(results_uri: str, state: str, run_id: str) -> bool:
         release(ledger, run_id)
         record = _read_run(ledger, run_id)
         if record is not None:
-            finished, duration_s = record.finished, _seconds_since(ledger, record)
+            passed = store_time(ledger) - datetime.fromisoformat(record.began)
+            finished, duration_s = record.finished, max(0.0, passed.total_seconds())
     except ChexRadiNetError as error:
         _log.warning("the ledger does not tell how the run ended (%s)", type(error).__name__)
         finished = state in ENDED_WELL
@@ -260,12 +261,6 @@ def _read_run(ledger: Ledger, run_id: str) -> _RunRecord | None:
     if document["run_id"] != run_id:
         return None
     return _RunRecord(run_id=run_id, began=document["began"], finished=document["finished"])
-
-
-def _seconds_since(ledger: Ledger, record: _RunRecord) -> float:
-    """Return how long ago a run began, by the store's clock, at least 0."""
-    passed = store_time(ledger) - datetime.fromisoformat(record.began)
-    return max(0.0, passed.total_seconds())
 
 
 def _write(ledger: Ledger, record: _RunRecord) -> None:
@@ -327,13 +322,6 @@ def archive_results(
         raise next(iter(failed.values()))
     total.require_all()
     return total
-
-
-def _mark_for_archive(ledger: Ledger, numbers: Iterable[int]) -> None:
-    """Note that the DICOM results of some plans are for the archive."""
-    for number in numbers:
-        with suppress(StoreConflictError):  # an earlier run noted it
-            ledger.store.create(ledger.plan_key(number, "to-archive"), b"")
 
 
 def _tell_report(ledger: Ledger, head: PlanHead, text: str) -> None:
