@@ -96,7 +96,7 @@ class Scorer(NightModel):
 
     network: ChexRadiNet
     """Folded once for all batches, on the device that computes."""
-    precision: Precision = Precision.AUTO
+    precision: Precision = Precision.FLOAT32
     """Arithmetic of the network."""
 
 
