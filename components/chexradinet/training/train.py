@@ -28,7 +28,7 @@ from chexradinet.config import (
 )
 from chexradinet.config.parameters import TrainingPlacement
 from chexradinet.dataset import Dataset, open_dataset
-from chexradinet.errors import MismatchError, TrainingError
+from chexradinet.errors import ArtifactError, MismatchError, TrainingError
 from chexradinet.evaluation.evaluator import validate
 from chexradinet.model import BUNDLE_HEAD, BundleInfo, read_bundle_info, require_match
 from chexradinet.model.batches import Regions, TrainingData
@@ -265,6 +265,9 @@ def retrain(
         Interrupted: the process was asked to end; the message says where its state is.
     """
     require_replaceable(target, BUNDLE_HEAD)
+    for shard in features:
+        if not shard.is_dir():
+            raise ArtifactError(f"{shard} is not a directory; give what `radiomics` wrote")
     features = features if guidance.contrasts else []
     previous, data = read_bundle_info(bundle)[1], open_dataset(dataset, verify=False).digest
     together = nodes.num_processes if nodes else processes

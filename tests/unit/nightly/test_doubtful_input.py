@@ -40,8 +40,8 @@ def world(tmp_path: Path) -> World:
 def damage(monkeypatch: pytest.MonkeyPatch, field: str, value: float, row: int) -> None:
     """Let the model give a value that is not finite for one X-ray of each batch."""
 
-    def damaged(*args: object) -> Predictions:
-        found = predict_folded(*args)  # type: ignore[arg-type]
+    def damaged(*args: object, **options: object) -> Predictions:
+        found = predict_folded(*args, **options)  # type: ignore[arg-type]
         values = getattr(found, field).copy()
         values[row].flat[-1] = value
         return found._replace(**{field: values})
