@@ -63,8 +63,10 @@ def decode_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def fork() -> int:
     """Fork this process, which has run a pool before; the child's workers are of the same server.
 
-    The child cannot ask whether the server runs, since it is not its own child.
+    The child cannot ask whether the server runs, since it is not its own child. A child that was
+    killed while it asked for a worker took the server with it: then another one is started.
     """
+    forkserver._forkserver.ensure_running()
     child = os.fork()
     if child == 0:
         forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]

@@ -49,7 +49,10 @@ def in_child(work: Callable[[], object]) -> int:
             code = 0
         finally:
             os._exit(code)
-    return os.waitpid(child, 0)[1]
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        time.sleep(0.2)  # a server that the child was asking for a worker ends in moments
+    return status
 
 
 def count_writes(world: World, target: Path) -> None:
