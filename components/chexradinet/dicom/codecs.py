@@ -372,7 +372,7 @@ def _require_all_tiles(stream: bytes) -> None:
 
 
 def _tile_parts(stream: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the tile of each tile-part, and how many its tile has; 0 if that is not told."""
+    """Yield the tile of each tile-part, and how many parts it has; 0 if the stream does not say."""
     position = len(_CODESTREAM) // 2
     while (marker := stream[position : position + 2]) not in (_TILE_PART, _END, b""):
         position += 2 + int.from_bytes(stream[position + 2 : position + 4])
