@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -337,24 +337,49 @@ def write_table_in_parts(
             writer.write_table(table)
 
 
-def read_table(path: Path, kind: str, version: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+def read_table(
+    path: Path, kind: str, version: int, columns: Sequence[str] | None = None
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Read a Parquet table of one kind and schema version; return it and its provenance.
+
+    Args:
+        path: The file.
+        kind: What it must hold.
+        version: Version it must have.
+        columns: What to read of it; None reads all.
 
     Raises:
         ArtifactError: it is missing, not a Parquet file, or of another kind or version.
     """
+    with _parquet_file(path, kind, version) as file:
+        table = file.read(columns=None if columns is None else list(columns))
+        provenance: dict[str, Any] = _head_of(file.schema_arrow)["provenance"]
+    return table.to_pandas(), provenance
+
+
+def table_shape(path: Path, kind: str, version: int) -> tuple[int, list[str]]:
+    """Return the number of rows and the columns of a table, without reading it.
+
+    Raises:
+        ArtifactError: as `read_table`.
+    """
+    with _parquet_file(path, kind, version) as file:
+        return file.metadata.num_rows, file.schema_arrow.names
+
+
+@contextmanager
+def _parquet_file(path: Path, kind: str, version: int) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet table of one kind and schema version."""
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            check_schema(_head_of(file.schema_arrow), kind, version, path)
+            yield file
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing; a {kind!r} table is needed") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(
             f"{path} is not a whole Parquet file ({error}); make it again"
         ) from error
-    head = _head_of(table.schema)
-    check_schema(head, kind, version, path)
-    provenance: dict[str, Any] = head["provenance"]
-    return table.to_pandas(), provenance
 
 
 def table_bytes(table: pa.Table, kind: str, version: int) -> bytes:

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chexradinet.artifacts import Head, read_document, read_table, record_of, sha256_of
+from chexradinet.artifacts import Head, read_document, read_table, record_of, sha256_of, table_shape
 from chexradinet.config import PreprocessingConfig, QualityConfig, digest_of
 from chexradinet.errors import ArtifactError, MismatchError
 from chexradinet.records import Box, Geometry, LabelledBox, RejectReason, Split, View
@@ -39,6 +39,7 @@ SCHEMA = 1
 """Version of everything in the directory."""
 KIND = "dataset"
 MANIFEST = "manifest.parquet"
+_MANIFEST_KIND = "dataset-manifest", SCHEMA
 REJECTED = "rejected.parquet"
 DOCUMENT = "dataset.json"
 HEADERS = "headers.parquet"
@@ -197,15 +198,14 @@ class Dataset:
     def __init__(self, path: Path, info: DatasetInfo) -> None:
         self.path = path
         self.info = info
-        self.manifest, _ = read_table(path / MANIFEST, "dataset-manifest", SCHEMA)
-        """One row per image, columns as in `DatasetInfo.columns`."""
+        self._size, found = table_shape(path / MANIFEST, *_MANIFEST_KIND)
         columns = list(info.columns)
-        if list(self.manifest.columns) != columns or len(self.manifest) != sum(info.shard_sizes):
+        if found != columns or self._size != sum(info.shard_sizes):
             raise ArtifactError(
-                f"{path / MANIFEST} has {len(self.manifest)} rows and columns "
-                f"{list(self.manifest.columns)}, but {DOCUMENT} says {sum(info.shard_sizes)} rows "
-                f"and {columns}; make the data set again"
+                f"{path / MANIFEST} has {self._size} rows and columns {found}, but {DOCUMENT} says "
+                f"{sum(info.shard_sizes)} rows and {columns}; make the data set again"
             )
+        self._columns: dict[str, NDArray[Any]] = {}
         self._side = info.preprocessing.image_side
         self._shards = [
             _mapped(path / shard_name(number), (size, self._side, self._side))
@@ -213,7 +213,7 @@ class Dataset:
         ]
 
     def __len__(self) -> int:
-        return len(self.manifest)
+        return self._size
 
     @property
     def digest(self) -> str:
@@ -221,13 +221,27 @@ class Dataset:
         return self.info.digest
 
     @cached_property
+    def manifest(self) -> pd.DataFrame:
+        """One row per image, columns as in `DatasetInfo.columns`: about 1 kB an image."""
+        return read_table(self.path / MANIFEST, *_MANIFEST_KIND)[0]
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return one column of the manifest, shape (N,); nothing else of it is read."""
+        if name not in self._columns:
+            table, _ = read_table(self.path / MANIFEST, *_MANIFEST_KIND, [name])
+            self._columns[name] = table[name].to_numpy()
+        return self._columns[name]
+
+    @cached_property
     def labels(self) -> NDArray[np.float32]:
         """Labels of shape (N, F): 1 present, 0 absent, NaN unknown."""
-        return self.manifest[list(self.info.findings)].to_numpy(dtype=np.float32)
+        findings = list(self.info.findings)
+        table, _ = read_table(self.path / MANIFEST, *_MANIFEST_KIND, findings)
+        return table.to_numpy(dtype=np.float32)
 
     def rows(self, split: Split) -> NDArray[np.int64]:
         """Return the rows of one split, ascending."""
-        return np.flatnonzero((self.manifest["split"] == split.value).to_numpy()).astype(np.int64)
+        return np.flatnonzero(self.column("split") == split.value).astype(np.int64)
 
     def images(self, rows: NDArray[np.int64]) -> Pixels:
         """Copy images of shape (B, H, W) out of the memory maps, in the order of `rows`.
@@ -250,12 +264,12 @@ class Dataset:
 
     def boxes(self, row: int) -> tuple[LabelledBox, ...]:
         """Return the boxes of one image, in pixels of the data set."""
-        found = json.loads(self.manifest["boxes"].iloc[row])
+        found = json.loads(self.column("boxes")[row])
         return tuple(LabelledBox(item.pop("finding"), Box(**item)) for item in found)
 
     def geometry(self, row: int) -> Geometry:
         """Return the map from one image's pixels to those of its original."""
-        return Geometry(**json.loads(self.manifest["geometry"].iloc[row]))
+        return Geometry(**json.loads(self.column("geometry")[row]))
 
     def row_of(self, image_ids: Iterable[str]) -> NDArray[np.int64]:
         """Return the row of each image, in the order given.
@@ -280,7 +294,7 @@ class Dataset:
 
     @cached_property
     def _index(self) -> "pd.Index[Any]":
-        return pd.Index(self.manifest["image_id"].to_numpy(dtype="object"))
+        return pd.Index(self.column("image_id"), dtype="object")
 
 
 def _read_info(path: Path) -> DatasetInfo:

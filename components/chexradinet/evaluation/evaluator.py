@@ -73,7 +73,7 @@ class EvaluationContext:
     @property
     def patients(self) -> list[str]:
         """Patient of each test image."""
-        ids: list[str] = self.data.manifest["patient_id"].to_numpy()[self.rows].tolist()
+        ids: list[str] = self.data.column("patient_id")[self.rows].tolist()
         return ids
 
 
@@ -241,11 +241,11 @@ def figures_on_test(
 
 def _groups(context: EvaluationContext) -> dict[str, list[str]]:
     """Return the view, sex and age group of each test image."""
-    manifest = context.data.manifest.iloc[context.rows]
+    view, sex, age = (context.data.column(name)[context.rows] for name in ("view", "sex", "age"))
     return {
-        "view": manifest["view"].fillna("").tolist(),
-        "sex": manifest["sex"].fillna("").tolist(),
-        "age": age_groups(manifest["age"].to_numpy()),
+        "view": view.tolist(),
+        "sex": sex.tolist(),
+        "age": age_groups(age),
     }
 
 

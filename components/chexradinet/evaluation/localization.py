@@ -58,7 +58,7 @@ class BoxedCases:
 def boxed_cases(data: Dataset, rows: npt.NDArray[np.int64]) -> BoxedCases:
     """Return the boxed cases among some rows, in data-set order."""
     order = {name: column for column, name in enumerate(data.info.findings)}
-    patients = data.manifest["patient_id"].to_numpy()
+    patients = data.column("patient_id")
     found: dict[tuple[int, str], list[Box]] = {}
     for row in rows:
         for labelled in data.boxes(int(row)):

@@ -139,14 +139,14 @@ def report_ingest(dataset: Path, target: Path) -> None:
         ArtifactError: the data set cannot be read.
     """
     data = open_dataset(dataset, verify=False)
-    views = data.manifest["view"].value_counts(sort=False).sort_index()
+    views = zip(*np.unique(data.column("view"), return_counts=True), strict=True)
     rejected = [
         Thumbnail(image=picture, image_id=name, reason=f"rejected: {reason}")
         for name, reason, picture in read_doubtful(dataset)
     ]
     samples = [*rejected[:_MAX_KEPT], *_flagged(data)]
     write_ingest_report(
-        target, data.info, {str(view): int(num) for view, num in views.items()}, samples
+        target, data.info, {str(view): int(number) for view, number in views}, samples
     )
 
 

@@ -339,7 +339,7 @@ def _panel(
     columns = np.array([column for _, column in cases], dtype=np.int64)
     maps = maps_of(model.network, data, chosen, columns)
     found = extract_regions(maps, data.info.preprocessing.image_side, regions)
-    image_ids = data.manifest["image_id"].to_numpy()
+    image_ids = data.column("image_id")
     return [
         PanelCase(
             image=data.images(chosen[index : index + 1])[0],
@@ -373,7 +373,7 @@ def _features(
     columns = model.logits[: len(rows)].argmax(axis=1).astype(np.int64)
     maps = maps_of(model.network, data, rows, columns)
     table = regions_table(
-        data.manifest["image_id"].to_numpy()[rows].tolist(),
+        data.column("image_id")[rows].tolist(),
         [data.info.findings[column] for column in columns],
         model.logits[np.arange(len(rows)), columns].tolist(),
         extract_regions(maps, data.info.preprocessing.image_side, regions),

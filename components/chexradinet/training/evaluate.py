@@ -191,7 +191,7 @@ def _best_of(evaluated: Sequence[EvaluatedModel]) -> int:
 
 def _metadata(data: Dataset, rows: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
     """Return what a night is compared in beside its scores; a device only DICOM files name."""
-    found = {name: data.manifest[name].to_numpy()[rows].tolist() for name in ("view", "sex", "age")}
+    found = {name: data.column(name)[rows].tolist() for name in ("view", "sex", "age")}
     headers = read_headers(data.path)
     if headers is not None:
         found["manufacturer"] = headers["manufacturer"].to_numpy()[rows].tolist()
@@ -223,7 +223,7 @@ def _calibrate(
             findings=findings,
             probabilities=apply_calibration(calibration.as_dict(), findings, found.logits),
             embeddings=found.embedding,
-            patient_ids=data.manifest["patient_id"].to_numpy()[rows].tolist(),
+            patient_ids=data.column("patient_id")[rows].tolist(),
             metadata=_metadata(data, rows),
             image_statistics=image_statistics(data.images, rows),
         ),

@@ -150,15 +150,20 @@ def pretrain(
 def held_out(data: Dataset) -> tuple[set[str], set[str]]:
     """Return the patients and the content hashes of the validation and the test split."""
     rows = np.concatenate([data.rows(Split.VALIDATION), data.rows(Split.TEST)])
-    chosen = data.manifest.iloc[rows]
+    chosen = identities(data).iloc[rows]
     return set(chosen["patient_id"]) - {""}, set(chosen["sha256"])
 
 
+def identities(data: Dataset) -> pd.DataFrame:
+    """Return the patient and the content hash of each image."""
+    return pd.DataFrame({name: data.column(name) for name in ("patient_id", "sha256")})
+
+
 def allowed(
-    manifest: pd.DataFrame, rows: NDArray[np.int64], patients: set[str], contents: set[str]
+    images: pd.DataFrame, rows: NDArray[np.int64], patients: set[str], contents: set[str]
 ) -> tuple[NDArray[np.int64], dict[str, int]]:
     """Return the rows that are of no held-out patient or content, and how many were refused."""
-    chosen = manifest.iloc[rows]
+    chosen = images.iloc[rows]
     of_patient = chosen["patient_id"].isin(patients).to_numpy()
     of_content = chosen["sha256"].isin(contents).to_numpy() & ~of_patient
     refused = {"patient": int(of_patient.sum()), "content": int(of_content.sum())}
@@ -168,7 +173,7 @@ def allowed(
 def _sources(dataset: Path, unlabelled: Path | None) -> list[Source]:
     main = open_dataset(dataset)
     patients, contents = held_out(main)
-    sources = [Source(main, *allowed(main.manifest, main.rows(Split.TRAIN), patients, contents))]
+    sources = [Source(main, *allowed(identities(main), main.rows(Split.TRAIN), patients, contents))]
     if unlabelled is not None:
         other = open_dataset(unlabelled)
         if other.info.preprocessing_digest != main.info.preprocessing_digest:
@@ -178,9 +183,9 @@ def _sources(dataset: Path, unlabelled: Path | None) -> list[Source]:
             )
         everything = np.arange(len(other), dtype=np.int64)
         # An image that is in both counts once.
-        known = contents | set(main.manifest["sha256"].iloc[sources[0].rows])
-        rows, refused = allowed(other.manifest, everything, patients, contents)
-        rows, _ = allowed(other.manifest, rows, set(), known)
+        known = contents | set(main.column("sha256")[sources[0].rows])
+        rows, refused = allowed(identities(other), everything, patients, contents)
+        rows, _ = allowed(identities(other), rows, set(), known)
         sources.append(Source(other, rows, refused))
     for source in sources:
         if any(source.refused.values()):

@@ -316,7 +316,7 @@ def compare(candidate: Path, champion: Path, data: Dataset, config: PublishConfi
     rows = data.rows(Split.TEST)
     labels, cases = data.labels[rows], boxed_cases(data, rows)
     ours, theirs = (_measured(path, data, cases) for path in (candidate, champion))
-    patients = data.manifest["patient_id"].to_numpy()[rows]
+    patients = data.column("patient_id")[rows]
     gain = paired_bootstrap_difference(labels, ours.logits, theirs.logits, patients)
     sentence = (
         f"Mean AUROC {signed(gain['difference'], 4)} {interval(gain['ci95'], 4)} against the "

@@ -182,7 +182,7 @@ def look(
     scores = 1 / (1 + np.exp(-np.clip(predictions.logits.astype(np.float64), -50, 50)))
     cases = guiding_findings(data.labels[rows], scores)
     maps = predictions.maps[[row for row, _ in cases], [column for _, column in cases]]
-    image_ids = data.manifest["image_id"].to_numpy()[rows]
+    image_ids = data.column("image_id")[rows]
     table = regions_table(
         [image_ids[row] for row, _ in cases],
         [data.info.findings[column] for _, column in cases],

@@ -117,12 +117,12 @@ def seed_interval(differences: NDArray[np.float64]) -> list[float] | None:
 
 def _facts_of(data: Dataset) -> dict[str, Any]:
     """Return what a report says of the data."""
-    test = data.manifest.iloc[data.rows(Split.TEST)]
+    rows = data.rows(Split.TEST)
     return {
         "dataset_digest": data.digest,
         "training_images": len(data.rows(Split.TRAIN)),
-        "test_images": len(test),
-        "test_patients": int(test["patient_id"].nunique()),
+        "test_images": len(rows),
+        "test_patients": len(set(data.column("patient_id")[rows])),
         "findings": list(data.info.findings),
     }
 
@@ -178,9 +178,8 @@ class _Tested:
         rows = data.rows(Split.TEST)
         self.findings = data.info.findings
         self.labels = data.labels[rows]
-        test = data.manifest.iloc[rows]
-        self.patients = test["patient_id"].to_numpy()
-        self.views = test["view"].to_numpy()
+        self.patients = data.column("patient_id")[rows]
+        self.views = data.column("view")[rows]
         self.cases = boxed_cases(data, rows)
         self.outcomes: dict[tuple[str, int], dict[int, Outcome]] = {}
         for one in outcomes:

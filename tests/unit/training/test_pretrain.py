@@ -19,7 +19,13 @@ from chexradinet.model.encoder import load_encoder, read_encoder, shift_cells
 from chexradinet.model.resnet import build_network
 from chexradinet.records import Split
 from chexradinet.regions.local_radiomics import LOCAL_FEATURES, local_radiomics
-from chexradinet.training.pretrain import allowed, held_out, prepare_targets, pretrain
+from chexradinet.training.pretrain import (
+    allowed,
+    held_out,
+    identities,
+    prepare_targets,
+    pretrain,
+)
 from chexradinet.training.train import train
 
 NETWORK = NetworkConfig(backbone=Backbone.RESNET18_NARROW, map_stride=8)
@@ -77,7 +83,7 @@ def test_training_images_that_equal_a_test_image_are_refused(
 ) -> None:
     data = open_dataset(tiny_dataset)
     patients, contents = held_out(data)
-    frame = data.manifest.copy()
+    frame = identities(data)
     train_rows = data.rows(Split.TRAIN)
     frame.loc[train_rows[:2], "sha256"] = next(iter(contents))
     rows, refused = allowed(frame, train_rows, patients, contents)
