@@ -14,6 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,6 +42,7 @@ from chexradinet.evaluation.classification import classification_metrics
 from chexradinet.evaluation.evaluator import maps_of
 from chexradinet.evaluation.localization import boxed_cases, localization_hits
 from chexradinet.model.batches import Regions, TrainingData
+from chexradinet.model.bundle import environment
 from chexradinet.model.inference import predict
 from chexradinet.model.losses import build_heads
 from chexradinet.model.resnet import ChexRadiNet, build_network, normalise
@@ -100,6 +102,8 @@ class Outcome:
     """Mean AUROC on `validation` and `test` after fine-tuning and after each guided round."""
     chosen: int
     """The round that everything else is of."""
+    environment: dict[str, Any] | None
+    """Code, packages and hardware that trained it; None for a cell of an earlier release."""
 
 
 def cells_of(data: Dataset, plan: StudyPlan) -> list[Cell]:
@@ -225,7 +229,12 @@ def _keep(outcome: Outcome, folder: Path) -> None:
     arrays = {f"{key}{end}": value for end, part in named.items() for key, value in part.items()}
     with writing_file(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays, hits=outcome.hits)
-    content = {"sha256": sha256_of(path), "rounds": outcome.rounds, "chosen": outcome.chosen}
+    content = {
+        "sha256": sha256_of(path),
+        "rounds": outcome.rounds,
+        "chosen": outcome.chosen,
+        "environment": outcome.environment,
+    }
     write_document(folder / f"{outcome.cell.name}.json", KIND, SCHEMA, content)
 
 
@@ -242,6 +251,7 @@ def _kept(cell: Cell, folder: Path) -> Outcome:
             hits=arrays["hits"],
             rounds=document["rounds"],
             chosen=document["chosen"],
+            environment=document.get("environment"),
         )
 
 
@@ -272,6 +282,7 @@ def _train_cell(
         hits=_hits(network, data),
         rounds=rounds,
         chosen=chosen,
+        environment=environment(),
     )
 
 

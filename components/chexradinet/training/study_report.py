@@ -37,7 +37,7 @@ from chexradinet.reports import write_page
 from chexradinet.reports.pictures import study_plot
 from chexradinet.training.study import READOUTS, Outcome
 
-SCHEMA = 2
+SCHEMA = 3
 _CHANCE = 0.025
 """Share of comparisons that look like a gain in one 95% interval if there is no difference."""
 _LOCATED = "iou_0.3"
@@ -69,13 +69,21 @@ def study_document(data: Dataset, plan: StudyPlan, outcomes: Sequence[Outcome]) 
         "differences": differences,
         "sentences": [sentence(one, plan.margin) for one in differences],
         "notes": _notes(plan, len(differences)),
-        "provenance": {
-            "stage": "study",
-            "data_digests": [data.digest],
-            "seed": plan.seeds,
-            **environment(),
-        },
+        "provenance": _provenance(data, plan, outcomes),
     }
+
+
+def _provenance(
+    data: Dataset, plan: StudyPlan, outcomes: Sequence[Outcome]
+) -> list[dict[str, Any]]:
+    """Return what trained the cells, a record for each code and machine, and what reports them."""
+    trained = [one.environment for one in outcomes if one.environment]
+    distinct = [one for number, one in enumerate(trained) if one not in trained[:number]]
+    shared = {"data_digests": [data.digest], "seed": plan.seeds}
+    return [
+        *({"stage": f"{trained.count(one)} cells", **shared, **one} for one in distinct),
+        {"stage": "study report", **shared, **environment()},
+    ]
 
 
 def write_study(folder: Path, document: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from chexradinet.dataset import open_dataset
 from chexradinet.errors import ArtifactError, ConfigError, MismatchError
 from chexradinet.evaluation import LOCALIZATION_KEYS
 from chexradinet.evaluation.localization import boxed_cases
+from chexradinet.model.bundle import environment
 from chexradinet.records import Split
 from chexradinet.training import study as study_module
 from chexradinet.training.study import (
@@ -107,9 +108,16 @@ def test_better_scores_are_shown_to_be_higher(tiny_dataset: Path) -> None:
                     hits=np.full((num_cases, len(LOCALIZATION_KEYS)), bool(strength)),
                     rounds=[{"validation": None, "test": None}],
                     chosen=0,
+                    environment={"code": {"version": f"1.{seed}"}},
                 )
             )
     document = study_document(data, PLAN, outcomes)
+    *trained, report = document["provenance"]
+    assert [(one["stage"], one["code"]) for one in trained] == [
+        ("2 cells", {"version": "1.0"}),
+        ("2 cells", {"version": "1.1"}),
+    ]
+    assert report["code"] == environment()["code"]
     (row,) = [r for r in document["rows"] if r["arm"] == "radiomics" and r["readout"] == "frozen"]
     assert row["mean_auroc"] == 1
     assert row["iou_0.3"] is None  # a frozen encoder with a ridge regression has no map
@@ -135,6 +143,7 @@ def test_a_study_ends_in_a_report_and_runs_no_cell_twice(
     assert written == {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
     for one, other in zip(outcomes, again, strict=True):
         np.testing.assert_array_equal(one.scores["frozen"], other.scores["frozen"])
+        assert other.environment == environment()
     write_study(folder, study_document(data, PLAN, again))
     report = (folder / "report.html").read_text()
     assert "radiomics against none" in report
