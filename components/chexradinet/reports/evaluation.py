@@ -47,6 +47,7 @@ MAX_CONTRAST_IMAGES = 400
 _PANEL_SIDE_PX = 320
 _ID_CHARACTERS = 16
 _LABELS = {1.0: "labelled present", 0.0: "labelled absent"}
+_NO_LINE = dict.fromkeys(("slope", "intercept", "in_the_large", "positives", "negatives"))
 _MAD_TO_STANDARD_DEVIATION = 1.4826
 _MIN_CASES = 5
 _MAX_FEATURES = 10
@@ -162,7 +163,7 @@ def write_report(
             reliability_plot, test.get("reliability"), test.get("ece_by_finding") or {}
         ),
         calibration_lines={
-            name: line for name, line in (test.get("calibration_line") or {}).items() if line
+            name: line or _NO_LINE for name, line in (test.get("calibration_line") or {}).items()
         },
         decision=_small_plots(decision_plot, test.get("decision_curve"), None),
         flagged_gaps=[

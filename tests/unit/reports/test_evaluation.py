@@ -247,7 +247,10 @@ def test_groups_gaps_lines_curves_and_marks_are_drawn_with_their_sizes(
     probabilities = 1 / (1 + np.exp(-scores))
     added = {
         **subgroup_metrics(labels, scores, list(range(400)), ["Mass"], groups),
-        "calibration_line": {"Mass": calibration_line(labels[:, 0], probabilities[:, 0])},
+        "calibration_line": {
+            "Mass": calibration_line(labels[:, 0], probabilities[:, 0]),
+            "Hernia": None,
+        },
         "decision_curve": {"Mass": decision_curve(labels[:, 0], probabilities[:, 0])},
         "free_response": {
             "Mass": {
@@ -271,6 +274,7 @@ def test_groups_gaps_lines_curves_and_marks_are_drawn_with_their_sizes(
         assert f"{value:.3f}" in text
     assert "not reached" in text
     assert f"{added['calibration_line']['Mass']['slope']:.2f}" in text
+    assert re.search(r"Hernia\s+(n/d\s+){5}", text)
 
 
 def test_the_feature_that_differs_is_found_with_its_size() -> None:
