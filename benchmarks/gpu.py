@@ -1,7 +1,7 @@
 """What training and inference do on an accelerator: one command, at most 6 minutes.
 
 `python -m benchmarks.gpu` prints a Markdown table; `--device cpu --tiny` tries it without one, and
-`--device cpu --parts precision` gives what bfloat16 changes in inference.
+`--device cpu --parts precision` gives what float16 changes in inference.
 It needs PyTorch, torchvision, safetensors, pandas, pyarrow, pydantic, Pillow and OpenCV, and
 neither kfp nor SimpleITK nor pyradiomics. What a host lacks can lie in a folder on PYTHONPATH:
 `pip install --target FOLDER --python-version 3.12 --only-binary :all: pydantic`.
@@ -182,7 +182,7 @@ class Bench:
         )
 
     def precision(self) -> Iterator[tuple[str, str]]:
-        """Yield what bfloat16 changes: in training by mean AUROC, in inference by probabilities."""
+        """Yield what bfloat16 changes: in training by mean AUROC; and float16 in inference."""
         data, held_out = _phantoms(self.sizes)
         config = TrainConfig(epochs=self.sizes.phantom_epochs, batch_size=32)
         # A CPU trains in float32 whatever is asked for.
@@ -197,12 +197,12 @@ class Bench:
             took = time.perf_counter() - started
             yield f"phantom, {name}", f"mean AUROC {auroc:.4f} after {took:.0f} s"
         yield (
-            "phantom, inference in bfloat16 against float32",
+            "phantom, inference in float16 against float32",
             self._inexact(network, data, held_out),
         )
 
     def _inexact(self, network: ChexRadiNet, data: TrainingData, held_out: np.ndarray) -> str:
-        """Return how far bfloat16 moves probabilities, and flags at thresholds of other images."""
+        """Return how far float16 moves probabilities, and flags at thresholds of other images."""
 
         def probabilities(rows: np.ndarray, precision: Precision) -> np.ndarray:
             found = predict(network, data.fetch, rows, device=self.device.type, precision=precision)
@@ -213,7 +213,7 @@ class Bench:
         thresholds = np.nanquantile(np.where(positive, known, np.nan), 0.1, axis=0)
         exact, rough = (
             probabilities(held_out, precision)
-            for precision in (Precision.FLOAT32, Precision.BFLOAT16)
+            for precision in (Precision.FLOAT32, Precision.FLOAT16)
         )
         differing = int(((exact >= thresholds) != (rough >= thresholds)).sum())
         return (
@@ -233,11 +233,11 @@ class Bench:
                 f"{precision.value}, {what}": partial(
                     predict_folded, working, images, rows, maps=maps, precision=precision
                 )
-                for precision in (Precision.FLOAT32, Precision.BFLOAT16)
+                for precision in (Precision.FLOAT32, Precision.FLOAT16)
                 for what, maps in (("logits", False), ("maps", True))
             }
             taken = self.seconds(runs)
-            for name in ("float32", "bfloat16"):
+            for name in ("float32", "float16"):
                 logits, maps = taken[f"{name}, logits"], taken[f"{name}, maps"]
                 yield (
                     f"inference, {side} px, batch {batch}, {name}",

@@ -170,15 +170,15 @@ class Device(StrEnum):
 class ScoreConfig(Settings):
     """How scores are computed.
 
-    With other threads or on another device the last digits may differ, with bfloat16 the second. A
+    With other threads or on another device the last digits may differ, with float16 the third. A
     shard that is scored is never computed again, so each X-ray's results are of one device.
     """
 
     device: Device = Device.AUTO
     """Where the network runs; auto is the accelerator if there is one."""
     precision: Precision = Precision.FLOAT32
-    """Arithmetic of the network; auto is bfloat16 on an accelerator, which moves flags that lie at
-    their threshold."""
+    """Arithmetic of the network; auto is float16 on an accelerator, which can move a flag that lies
+    at its threshold."""
     num_threads: int = internal(0, ge=0)
     """Torch threads on a CPU; 0 leaves torch's own choice."""
     num_decoders: int = Field(default=2, ge=0)

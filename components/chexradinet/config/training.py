@@ -26,9 +26,9 @@ class Precision(StrEnum):
     """Arithmetic of a forward pass; logits and maps are float32 whatever it is."""
 
     AUTO = "auto"
-    """bfloat16 on an accelerator that computes it, else float32."""
+    """float16 on an accelerator, else float32."""
     FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
 
 
 class NetworkConfig(Settings):

@@ -49,8 +49,7 @@ def resolved(precision: Precision, device: torch.device) -> Precision:
     """Return what `auto` stands for on a device, and anything else as it is."""
     if precision is not Precision.AUTO:
         return precision
-    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return Precision.BFLOAT16 if on_gpu else Precision.FLOAT32
+    return Precision.FLOAT16 if device.type == "cuda" else Precision.FLOAT32
 
 
 def folded(network: ChexRadiNet) -> ChexRadiNet:
@@ -91,12 +90,16 @@ def predict_folded(
         images: Shape (n, H, W).
         rows: What the images are called, shape (n,).
         maps: Whether the maps are wanted.
-        precision: Arithmetic of the network.
+        precision: Arithmetic of the network; a batch that exceeds float16 is done in float32.
     """
     place = next(working.parameters()).device
-    in_bfloat16 = resolved(precision, place) is Precision.BFLOAT16
-    with torch.inference_mode(), torch.autocast(place.type, torch.bfloat16, enabled=in_bfloat16):
-        found = working(normalise(placed(torch.as_tensor(images), place)))
+    halved = resolved(precision, place) is Precision.FLOAT16
+    with torch.inference_mode():
+        given = normalise(placed(torch.as_tensor(images), place))
+        with torch.autocast(place.type, torch.float16, enabled=halved):
+            found = working(given)
+        if halved and not found.maps.isfinite().all():
+            found = working(given)
         wanted = found.maps if maps else found.maps[..., :0, :0]
         return Predictions(
             rows,

@@ -142,7 +142,7 @@ class ChexRadiNet(ResNet):  # type: ignore[misc]
             images: From `normalise`, shape (B, 1, H, W).
         """
         features = self.features(images)
-        # In float32 also under autocast: bfloat16 has three digits, too few to rank by.
+        # In float32 also under autocast: half precision has too few digits to rank by.
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             by_cell = features.permute(0, 2, 3, 1) @ self.fc.weight.T  # (B, h, w, F)
