@@ -2,8 +2,9 @@
 
 `python -m benchmarks.growth` makes phantom data sets of 1,000, 4,000 and 16,000 X-rays and runs
 one epoch of training, heatmaps, radiomics, a guided round of one epoch, and the evaluation on each,
-every stage in a process of its own, `--repeats` times. It prints the fewest processor seconds, as
-whatever else runs only adds to them, and the largest peak of the process's memory, then
+every stage in a process of its own, `--repeats` times. Heatmaps of all sizes are of the model of the
+smallest, so that regions are alike and only their number grows. It prints the fewest processor
+seconds, as whatever else runs only adds to them, and the largest peak of the process's memory; then
 what each further image costs from one size to the next, which leaves out what starting costs, and
 what a guided round adds to its training. A stage whose cost per image or memory grows does not
 scale.
@@ -51,6 +52,11 @@ def make_dataset(folder: Path, number: int, side: int) -> None:
     ingest(str(folder / "source"), folder / "dataset", config)
 
 
+def _model(folder: Path) -> Path:
+    """Return the model of the smallest data set."""
+    return min(folder.parent.iterdir(), key=lambda one: int(one.name)) / "round-0"
+
+
 def _train(folder: Path, backbone: Backbone) -> None:
     from chexradinet.training.train import train
 
@@ -60,7 +66,7 @@ def _train(folder: Path, backbone: Backbone) -> None:
 def _heatmap(folder: Path, _: Backbone) -> None:
     from chexradinet.training.rounds import heatmap
 
-    heatmap(folder / "round-0", folder / "dataset", folder / "regions", RegionConfig())
+    heatmap(_model(folder), folder / "dataset", folder / "regions", RegionConfig())
 
 
 def _radiomics(folder: Path, _: Backbone) -> None:

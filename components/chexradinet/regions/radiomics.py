@@ -42,7 +42,7 @@ Measure = Callable[[Crop], FeatureRow]
 
 BATCH_SIZE = 32
 """Regions a worker is given at once."""
-PART_SIZE = 4096
+PART_SIZE = 1024
 """Regions whose features are held at once."""
 
 CLIP = 5.0
