@@ -2,7 +2,7 @@
 
 `python -m benchmarks.growth` makes phantom data sets of 1,000, 4,000 and 16,000 X-rays and runs
 one epoch of training, heatmaps, radiomics, a guided round of one epoch, and the evaluation on each,
-every stage in a process of its own, `--repeats` times. Heatmaps of all sizes are of the model of the
+every stage in a process of its own, `--repeats` times. All sizes have heatmaps by the model of the
 smallest, so that regions are alike and only their number grows. It prints the fewest processor
 seconds, as whatever else runs only adds to them, and the largest peak of the process's memory; then
 what each further image costs from one size to the next, which leaves out what starting costs, and
