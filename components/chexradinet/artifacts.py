@@ -342,11 +342,7 @@ def read_table(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Read a Parquet table of one kind and schema version; return it and its provenance.
 
-    Args:
-        path: The file.
-        kind: What it must hold.
-        version: Version it must have.
-        columns: What to read of it; None reads all.
+    `columns` is what to read of it; None reads all.
 
     Raises:
         ArtifactError: it is missing, not a Parquet file, or of another kind or version.
