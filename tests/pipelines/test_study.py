@@ -92,7 +92,7 @@ def test_the_smallest_study_runs_here_from_the_compiled_pipeline(
     assert result.exit_code == 0, result.output
     (study,) = artifacts_of(run, "study")
     assert f"report    {study / 'report.html'}" in result.output
-    document = read_document(study / "study.json", "study", 2)
+    document = read_document(study / "study.json", "study", 3)
     assert all(sentence in result.output for sentence in document["sentences"])
     ran = {(row["arm"], row["readout"], row["labels"]) for row in document["rows"]}
     number = document["data"]["training_images"]
