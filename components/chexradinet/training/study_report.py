@@ -51,16 +51,22 @@ def study_document(data: Dataset, plan: StudyPlan, outcomes: Sequence[Outcome]) 
     """
     tested = _Tested(data, outcomes)
     numbers = sorted({outcome.cell.labels for outcome in outcomes})
+    encoders = _encoders(plan)
+    frozen = [(encoders[one], encoders[other]) for one, other in plan.comparisons]
+    arms = dict(zip(READOUTS, ([*dict.fromkeys(encoders.values())], [*plan.arms]), strict=True))
+    pairs = dict(zip(READOUTS, ([*dict.fromkeys(frozen)], plan.comparisons), strict=True))
     rows = [
         {"readout": readout, "labels": number, "arm": arm, **tested.means(arm, number, readout)}
-        for readout, number, arm in product(READOUTS, numbers, plan.arms)
+        for readout, number in product(READOUTS, numbers)
+        for arm in arms[readout]
         if tested.of(arm, number)
     ]
     differences = [
-        {"readout": readout, "labels": number, "arm": pair[0], "against": pair[1], **found}
-        for readout, number, pair in product(READOUTS, numbers, plan.comparisons)
-        if readout != READOUTS[0] or _differ_before_tuning(plan, *pair)
-        for found in tested.differences(*pair, number, readout, plan)
+        {"readout": readout, "labels": number, "arm": one, "against": other, **found}
+        for readout, number in product(READOUTS, numbers)
+        for one, other in pairs[readout]
+        if one != other
+        for found in tested.differences(one, other, number, readout, plan)
     ]
     return {
         "data": _facts_of(data),
@@ -135,10 +141,13 @@ def _facts_of(data: Dataset) -> dict[str, Any]:
     }
 
 
-def _differ_before_tuning(plan: StudyPlan, first: str, second: str) -> bool:
-    """Tell whether two arms have different frozen encoders, and so a frozen read-out to compare."""
-    one, other = plan.arms[first], plan.arms[second]
-    return (one.pretext, one.initial_weights) != (other.pretext, other.initial_weights)
+def _encoders(plan: StudyPlan) -> dict[str, str]:
+    """Return, by arm, the first arm with the same encoder: frozen, both are one."""
+    first: dict[tuple[str, str], str] = {}
+    return {
+        name: first.setdefault((arm.pretext, arm.initial_weights), name)
+        for name, arm in plan.arms.items()
+    }
 
 
 def _paired(
@@ -163,19 +172,20 @@ def _notes(plan: StudyPlan, number: int) -> list[str]:
         "the intervals; no correction is made, a sentence needs both intervals.",
         f"Variants that were tried before and are not in the plan: {plan.variants_tried}.",
         f"Data looked at before the plan was fixed: {plan.seen_before}.",
+        "Frozen: arms that start from the same encoder are one row, that of the first.",
         "Within view: mean AUROC of frontal views apart, weighted by their images: the view alone "
         "tells much of a patient's state.",
         "Calibration: Platt scaling on the validation split; its error and its slope (1 is right, "
         "below 1 is too extreme) are means over the findings with enough cases.",
-        f"Rounds: those that ran after fine-tuning. A next one needs a rise of the validation mean "
-        f"AUROC above {plan.retrain.min_improvement}, and the best is taken; arms with `stops` off "
+        f"Rounds: those that ran after fine-tuning. A next one needs a change of the validation "
+        f"mean AUROC above {plan.retrain.min_improvement}, and the best is taken; arms with `stops` off "
         "run all and take the last.",
         f"Start from a state dict such as ImageNet's: {', '.join(imagenet)}."
         if imagenet
         else "ImageNet as a start was off: no arm gives a file as `initial_weights`.",
         "A gain over no pretext is one of the pretext's content only if the arm beats its permuted "
         "control too.",
-        "The figures are of one data set and of small networks, and nothing clinical follows.",
+        "The figures are of one data set and one network, and nothing clinical follows.",
     ]
 
 

@@ -198,9 +198,10 @@ def test_parts_that_ran_apart_are_one_study(tiny_dataset: Path, tmp_path: Path) 
         run_study(data, GUIDED, tmp_path / cell.name, cells=[cell])
     found = outcomes_of(data, GUIDED, [tmp_path / first.name, tmp_path / second.name])
     assert [one.cell for one in found] == [first, second]
-    compared = study_document(data, GUIDED, found)["differences"]
+    document = study_document(data, GUIDED, found)
     # Both arms have the same encoder before they are fine-tuned.
-    assert {one["readout"] for one in compared} == {"fine-tuned"}
+    assert {one["readout"] for one in document["differences"]} == {"fine-tuned"}
+    assert [row["arm"] for row in document["rows"]] == ["sharpen", "sharpen", "contrast"]
     with pytest.raises(MismatchError, match="another plan"):
         outcomes_of(data, PLAN, [tmp_path / first.name])
     with (tmp_path / first.name / f"{first.name}.npz").open("ab") as stream:
