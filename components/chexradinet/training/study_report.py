@@ -177,9 +177,9 @@ def _notes(plan: StudyPlan, number: int) -> list[str]:
         "tells much of a patient's state.",
         "Calibration: Platt scaling on the validation split; its error and its slope (1 is right, "
         "below 1 is too extreme) are means over the findings with enough cases.",
-        "Rounds: those that ran after fine-tuning. A next one needs a change of the validation mean "
-        f"AUROC above {plan.retrain.min_improvement}, and the best is taken; arms with `stops` off "
-        "run all and take the last.",
+        "Rounds: those that ran after fine-tuning. A next one needs a change of the validation "
+        f"mean AUROC above {plan.retrain.min_improvement}, and the best is taken; arms with "
+        "`stops` off run all and take the last.",
         f"Start from a state dict such as ImageNet's: {', '.join(imagenet)}."
         if imagenet
         else "ImageNet as a start was off: no arm gives a file as `initial_weights`.",
