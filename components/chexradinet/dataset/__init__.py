@@ -223,21 +223,31 @@ class Dataset:
     @cached_property
     def manifest(self) -> pd.DataFrame:
         """One row per image, columns as in `DatasetInfo.columns`: about 1 kB an image."""
-        return read_table(self.path / MANIFEST, *_MANIFEST_KIND)[0]
+        return self._read(None)
+
+    def _read(self, columns: Sequence[str] | None) -> pd.DataFrame:
+        """Return columns of the manifest, of the very file that this data set was opened with.
+
+        Raises:
+            ArtifactError: the directory was replaced, so that pixels and manifest are of two.
+        """
+        if sha256_of(self.path / MANIFEST) != self.info.files[MANIFEST]:
+            raise ArtifactError(
+                f"{self.path / MANIFEST} was changed after the data set was opened; run the stage "
+                "again, and ingest to a folder that nothing reads"
+            )
+        return read_table(self.path / MANIFEST, *_MANIFEST_KIND, columns)[0]
 
     def column(self, name: str) -> NDArray[Any]:
         """Return one column of the manifest, shape (N,); nothing else of it is read."""
         if name not in self._columns:
-            table, _ = read_table(self.path / MANIFEST, *_MANIFEST_KIND, [name])
-            self._columns[name] = table[name].to_numpy()
+            self._columns[name] = self._read([name])[name].to_numpy()
         return self._columns[name]
 
     @cached_property
     def labels(self) -> NDArray[np.float32]:
         """Labels of shape (N, F): 1 present, 0 absent, NaN unknown."""
-        findings = list(self.info.findings)
-        table, _ = read_table(self.path / MANIFEST, *_MANIFEST_KIND, findings)
-        return table.to_numpy(dtype=np.float32)
+        return self._read(self.info.findings).to_numpy(dtype=np.float32)
 
     def rows(self, split: Split) -> NDArray[np.int64]:
         """Return the rows of one split, ascending."""

@@ -100,6 +100,17 @@ def test_everything_known_of_an_image_comes_back(write_small: WriteSmall) -> Non
     ]
 
 
+def test_a_data_set_replaced_after_it_was_opened_is_not_mixed_with_its_old_pixels(
+    write_small: WriteSmall,
+) -> None:
+    dataset = open_dataset(write_small())
+    assert dataset.column("view")[0] == "PA"
+    manifest = dataset.path / "manifest.parquet"
+    manifest.write_bytes(manifest.read_bytes() + b"x")
+    with pytest.raises(ArtifactError, match="changed after the data set was opened"):
+        dataset.column("patient_id")
+
+
 def test_splits_partition_the_rows(write_small: WriteSmall) -> None:
     dataset = open_dataset(write_small())
     rows = [dataset.rows(split).tolist() for split in Split]
