@@ -184,8 +184,9 @@ def _sources(dataset: Path, unlabelled: Path | None) -> list[Source]:
         everything = np.arange(len(other), dtype=np.int64)
         # An image that is in both counts once.
         known = contents | set(main.column("sha256")[sources[0].rows])
-        rows, refused = allowed(identities(other), everything, patients, contents)
-        rows, _ = allowed(identities(other), rows, set(), known)
+        images = identities(other)
+        rows, refused = allowed(images, everything, patients, contents)
+        rows, _ = allowed(images, rows, set(), known)
         sources.append(Source(other, rows, refused))
     for source in sources:
         if any(source.refused.values()):
